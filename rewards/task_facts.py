@@ -177,7 +177,7 @@ class TaskFacts:
 
     def names(self, group: Literal["object", "site", "fixture", "joint", "handle"]) -> tuple[str, ...]:
         """Names of one kind of thing, in the file's order."""
-        things = {
+        things: tuple[ObjectFacts | SiteFacts | FixtureFacts | JointFacts | HandleFacts, ...] = {  # type: ignore[assignment]
             "object": self.objects,
             "site": self.sites,
             "fixture": self.fixtures,

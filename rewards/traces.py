@@ -22,10 +22,12 @@ from sb3_tgrpo.rewards.vocabulary import State, StateValue, ValueType
 
 TraceKind = Literal["expert", "noop", "random", "hover", "oscillate", "wrong-object", "partial"]
 """
-expert: succeeds. noop: no-operation actions. random: uniform actions. hover: the expert's own way until it could finish, then
-waits there (holding the object over the goal) until the step limit. oscillate: lifts and puts down, or approaches and retreats,
-until the step limit. wrong-object: the expert's motion with another object. partial: the expert stopped after some
-stage, then no-operation.
+- expert: succeeds.
+- noop: no-operation actions. random: uniform actions.
+- hover: the expert's own way until it could finish, then waits there (holding the object over the goal) to the step limit.
+- oscillate: lifts and puts down, or approaches and retreats, to the step limit.
+- wrong-object: the expert's motion with another object.
+- partial: the expert stopped after some stage, then no-operation.
 """
 TraceSource = Literal["simulated", "teleported", "kinematic"]
 """simulated: actions played in the simulator. teleported: states set in the simulator. kinematic: computed without it."""
