@@ -1,9 +1,24 @@
 """What TGRPO asks of a policy, and critic-free policies for ordinary Gymnasium tasks."""
 
-from typing import Protocol
+import copy
+import math
+from functools import partial
+from typing import Any, Protocol
 
+import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, make_proba_distribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
 
 
 class GroupPolicy(Protocol):
@@ -49,3 +64,203 @@ class GroupPolicy(Protocol):
     def freeze_reference(self) -> None:
         """Make the current parameters the reference. TGRPO calls it once, when the first ``learn`` starts."""
         ...
+
+
+class ActorPolicy(BasePolicy):
+    """
+    Actor without a critic: features extractor, a multi-layer perceptron and an action distribution. Implements
+    :class:`GroupPolicy` for ordinary Gymnasium tasks; the aliases below choose the features extractor.
+
+    :param observation_space: Observation space.
+    :param action_space: Discrete, MultiDiscrete, MultiBinary or Box (a diagonal Gaussian with learned deviations).
+    :param lr_schedule: Learning rate schedule (could be constant).
+    :param net_arch: Units of the hidden layers after the features extractor.
+    :param activation_fn: Activation function.
+    :param ortho_init: Orthogonal initialisation, as SB3's on-policy algorithms use it.
+    :param log_std_init: Initial log standard deviation of a Gaussian.
+    :param temperature: Sampling temperature T: actions are sampled from, and scored under, density ``p^(1/T)`` (normalised).
+    :param features_extractor_class: Features extractor.
+    :param features_extractor_kwargs: Keyword arguments of the features extractor.
+    :param normalize_images: Whether to divide images by 255.
+    :param optimizer_class: Optimizer, AdamW by default (paper, section V-A).
+    :param optimizer_kwargs: Keyword arguments of the optimizer, excluding the learning rate.
+    :param use_sde: Not available; SB3 passes the argument to every policy.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.Tanh,
+        ortho_init: bool = True,
+        log_std_init: float = 0.0,
+        temperature: float = 1.0,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+    ) -> None:
+        if use_sde:
+            raise ValueError("use_sde=True: TGRPO records the log-probability of each action, which gSDE noise does not have.")
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+        self.net_arch = [64, 64] if net_arch is None else net_arch
+        self.activation_fn = activation_fn
+        self.ortho_init = ortho_init
+        self.log_std_init = log_std_init
+        self.temperature = temperature
+        self.action_dist = make_proba_distribution(action_space)
+        self.actor = _Actor(self.make_features_extractor(), self.net_arch, activation_fn, self.action_dist, log_std_init)
+        if ortho_init:
+            self.actor.latent.apply(partial(self.init_weights, gain=float(np.sqrt(2))))
+            self.actor.features_extractor.apply(partial(self.init_weights, gain=float(np.sqrt(2))))
+            self.actor.action_net.apply(partial(self.init_weights, gain=0.01))
+        self.reference: _Actor | None = None
+        # A saved policy may hold a reference where a new one has none yet.
+        self.register_load_state_dict_pre_hook(_make_room_for_reference)
+        self.optimizer = self.optimizer_class(self.actor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """See :meth:`GroupPolicy.sample_actions`."""
+        distribution = self._distribution(self.actor, obs)
+        actions = distribution.sample()
+        return actions.reshape((-1, *self.action_space.shape)), self._log_prob(distribution, actions)  # type: ignore[misc]
+
+    def action_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """See :meth:`GroupPolicy.action_log_prob`."""
+        distribution = self._distribution(self.actor, obs)
+        entropy = distribution.entropy()
+        assert entropy is not None  # only squashed Gaussians have none
+        return self._log_prob(distribution, actions), entropy
+
+    def reference_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """See :meth:`GroupPolicy.reference_log_prob`."""
+        if self.reference is None:
+            raise RuntimeError("There is no reference policy yet: call freeze_reference() first, as learn() does.")
+        with th.no_grad():
+            return self._log_prob(self._distribution(self.reference, obs), actions)
+
+    def freeze_reference(self) -> None:
+        """See :meth:`GroupPolicy.freeze_reference`."""
+        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: Observations.
+        :param deterministic: The mode instead of a sample.
+        :return: actions and their log-probabilities ``(batch, 1)``.
+        """
+        distribution = self._distribution(self.actor, obs)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions.reshape((-1, *self.action_space.shape)), self._log_prob(distribution, actions)  # type: ignore[misc]
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)[0]
+
+    def _distribution(self, actor: "_Actor", obs: PyTorchObs) -> Distribution:
+        latent = actor.latent(self.extract_features(obs, actor.features_extractor))
+        if isinstance(self.action_dist, DiagGaussianDistribution):
+            assert actor.log_std is not None
+            log_std = actor.log_std + 0.5 * math.log(self.temperature)  # p^(1/T) of a Gaussian has variance T sigma^2
+            return self.action_dist.proba_distribution(actor.action_net(latent), log_std)
+        return self.action_dist.proba_distribution(actor.action_net(latent) / self.temperature)
+
+    def _log_prob(self, distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.reshape(-1)
+        return distribution.log_prob(actions).unsqueeze(-1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "lr_schedule": self._dummy_schedule,
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
+            "ortho_init": self.ortho_init,
+            "log_std_init": self.log_std_init,
+            "temperature": self.temperature,
+            "features_extractor_class": self.features_extractor_class,
+            "features_extractor_kwargs": self.features_extractor_kwargs,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+
+class _Actor(nn.Module):
+    """Everything with parameters, so that the reference is one deep copy."""
+
+    def __init__(
+        self,
+        features_extractor: BaseFeaturesExtractor,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        action_dist: Distribution,
+        log_std_init: float,
+    ) -> None:
+        super().__init__()
+        self.features_extractor = features_extractor
+        features_dim = features_extractor.features_dim
+        self.latent = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        latent_dim = net_arch[-1] if net_arch else features_dim
+        self.log_std: nn.Parameter | None = None
+        if isinstance(action_dist, DiagGaussianDistribution):
+            self.action_net, self.log_std = action_dist.proba_distribution_net(latent_dim, log_std_init)
+        else:
+            self.action_net = action_dist.proba_distribution_net(latent_dim)  # type: ignore[assignment]
+
+
+def _make_room_for_reference(module: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *_: Any) -> None:
+    assert isinstance(module, ActorPolicy)
+    if module.reference is None and any(key.startswith(prefix + "reference.") for key in state_dict):
+        module.freeze_reference()
+
+
+class ActorCnnPolicy(ActorPolicy):
+    """:class:`ActorPolicy` for images: the features extractor is SB3's ``NatureCNN``. See there for the parameters."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ) -> None:
+        # NatureCNN already ends in a layer of 512 units
+        net_arch = [] if net_arch is None and features_extractor_class is NatureCNN else net_arch
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+class ActorMultiInputPolicy(ActorPolicy):
+    """:class:`ActorPolicy` for dict observations: the features extractor is SB3's ``CombinedExtractor``."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+GROUP_POLICY_METHODS = ("sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference")
+"""What makes a policy class usable by TGRPO; see :class:`GroupPolicy`."""

@@ -1,0 +1,203 @@
+"""
+One environment, here or in a process of its own, behind the same few commands.
+
+The processes are started as fresh interpreters rather than by ``multiprocessing``: they neither re-import the caller's script
+(which would need a ``__main__`` guard around every example) nor inherit its threads and GL contexts.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, Protocol
+
+import cloudpickle
+import gymnasium as gym
+
+START_TIMEOUT = 300.0
+"""Seconds a new process may take to import its libraries and build its environment (a simulator on a busy machine)."""
+
+
+class WorkerLostError(RuntimeError):
+    """The process of an environment ended, or did not answer in time. The environment can be started anew."""
+
+
+class Worker(Protocol):
+    """What :class:`~sb3_tgrpo.envs.groups.SyncGroupVectorEnv` needs of a worker: one command, one answer, in that order."""
+
+    def send(self, command: str, *args: Any) -> None: ...
+
+    def receive(self, timeout: float | None) -> Any: ...
+
+    def restart(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def run_command(env: gym.Env, command: str, args: tuple[Any, ...]) -> Any:
+    """Carry out one command on ``env``; shared by both kinds of worker."""
+    if command == "step":
+        return env.step(*args)
+    if command == "reset":
+        seed, options = args
+        return env.reset(seed=seed, options=options)
+    if command == "call":
+        name, call_args, call_kwargs = args
+        return env.get_wrapper_attr(name)(*call_args, **call_kwargs)
+    if command == "get_attr":
+        return env.get_wrapper_attr(*args)
+    if command == "set_attr":
+        return env.set_wrapper_attr(*args)
+    if command == "is_wrapped":
+        return _is_wrapped(env, *args)
+    if command == "describe":
+        return env.observation_space, env.action_space, env.metadata, env.render_mode, env.spec
+    raise ValueError(f"Unknown command {command!r}.")
+
+
+def _is_wrapped(env: gym.Env, wrapper_class: type) -> bool:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, wrapper_class):
+            return True
+        env = env.env
+    return False
+
+
+class InProcessWorker:
+    """
+    The environment in this process: no start-up, no copies, and no protection from a crash or a hang.
+
+    :param env_fn: makes the environment.
+    """
+
+    def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
+        self.env_fn = env_fn
+        self.env = env_fn()
+        self._pending: tuple[str, tuple[Any, ...]] | None = None
+
+    def send(self, command: str, *args: Any) -> None:
+        self._pending = (command, args)
+
+    def receive(self, timeout: float | None) -> Any:
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        return run_command(self.env, *pending)
+
+    def restart(self) -> None:
+        raise RuntimeError("An environment in this process cannot be lost, so it is never restarted.")
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class SubprocessWorker:
+    """
+    The environment in a process of its own.
+
+    :param env_fn: makes the environment; pickled with cloudpickle, so closures and lambdas will do.
+    """
+
+    def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
+        if os.name != "posix":
+            raise RuntimeError("Environments in sub-processes need a POSIX system: use subprocess=False here.")
+        self.env_fn = env_fn
+        self._request = 0  # number of the latest command; answers to earlier ones (after an interrupt) are dropped
+        self._start()
+
+    def _start(self) -> None:
+        self._connection, theirs = Pipe()
+        environ = {"OMP_NUM_THREADS": "1", **os.environ}  # n simulators with n threads each would fight for the cores
+        command = [sys.executable, "-c", "import sys; sys.path[:] = %r; from sb3_tgrpo.envs.worker import serve; serve(%d)"]
+        command[2] %= (sys.path, theirs.fileno())
+        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ, stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._starting = True
+        self._connection.send_bytes(cloudpickle.dumps((0, "make", (self.env_fn,))))
+
+    def send(self, command: str, *args: Any) -> None:
+        self._request += 1
+        try:
+            self._connection.send_bytes(cloudpickle.dumps((self._request, command, args)))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # receive() finds the process gone and says so
+
+    def receive(self, timeout: float | None) -> Any:
+        """
+        :param timeout: seconds to wait for the answer, None = forever.
+        :raises WorkerLostError: if the process ended, or did not answer in time (it is killed then).
+        :raises Exception: whatever the environment raised, with its traceback as a note.
+        """
+        while True:
+            patience = max(timeout, START_TIMEOUT) if timeout is not None and self._starting else timeout
+            try:
+                if not self._connection.poll(patience):
+                    self._kill()
+                    raise WorkerLostError(f"did not answer within {patience:g} s")
+                request, succeeded, answer = cloudpickle.loads(self._connection.recv_bytes())
+            except (EOFError, ConnectionResetError) as error:
+                raise WorkerLostError(f"ended unexpectedly, exit status {self._process.wait()}") from error
+            self._starting = False
+            if not succeeded and request in (0, self._request):
+                raise answer
+            if request == self._request:
+                return answer
+
+    def restart(self) -> None:
+        self._kill()
+        self._start()
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._connection.close()
+
+    def close(self) -> None:
+        if self._process.poll() is None and not self._connection.closed:
+            self.send("close")
+            try:
+                self._process.wait(timeout=5.0)
+            except subprocess.TimeoutExpired:
+                pass
+        self._kill()
+
+
+def serve(fileno: int) -> None:
+    """
+    Body of a worker process: build the environment, then answer commands until told to close or the caller is gone.
+
+    :param fileno: inherited file descriptor of this side's connection.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes us in order
+    connection = Connection(fileno)
+    env: gym.Env | None = None
+    try:
+        while True:
+            request, command, args = cloudpickle.loads(connection.recv_bytes())
+            if command == "close":
+                break
+            try:
+                if command == "make":
+                    env, answer = args[0](), None
+                else:
+                    assert env is not None
+                    answer = run_command(env, command, args)
+                reply = cloudpickle.dumps((request, True, answer))
+            except Exception as error:
+                reply = _pickled_failure(request, error)
+            connection.send_bytes(reply)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass  # the caller is gone
+    finally:
+        if env is not None:
+            env.close()
+
+
+def _pickled_failure(request: int, error: Exception) -> bytes:
+    error.add_note("Traceback in the environment's process:\n" + traceback.format_exc())
+    try:
+        return cloudpickle.dumps((request, False, error.with_traceback(None)))
+    except Exception:  # an exception that holds something that can't be pickled, such as a simulator
+        return cloudpickle.dumps((request, False, RuntimeError("".join(traceback.format_exception(error)))))

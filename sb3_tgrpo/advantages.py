@@ -1,0 +1,114 @@
+"""
+Group-relative advantages of TGRPO (arXiv 2506.08440v3, eq. 2-4).
+
+Pure functions. The group is always the last axis: ``rewards[t, g, i]`` is step ``t`` of member ``i`` of group ``g``.
+Everything is computed in float64 and returned in the input's own floating type; NumPy in, NumPy out, tensors in, tensors out.
+"""
+
+from typing import TypeVar
+
+import numpy as np
+import torch as th
+
+Array = TypeVar("Array", np.ndarray, th.Tensor)
+
+MIN_SPREAD = 1e-8
+"""A group whose standard deviation is not above this has nothing to compare: its advantages are 0."""
+
+
+def step_advantages(rewards: Array, mask: Array | None = None, min_spread: float = MIN_SPREAD) -> Array:
+    """
+    Step-level relative advantage, eq. (2): each step against the same step of the other members,
+    ``(R[i,t] - mean_i R[.,t]) / std_i R[.,t]`` with the sample standard deviation (N - 1).
+
+    :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
+    :param mask: True where a step counts, same shape; masked entries enter no mean or spread and are 0 in the result.
+    :param min_spread: a spread not above this gives 0, as do fewer than two valid members. Nothing is added to the divisor.
+    :return: same shape as ``rewards``.
+    :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
+    """
+    values, valid = _checked(rewards, mask)
+    return _like(rewards, _standardise(values, valid, min_spread))
+
+
+def trajectory_advantages(rewards: Array, mask: Array | None = None, min_spread: float = MIN_SPREAD) -> Array:
+    """
+    Trajectory-level relative advantage, eq. (3): the return of each member against the returns of its group,
+    ``(R_i - mean R) / std R`` with ``R_i = sum_t R[i,t]`` over the steps that count.
+
+    :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
+    :param mask: True where a step counts, same shape. A member without any valid step is no member.
+    :param min_spread: see :func:`step_advantages`.
+    :return: ``(n_groups, group_size)`` or ``(group_size,)``.
+    :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
+    """
+    values, valid = _checked(rewards, mask)
+    return _like(rewards, _standardise(values.sum(axis=0), np.any(valid, axis=0), min_spread))
+
+
+def tgrpo_advantages(
+    rewards: Array,
+    alpha_step: float = 0.3,
+    alpha_traj: float = 0.7,
+    mask: Array | None = None,
+    step_signal: Array | None = None,
+    min_spread: float = MIN_SPREAD,
+) -> Array:
+    """
+    The fused advantage, eq. (4): ``Adv[i,t] = alpha_1 A[i,t] + alpha_2 A_i``.
+
+    :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
+    :param alpha_step: alpha_1, weight of the step level (paper, section IV-B: 0.3).
+    :param alpha_traj: alpha_2, weight of the trajectory level (paper: 0.7; alpha_1 + alpha_2 = 1 there).
+    :param mask: True where a step counts, same shape.
+    :param step_signal: what the step level compares, where it is not the reward itself (latched rewards are zero at almost
+        every step, so they put the progress here); same shape.
+    :param min_spread: see :func:`step_advantages`.
+    :return: same shape as ``rewards``.
+    :raises ValueError: on a wrong shape, or a value that counts and is not finite.
+    """
+    values, valid = _checked(rewards, mask)
+    signal = values if step_signal is None else _checked(step_signal, mask, "step_signal")[0]
+    if signal.shape != values.shape:
+        raise ValueError(f"step_signal has shape {signal.shape}, rewards {values.shape}: they must be equal.")
+    step_level = _standardise(signal, valid, min_spread)
+    trajectory_level = _standardise(values.sum(axis=0), np.any(valid, axis=0), min_spread)
+    return _like(rewards, np.where(valid, alpha_step * step_level + alpha_traj * trajectory_level, 0.0))
+
+
+def _standardise(values: np.ndarray, valid: np.ndarray, min_spread: float) -> np.ndarray:
+    """Standard scores over the last axis among valid entries, 0 elsewhere; ``values`` must be 0 where not valid."""
+    count = valid.sum(axis=-1, keepdims=True)
+    mean = values.sum(axis=-1, keepdims=True) / np.maximum(count, 1)
+    deviation = np.where(valid, values - mean, 0.0)
+    spread = np.sqrt((deviation**2).sum(axis=-1, keepdims=True) / np.maximum(count - 1, 1))
+    comparable = (count >= 2) & (spread > min_spread)
+    return np.where(comparable, deviation / np.where(comparable, spread, 1.0), 0.0)
+
+
+def _checked(rewards: Array, mask: Array | None, name: str = "rewards") -> tuple[np.ndarray, np.ndarray]:
+    """float64 values with zeros where masked, and the mask as a boolean array."""
+    values = _numpy(rewards).astype(np.float64)
+    if values.ndim not in (2, 3):
+        raise ValueError(
+            f"{name} must have shape (n_steps, n_groups, group_size) or (n_steps, group_size), not {values.shape}."
+        )
+    valid = np.ones(values.shape, dtype=bool) if mask is None else _numpy(mask).astype(bool)
+    if valid.shape != values.shape:
+        raise ValueError(f"mask has shape {valid.shape}, {name} {values.shape}: they must be equal.")
+    broken = np.argwhere(valid & ~np.isfinite(values))
+    if len(broken):
+        raise ValueError(f"{name}{broken[0].tolist()} is {values[tuple(broken[0])]}: rewards that count must be finite.")
+    return np.where(valid, values, 0.0), valid
+
+
+def _numpy(array: np.ndarray | th.Tensor) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, th.Tensor) else np.asarray(array)
+
+
+def _like(template: Array, result: np.ndarray) -> Array:
+    if isinstance(template, th.Tensor):
+        dtype = template.dtype if template.is_floating_point() else th.float64
+        return th.as_tensor(result, dtype=dtype, device=template.device)
+    dtype = np.asarray(template).dtype
+    return result.astype(dtype) if np.issubdtype(dtype, np.floating) else result

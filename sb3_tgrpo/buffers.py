@@ -1,0 +1,272 @@
+"""Rollout buffer for groups: no critic, an explicit group axis and mask, and only real steps in memory."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.type_aliases import TensorDict
+
+from sb3_tgrpo.advantages import MIN_SPREAD, tgrpo_advantages, trajectory_advantages
+
+PAGE_BYTES = 8 << 20
+
+
+class GroupedRolloutBufferSamples(NamedTuple):
+    """Steps of one (micro-)batch, on the device; ``K`` is the number of tokens of an action."""
+
+    observations: th.Tensor | TensorDict
+    actions: th.Tensor  # (batch, *stored_action_shape)
+    old_log_prob: th.Tensor  # (batch, K) float32
+    advantages: th.Tensor  # (batch,) float32, eq. (4)
+    weight: th.Tensor  # (batch,) float32, 1 / (N |o_i|) of eq. (6), summing to 1 over the minibatch
+
+
+class PagedRows:
+    """
+    Growing array of equal rows in pages of some megabytes: appending never copies what is there, and the memory is that of
+    the rows, give or take a page.
+    """
+
+    def __init__(self) -> None:
+        self._pages: list[np.ndarray] = []
+        self._page_rows = 1
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(page.nbytes for page in self._pages)
+
+    def append(self, rows: np.ndarray) -> None:
+        """
+        :param rows: ``(n, ...)``, of the same shape and type as all before.
+        """
+        if len(rows) and not self._pages:
+            self._page_rows = max(1, PAGE_BYTES // max(rows[:1].nbytes, 1))
+        start = 0
+        while start < len(rows):
+            offset = self._length % self._page_rows
+            if offset == 0:
+                self._pages.append(np.empty((self._page_rows, *rows.shape[1:]), dtype=rows.dtype))
+            count = min(self._page_rows - offset, len(rows) - start)
+            self._pages[-1][offset : offset + count] = rows[start : start + count]
+            self._length += count
+            start += count
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """
+        :param indices: ``(n,)``.
+        :return: copies of these rows, in this order.
+        """
+        pages, offsets = np.divmod(indices, self._page_rows)
+        used = np.unique(pages)
+        if len(used) == 1:
+            return self._pages[used[0]][offsets]
+        out = np.empty((len(indices), *self._pages[0].shape[1:]), dtype=self._pages[0].dtype)
+        for page in used:
+            chosen = pages == page
+            out[chosen] = self._pages[page][offsets[chosen]]
+        return out
+
+
+class _Steps(NamedTuple):
+    """One step of one group; arrays over its members."""
+
+    rows: np.ndarray  # where the transition is stored, -1 where masked
+    rewards: np.ndarray
+    step_signal: np.ndarray
+    valid: np.ndarray
+
+
+class GroupedRolloutBuffer(BaseBuffer):
+    """
+    Rollouts of whole groups. Transitions are stored once, as they come (images as uint8), only where they count; rewards, mask
+    and advantages are arrays ``(n_steps, n_groups, group_size)`` over the groups that ended, padded to the longest.
+
+    :param buffer_size: Unused: the buffer is as long as what is added. (SB3 passes ``n_steps``.)
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :param device: Where samples go.
+    :param gae_lambda: Unused, there is no critic.
+    :param gamma: Unused, returns are not discounted (paper, section III).
+    :param n_envs: Number of environments, a multiple of ``group_size``.
+    :param group_size: Members per group.
+    :raises ValueError: if ``group_size`` does not divide ``n_envs``.
+    """
+
+    # Set by compute_advantages, (n_steps, n_groups, group_size) each
+    rewards: np.ndarray
+    mask: np.ndarray
+    step_signal: np.ndarray
+    advantages: np.ndarray
+    weight: np.ndarray
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 1.0,
+        n_envs: int = 1,
+        group_size: int = 4,
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        if group_size < 2 or n_envs % group_size != 0:
+            raise ValueError(f"n_envs={n_envs} is not a multiple of group_size={group_size} (at least 2).")
+        self.group_size = group_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._observations: dict[str | None, PagedRows] = {}
+        self._actions, self._log_probs = PagedRows(), PagedRows()
+        self._open: list[list[_Steps]] = [[] for _ in range(self.n_envs // self.group_size)]
+        self._ended: list[list[_Steps]] = []
+        self._outcomes: list[np.ndarray | None] = []
+
+    def size(self) -> int:
+        """Number of transitions stored."""
+        return len(self._actions)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that transitions occupy."""
+        return sum(rows.nbytes for rows in (*self._observations.values(), self._actions, self._log_probs))
+
+    def add(
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        log_prob: np.ndarray,
+        valid: np.ndarray | None = None,
+        step_signal: np.ndarray | None = None,
+    ) -> None:
+        """
+        Add one step of all environments.
+
+        :param obs: Observations the actions were chosen from, ``(n_envs, ...)``.
+        :param actions: Stored actions, ``(n_envs, ...)``.
+        :param rewards: ``(n_envs,)``.
+        :param log_prob: Recorded log-probabilities, ``(n_envs, K)``.
+        :param valid: ``(n_envs,)`` bool, True where the step counts; None = everywhere.
+        :param step_signal: ``(n_envs,)``, what the step level compares; None = the rewards.
+        :raises ValueError: if a reward or signal that counts is not finite.
+        """
+        valid = np.ones(self.n_envs, dtype=bool) if valid is None else valid
+        step_signal = rewards if step_signal is None else step_signal
+        self._check_finite("reward", rewards, valid)
+        self._check_finite("step_signal", step_signal, valid)
+        rows = np.full(self.n_envs, -1, dtype=np.int64)
+        rows[valid] = np.arange(len(self._actions), len(self._actions) + int(valid.sum()))
+        items: list[tuple[str | None, np.ndarray]] = list(obs.items()) if isinstance(obs, dict) else [(None, obs)]
+        everything = bool(valid.all())
+        for key, value in items:
+            self._observations.setdefault(key, PagedRows()).append(value if everything else value[valid])
+        self._actions.append(actions if everything else actions[valid])
+        self._log_probs.append(log_prob if everything else log_prob[valid])
+        arrays = [array.reshape(-1, self.group_size) for array in (rows, rewards, step_signal, valid)]
+        for group, steps in enumerate(self._open):
+            if arrays[3][group].any():
+                steps.append(_Steps(*(array[group].copy() for array in arrays)))
+
+    def end_group(self, group: int, outcomes: np.ndarray | None = None) -> None:
+        """
+        The members of a group have ended; what follows is its next start.
+
+        :param group: Index of the group among the environments.
+        :param outcomes: ``(group_size,)``, one reward per trajectory that replaces those of its steps (GRPO).
+        """
+        self._ended.append(self._open[group])
+        self._outcomes.append(outcomes)
+        self._open[group] = []
+
+    def discard_group(self, group: int) -> None:
+        """Forget the steps of a group since its start: it is sampled again."""
+        self._open[group] = []
+
+    def compute_advantages(self, alpha_step: float = 0.3, alpha_traj: float = 0.7, min_spread: float = MIN_SPREAD) -> None:
+        """
+        Lay out the groups that ended and compute their advantages, eq. (2)-(4), and weights, eq. (6).
+
+        :param alpha_step: Weight of the step level.
+        :param alpha_traj: Weight of the trajectory level.
+        :param min_spread: See :func:`~sb3_tgrpo.advantages.step_advantages`.
+        """
+        if not self._ended:
+            raise RuntimeError("No group has ended yet: add() whole groups and end_group() them first.")
+        shape = (max(map(len, self._ended)), len(self._ended), self.group_size)
+        self._rows = np.full(shape, -1, dtype=np.int64)
+        self.rewards, self.step_signal, self.mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
+        arrays = (self._rows, self.rewards, self.step_signal, self.mask)
+        for group, steps in enumerate(self._ended):
+            for array, values in zip(arrays, zip(*steps, strict=True), strict=True):
+                array[: len(steps), group] = values
+        self.advantages = tgrpo_advantages(self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread)
+        for group, outcomes in enumerate(self._outcomes):
+            if outcomes is not None:
+                relative = alpha_traj * trajectory_advantages(outcomes[None], None, min_spread)
+                self.advantages[:, group] = np.where(self.mask[:, group], relative, 0.0)
+        lengths = self.mask.sum(axis=0)  # |o_i|, (n_groups, group_size)
+        members = np.maximum((lengths > 0).sum(axis=-1, keepdims=True), 1)  # N
+        self.weight = np.where(self.mask, 1.0 / (shape[1] * members * np.maximum(lengths, 1)), 0.0)
+        self.full = True
+
+    def minibatches(self, batch_size: int | None, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """
+        One pass over all steps that count.
+
+        :param batch_size: Steps per minibatch, shuffled over all groups; None = one group per minibatch, in random order.
+        :param generator: Source of the order.
+        :return: flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
+        """
+        if batch_size is None:
+            indices = np.arange(self.mask.size).reshape(self.mask.shape)
+            for group in generator.permutation(self.mask.shape[1]):
+                yield indices[:, group][self.mask[:, group]]
+            return
+        order = generator.permutation(np.flatnonzero(self.mask))
+        for start in range(0, len(order), batch_size):
+            yield order[start : start + batch_size]
+
+    def samples(self, batch: np.ndarray, micro_batch_size: int | None = None) -> Iterator[GroupedRolloutBufferSamples]:
+        """
+        The steps of one minibatch, in pieces that fit in memory.
+
+        :param batch: Flat indices, see :meth:`minibatches`.
+        :param micro_batch_size: Steps per piece; None = all at once.
+        :return: samples whose weights sum to 1 over the minibatch, so that their losses add up to that of the minibatch.
+        """
+        total = self.weight.ravel()[batch].sum()
+        size = len(batch) if micro_batch_size is None else micro_batch_size
+        for start in range(0, len(batch), size):
+            yield self._get_samples(batch[start : start + size], weight_sum=total)
+
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None, weight_sum: float = 1.0) -> GroupedRolloutBufferSamples:  # type: ignore[override]
+        rows = self._rows.ravel()[batch_inds]
+        observations = {key: self.to_torch(pages.take(rows), copy=False) for key, pages in self._observations.items()}
+        return GroupedRolloutBufferSamples(
+            observations=observations[None] if None in observations else observations,  # type: ignore[arg-type]
+            actions=self.to_torch(self._actions.take(rows), copy=False),
+            old_log_prob=self.to_torch(self._log_probs.take(rows), copy=False),
+            advantages=self.to_torch(self.advantages.ravel()[batch_inds].astype(np.float32), copy=False),
+            weight=self.to_torch((self.weight.ravel()[batch_inds] / weight_sum).astype(np.float32), copy=False),
+        )
+
+    def _check_finite(self, name: str, values: np.ndarray, valid: np.ndarray) -> None:
+        if np.isfinite(values).all():
+            return
+        for i in np.flatnonzero(valid & ~np.isfinite(values)):
+            step = len(self._open[i // self.group_size])
+            raise ValueError(
+                f"{name} of environment {i} is {values[i]} at step {step} of its episode: rewards must be finite numbers."
+            )

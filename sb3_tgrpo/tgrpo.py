@@ -1,0 +1,592 @@
+"""Trajectory-wise Group Relative Policy Optimization (arXiv 2506.08440) as a Stable-Baselines3 algorithm."""
+
+import io
+import pathlib
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_tgrpo.advantages import MIN_SPREAD
+from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
+from sb3_tgrpo.losses import k3_kl, ratio_statistics, tgrpo_loss
+from sb3_tgrpo.policies import GROUP_POLICY_METHODS, ActorCnnPolicy, ActorMultiInputPolicy, ActorPolicy, GroupPolicy
+from sb3_tgrpo.type_aliases import GroupEnv
+
+SelfTGRPO = TypeVar("SelfTGRPO", bound="TGRPO")
+
+RatioLevel = Literal["action", "token"]
+OutcomeReward = Literal["success", "return"]
+
+
+class TGRPO(OnPolicyAlgorithm):
+    """
+    Trajectory-wise Group Relative Policy Optimization (TGRPO), without a critic.
+
+    Paper: https://arxiv.org/abs/2506.08440
+
+    N trajectories are sampled from one identical start. Every step is compared with the same step of the other members and
+    every trajectory with the other trajectories (eq. 2-4, :mod:`sb3_tgrpo.advantages`); the fused advantage drives a clipped
+    objective with a KL term to the policy that training started from (eq. 5-7, :mod:`sb3_tgrpo.losses`).
+
+    ``total_timesteps``, ``num_timesteps`` and ``time/fps`` count steps that are not masked.
+
+    Related methods are settings: ``alpha_traj=0`` (step level only), ``alpha_step=0`` (trajectory level only),
+    ``kl_coef=0``, and GRPO: ``alpha_step=0, alpha_traj=1, outcome_reward="success"`` on groups with ``stop_on="never"``.
+
+    :param policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy", "OpenVLAPolicy" or a class that implements
+        :class:`~sb3_tgrpo.policies.GroupPolicy`.
+    :param env: Groups made by :func:`~sb3_tgrpo.envs.make_group_env`, a ``SyncGroupVectorEnv``, or the id of a Gymnasium
+        environment with seeded resets, of which one group is made.
+    :param learning_rate: The paper's 1e-5 suits LoRA on a large model; small networks need more.
+    :param group_size: N. None: that of ``env``, or 4 (paper, section V-D) where TGRPO makes the group itself.
+    :param groups_per_update: Groups sampled for one update, a multiple of the groups that ``env`` steps at once. None: those.
+    :param batch_size: Steps per minibatch, shuffled over all groups. None: one whole group per minibatch.
+    :param n_epochs: Passes over the rollout.
+    :param micro_batch_size: Steps per forward and backward pass; gradients are summed, so it changes memory, not the update.
+    :param alpha_step: alpha_1 of eq. (4), weight of the step level.
+    :param alpha_traj: alpha_2 of eq. (4), weight of the trajectory level.
+    :param clip_range: eps of eq. (6), below and above; may be a function of the remaining progress.
+    :param clip_range_high: eps above, for an asymmetric clip.
+    :param kl_coef: beta of eq. (6).
+    :param ratio_level: Whether eq. (5) is the ratio of the whole action or of each of its tokens.
+    :param outcome_reward: GRPO: one reward per trajectory instead of one per step, ``"success"`` (1 or 0, from
+        ``info["is_success"]``) or ``"return"``. Needs ``alpha_step=0`` and groups with ``stop_on="never"``: in a group that
+        stops at its first success, a slower success looks like a failure.
+    :param max_grad_norm: Largest norm of the gradient.
+    :param temperature: Sampling temperature; log-probabilities are taken at the same temperature.
+    :param target_kl: Stop the update before the step in which the KL to the sampling policy exceeds 1.5 times this.
+    :param min_spread: A group whose spread is not above this gives no advantage.
+    :param rollout_buffer_class: Rollout buffer, :class:`~sb3_tgrpo.buffers.GroupedRolloutBuffer` by default.
+    :param rollout_buffer_kwargs: Keyword arguments of the rollout buffer.
+    :param stats_window_size: Episodes over which ``rollout/ep_rew_mean`` and the like are averaged.
+    :param tensorboard_log: Folder of the TensorBoard log, None for none.
+    :param policy_kwargs: Keyword arguments of the policy.
+    :param verbose: 0 none, 1 info, 2 debug.
+    :param seed: Seed of everything random: starts, sampling, initialisation, order of minibatches.
+    :param device: "auto", "cpu", "cuda", ...
+    :param _init_setup_model: Whether to build the networks at creation.
+    :raises ValueError: on settings that do not fit together, named with their values.
+    :raises TypeError: on an environment that is not grouped.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorPolicy,
+        "CnnPolicy": ActorCnnPolicy,
+        "MultiInputPolicy": ActorMultiInputPolicy,
+    }
+    policy: GroupPolicy  # type: ignore[assignment]
+    rollout_buffer: GroupedRolloutBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 1e-5,
+        group_size: int | None = None,
+        groups_per_update: int | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 1,
+        micro_batch_size: int | None = None,
+        alpha_step: float = 0.3,
+        alpha_traj: float = 0.7,
+        clip_range: float | Schedule = 0.2,
+        clip_range_high: float | None = None,
+        kl_coef: float = 0.04,
+        ratio_level: RatioLevel = "action",
+        outcome_reward: OutcomeReward | None = None,
+        max_grad_norm: float = 1.0,
+        temperature: float = 1.0,
+        target_kl: float | None = None,
+        min_spread: float = MIN_SPREAD,
+        rollout_buffer_class: type[GroupedRolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,  # type: ignore[arg-type]
+            _make_groups(env, group_size),  # type: ignore[arg-type]
+            learning_rate,
+            n_steps=1,  # rollouts are whole groups, whatever their length
+            gamma=1.0,  # returns are not discounted (paper, section III)
+            gae_lambda=1.0,  # the rest belongs to a critic or to gSDE
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=rollout_buffer_class or GroupedRolloutBuffer,  # type: ignore[arg-type]
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.group_size = group_size
+        self.groups_per_update = groups_per_update
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.micro_batch_size = micro_batch_size
+        self.alpha_step = alpha_step
+        self.alpha_traj = alpha_traj
+        self.clip_range = clip_range
+        self.clip_range_high = clip_range_high
+        self.kl_coef = kl_coef
+        self.ratio_level = ratio_level
+        self.outcome_reward = outcome_reward
+        self.temperature = temperature
+        self.target_kl = target_kl
+        self.min_spread = min_spread
+        self._reference_frozen = False
+        self._resume_state: dict[str, Any] | None = None
+
+        if _init_setup_model:
+            self._setup_model()
+
+    # ------------------------------------------------------------------ set-up
+
+    def _setup_model(self) -> None:
+        self._check_settings()
+        if self.env is not None:
+            self._check_groups(self.env)
+        self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "group_size": self.group_size}
+        super()._setup_model()
+        missing = [name for name in GROUP_POLICY_METHODS if not hasattr(self.policy, name)]
+        if missing:
+            raise ValueError(
+                f"{self.policy_class.__name__} can't be trained by TGRPO, it lacks {', '.join(missing)}: choose one of "
+                f"{', '.join([*self.policy_aliases, 'OpenVLAPolicy'])}, or implement sb3_tgrpo.policies.GroupPolicy."
+            )
+        self.policy.temperature = self.temperature
+        self.clip_range = FloatSchedule(self.clip_range)
+        self._generator = np.random.default_rng(self.seed)
+
+    def _check_settings(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "groups_per_update"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1, or None.")
+        for name in ("temperature", "max_grad_norm", "target_kl", "clip_range_high"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value < float("inf"):
+                raise ValueError(f"{name}={value} must be a positive number.")
+        if self.n_epochs < 1:
+            raise ValueError(f"n_epochs={self.n_epochs} must be at least 1.")
+        if isinstance(self.clip_range, (int, float)) and not self.clip_range > 0.0:
+            raise ValueError(f"clip_range={self.clip_range} must be positive: with 0 nothing is learned.")
+        for name in ("kl_coef", "alpha_step", "alpha_traj", "min_spread"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        for name, choices in (("ratio_level", RatioLevel), ("outcome_reward", OutcomeReward | None)):
+            valid = get_args(choices) if name == "ratio_level" else (*get_args(OutcomeReward), None)
+            if getattr(self, name) not in valid:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {valid}.")
+        if self.outcome_reward is not None and self.alpha_step != 0.0:
+            raise ValueError(
+                f"outcome_reward={self.outcome_reward!r} leaves no rewards of steps to compare: set alpha_step=0 "
+                f"(it is {self.alpha_step}) and alpha_traj=1."
+            )
+
+    def _check_groups(self, env: VecEnv) -> None:
+        groups = _groups(env)
+        if self.group_size not in (None, groups.group_size):
+            raise ValueError(f"group_size={self.group_size}, but env has groups of {groups.group_size}: leave one out.")
+        self.group_size = groups.group_size
+        if self.groups_per_update is not None and self.groups_per_update % groups.n_groups != 0:
+            raise ValueError(
+                f"groups_per_update={self.groups_per_update} is not a multiple of the {groups.n_groups} groups of env."
+            )
+        if self.outcome_reward is not None and groups.stop_on != "never":
+            raise ValueError(
+                f"outcome_reward={self.outcome_reward!r} needs groups with stop_on='never', not {groups.stop_on!r}: a member "
+                "that is cut short has no outcome. Use make_group_env(..., stop_on='never')."
+            )
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, gym.vector.VectorEnv) and hasattr(env, "step_groups"):
+            from sb3_tgrpo.envs import GroupVecEnv
+
+            env = GroupVecEnv(env)
+        if not isinstance(env, VecEnv) or not hasattr(env.unwrapped, "group_size"):
+            raise TypeError(
+                f"TGRPO needs groups that start alike and step together, not {env}: "
+                "use sb3_tgrpo.envs.make_group_env(env_id, group_size=4)."
+            )
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper=False)
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name == "OpenVLAPolicy":
+            from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+
+            return OpenVLAPolicy
+        if policy_name not in self.policy_aliases:
+            known = ", ".join([*self.policy_aliases, "OpenVLAPolicy"])
+            raise ValueError(f"Policy {policy_name!r} is unknown: choose one of {known}, or pass a class.")
+        return self.policy_aliases[policy_name]
+
+    # ------------------------------------------------------------------ rollouts
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: GroupedRolloutBuffer,  # type: ignore[override]
+        n_rollout_steps: int,
+    ) -> bool:
+        """
+        Sample ``groups_per_update`` whole groups and compute their advantages.
+
+        :param env: The groups.
+        :param callback: Called at every step, and at the beginning and the end.
+        :param rollout_buffer: Filled with the groups.
+        :param n_rollout_steps: Unused: a rollout is as long as its groups.
+        :return: False if the callback asked to stop.
+        """
+        started = time.perf_counter()
+        groups = _groups(env)
+        self.policy.set_training_mode(False)  # type: ignore[attr-defined]
+        rollout_buffer.reset()
+        assert self._last_episode_starts is not None
+        if not self._last_episode_starts.all():  # the last rollout was cut short: its groups can't be completed
+            self._last_obs = env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        to_sample = np.full(groups.n_groups, (self.groups_per_update or groups.n_groups) // groups.n_groups)
+        successes: list[np.ndarray] = []
+        n_steps = n_slots = n_valid = 0
+        callback.on_rollout_start()
+
+        while to_sample.any():
+            n_slots += int((to_sample > 0).sum()) * groups.group_size
+            active = groups.active
+            actions, log_probs = self._sample_actions(active)
+            clipped_actions = self._environment_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            valid = groups.valid
+
+            rollout_buffer.add(self._last_obs, actions, rewards, log_probs, valid, _step_signal(infos, rewards))  # type: ignore[arg-type]
+            resampled = np.array([info.get("resampled", False) for info in infos])
+            for group in np.flatnonzero(resampled.reshape(-1, groups.group_size).any(axis=1)):
+                rollout_buffer.discard_group(int(group))
+            for group in np.flatnonzero(dones.reshape(-1, groups.group_size).all(axis=1)):
+                members = infos[group * groups.group_size : (group + 1) * groups.group_size]
+                rollout_buffer.end_group(int(group), self._outcomes(members))
+                successes.append(np.array([info.get("is_success", np.nan) for info in members], dtype=float))
+                to_sample[group] -= 1
+                if to_sample[group] == 0:
+                    groups.pause([int(group)])
+
+            n_steps += 1
+            n_valid += int(valid.sum())
+            self.num_timesteps += int(valid.sum())
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = np.where(active | resampled, dones | resampled, self._last_episode_starts)
+            self._update_info_buffer(infos, dones)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                groups.resume()
+                return False
+
+        groups.resume()
+        rollout_buffer.compute_advantages(self.alpha_step, self.alpha_traj, self.min_spread)
+        self._record_rollout(np.array(successes), n_valid / n_slots, time.perf_counter() - started)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _sample_actions(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Actions and log-probabilities of all environments; those that stand still repeat another's and are ignored."""
+        rows = np.flatnonzero(active)
+        obs = self._last_obs
+        if len(rows) < len(active):
+            obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]  # type: ignore[index]
+        with th.no_grad():
+            actions, log_prob = self.policy.sample_actions(obs_as_tensor(obs, self.device))  # type: ignore[arg-type]
+        place = np.zeros(len(active), dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        return actions.cpu().numpy()[place], log_prob.float().cpu().numpy()[place]
+
+    def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)  # type: ignore[attr-defined]
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _outcomes(self, infos: list[dict[str, Any]]) -> np.ndarray | None:
+        if self.outcome_reward is None:
+            return None
+        if self.outcome_reward == "return":
+            return np.array([info["episode"]["r"] for info in infos])
+        if any("is_success" not in info for info in infos):
+            raise ValueError(
+                "outcome_reward='success', but the environment reports no info['is_success']: report it, or use 'return'."
+            )
+        return np.array([float(info["is_success"]) for info in infos])
+
+    def _record_rollout(self, successes: np.ndarray, valid_fraction: float, seconds: float) -> None:
+        """
+        :param successes: ``(n_groups, group_size)``, nan where the environment does not report success.
+        """
+        buffer = self.rollout_buffer
+        returns = np.where(buffer.mask, buffer.rewards, 0.0).sum(axis=0)
+        spread = returns.std(axis=-1, ddof=1)
+        self.logger.record("rollout/group_rew_std", float(spread.mean()))
+        self.logger.record("rollout/zero_std_groups", float((spread <= self.min_spread).mean()))
+        self.logger.record("rollout/group_len_mean", float(buffer.mask.any(axis=-1).sum(axis=0).mean()))
+        self.logger.record("rollout/valid_fraction", valid_fraction)
+        if np.isfinite(successes).all():
+            rate = successes.mean(axis=-1)
+            self.logger.record("rollout/group_success_rate", float((rate > 0).mean()))
+            self.logger.record("rollout/mixed_groups", float(((rate > 0) & (rate < 1)).mean()))
+        self.logger.record("time/rollout_seconds", seconds)
+
+    # ------------------------------------------------------------------ update
+
+    def train(self) -> None:
+        """Update the policy with the groups of the rollout buffer, eq. (6)."""
+        started = time.perf_counter()
+        self.policy.set_training_mode(True)  # type: ignore[attr-defined]
+        self._update_learning_rate(self.policy.optimizer)
+        metrics: dict[str, list[float]] = defaultdict(list)
+        stop = False
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.minibatches(self.batch_size, self._generator):
+                result = self._accumulate_gradient(batch)
+                stop = self.target_kl is not None and result["approx_kl"] > 1.5 * self.target_kl
+                if not stop:
+                    result["grad_norm"] = self._optimizer_step()
+                for name, value in result.items():
+                    metrics[name].append(value)
+                if stop:
+                    break
+            self._n_updates += 1
+            if stop:
+                break
+        for name, values in metrics.items():
+            if name != "ratio_error":
+                self.logger.record(f"train/{name}", float(np.mean(values)))
+        # Before the first optimizer step the ratio should be 1: what is left is a difference between sampling and scoring.
+        self.logger.record("train/ratio_error_first", metrics["ratio_error"][0])
+        self.logger.record("train/early_stop", float(stop))
+        self.logger.record("train/clip_range", float(self.clip_range(self._current_progress_remaining)))  # type: ignore[operator]
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("time/update_seconds", time.perf_counter() - started)
+
+    def _accumulate_gradient(self, batch: np.ndarray) -> dict[str, float]:
+        """Gradient of eq. (6) over one minibatch, in micro-batches, and what to watch."""
+        self.policy.optimizer.zero_grad()
+        totals: dict[str, float] = defaultdict(float)
+        ratio_error = 0.0
+        for samples in self.rollout_buffer.samples(batch, self.micro_batch_size):
+            loss, result = self._loss(samples)
+            loss.backward()
+            share = len(samples.advantages) / len(batch)
+            ratio_error = max(ratio_error, result.pop("ratio_error"))
+            totals["loss"] += loss.item()
+            totals["kl_loss"] += result.pop("kl_loss")
+            for name, value in result.items():
+                totals[name] += share * value
+        totals["policy_gradient_loss"] = totals["loss"] - self.kl_coef * totals["kl_loss"]
+        if not np.isfinite(totals["loss"]):
+            raise ValueError(
+                f"The loss is {totals['loss']} after {self._n_updates} updates: lower learning_rate (now "
+                f"{self.lr_schedule(self._current_progress_remaining):g}), set target_kl, or look at the rewards."
+            )
+        return {**totals, "ratio_error": ratio_error}
+
+    def _loss(self, samples: GroupedRolloutBufferSamples) -> tuple[th.Tensor, dict[str, float]]:
+        log_prob, entropy = self.policy.action_log_prob(samples.observations, samples.actions)
+        old_log_prob = samples.old_log_prob
+        ref_log_prob = None
+        if self.kl_coef != 0.0:
+            ref_log_prob = self.policy.reference_log_prob(samples.observations, samples.actions)
+        if self.ratio_level == "action":
+            log_prob, old_log_prob = log_prob.sum(dim=-1), old_log_prob.sum(dim=-1)
+            ref_log_prob = None if ref_log_prob is None else ref_log_prob.sum(dim=-1)
+        clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        loss = tgrpo_loss(
+            log_prob,
+            old_log_prob,
+            samples.advantages,
+            clip_range=clip_range,
+            clip_range_high=self.clip_range_high,
+            ref_log_prob=ref_log_prob,
+            kl_coef=self.kl_coef,
+            weight=samples.weight,
+        )
+        result = ratio_statistics(log_prob.detach(), old_log_prob, clip_range, self.clip_range_high)
+        result["entropy_loss"] = -entropy.detach().mean().item()
+        result["kl_loss"] = 0.0
+        if ref_log_prob is not None:
+            kl = k3_kl(log_prob.detach(), ref_log_prob)
+            result["kl_loss"] = (samples.weight * kl.reshape(len(kl), -1).mean(dim=-1)).sum().item()
+        return loss, result
+
+    def _optimizer_step(self) -> float:
+        parameters = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
+        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        self.policy.optimizer.step()
+        return grad_norm.item()
+
+    # ------------------------------------------------------------------ learning, saving, resuming
+
+    def learn(
+        self: SelfTGRPO,
+        total_timesteps: int = 24_000,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "TGRPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTGRPO:
+        """
+        Sample groups and update the policy until ``total_timesteps`` valid steps have been made.
+
+        Ctrl-C saves ``tgrpo_interrupted.zip`` (into ``tensorboard_log`` if given, else the current folder) before it ends.
+
+        :param total_timesteps: Steps that count; the last rollout is completed.
+        :param callback: Called at every step.
+        :param log_interval: Updates between logs.
+        :param tb_log_name: Name of the run for TensorBoard.
+        :param reset_num_timesteps: False goes on counting, after ``load`` for instance.
+        :param progress_bar: Show a progress bar.
+        :return: self
+        """
+        try:
+            super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        except KeyboardInterrupt:
+            path = pathlib.Path(self.tensorboard_log or ".") / "tgrpo_interrupted.zip"
+            self.save(path)
+            print(f"\nInterrupted after {self.num_timesteps} steps, saved. Go on with TGRPO.load({str(path)!r}, env=env).")
+            raise
+        if self.logger.name_to_value:  # SB3 logs before it trains: without this the last update would be missing
+            self.logger.dump(self.num_timesteps)
+        return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self._resume_state is not None:
+            self._restore(self._resume_state)
+            self._resume_state = None
+        if self.kl_coef != 0.0 and not self._reference_frozen:
+            self.policy.freeze_reference()
+            self._reference_frozen = True
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        callback = super()._init_callback(callback)
+        if progress_bar:
+            callback = CallbackList([callback, _ValidStepsProgressBar()])
+            callback.init_callback(self)
+        return callback
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout overshoots; a schedule must not see a negative remainder.
+        self._current_progress_remaining = max(0.0, 1.0 - num_timesteps / total_timesteps)
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save everything needed to go on: parameters, optimizer, settings, random states and the position in the sequence of
+        starts. A rollout under way is not saved; its groups are sampled again.
+
+        :param path: File to write.
+        :param exclude: Attributes to leave out.
+        :param include: Attributes to keep although they would be left out.
+        """
+        self._resume_state = self._state()
+        try:
+            super().save(path, exclude, include)
+        finally:
+            self._resume_state = None
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "torch": th.get_rng_state().numpy().tobytes(),
+            "cuda": [state.numpy().tobytes() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
+            "generator": self._generator.bit_generator.state,
+            "starts": None if self.env is None else _groups(self.env).start_state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        th.set_rng_state(_rng_tensor(state["torch"]))
+        if th.cuda.is_available() and len(state["cuda"]) == th.cuda.device_count():
+            th.cuda.set_rng_state_all([_rng_tensor(saved) for saved in state["cuda"]])
+        self._generator.bit_generator.state = state["generator"]
+        groups = None if self.env is None else _groups(self.env)
+        if groups is not None and state["starts"] is not None and len(state["starts"]["n_starts"]) == groups.n_groups:
+            groups.set_start_state(state["starts"])
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_last_obs", "_last_episode_starts", "_generator"]
+
+
+class _ValidStepsProgressBar(ProgressBarCallback):
+    """SB3's progress bar, but counting the steps that count."""
+
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        self._done_before = self.model.num_timesteps
+
+    def _on_step(self) -> bool:
+        self.pbar.update(self.model.num_timesteps - self._done_before - self.pbar.n)
+        return True
+
+
+def _make_groups(env: GymEnv | str | None, group_size: int | None) -> GymEnv | None:
+    """Make a group of an environment id, or of an environment that knows how it was made."""
+    maker: Any = None
+    if isinstance(env, str):
+        maker = env
+    elif isinstance(env, gym.Env) and env.spec is not None:
+        spec = env.spec
+        maker = lambda: gym.make(spec)  # noqa: E731
+    if maker is None:
+        return env  # type: ignore[return-value]
+    from sb3_tgrpo.envs import make_group_env  # the one place where the algorithm reaches for an environment
+
+    return make_group_env(maker, group_size=4 if group_size is None else group_size)
+
+
+def _groups(env: VecEnv) -> GroupEnv:
+    return cast(GroupEnv, env.unwrapped)
+
+
+def _step_signal(infos: list[dict[str, Any]], rewards: np.ndarray) -> np.ndarray:
+    return np.array([info.get("step_signal", reward) for info, reward in zip(infos, rewards, strict=True)], dtype=np.float64)
+
+
+def _rng_tensor(state: bytes) -> th.Tensor:
+    return th.frombuffer(bytearray(state), dtype=th.uint8)
