@@ -1,1 +1,47 @@
 """OpenVLA in plain PyTorch and transformers: model, image pipeline, tokens, and the Stable-Baselines3 policy."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.openvla.images import (
+        center_crop,
+        preprocess_libero_image,
+        resize_lanczos3,
+        rotate_and_jpeg,
+        to_pixel_values,
+    )
+    from sb3_tgrpo.openvla.loading import load_openvla, save_openvla
+    from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+    from sb3_tgrpo.openvla.prompt import prompt_token_ids
+
+# Loaded on first use: transformers takes seconds to import, and environment workers never need it.
+_LAZY = {
+    "OpenVLAPolicy": "sb3_tgrpo.openvla.policy",
+    "center_crop": "sb3_tgrpo.openvla.images",
+    "load_openvla": "sb3_tgrpo.openvla.loading",
+    "preprocess_libero_image": "sb3_tgrpo.openvla.images",
+    "prompt_token_ids": "sb3_tgrpo.openvla.prompt",
+    "resize_lanczos3": "sb3_tgrpo.openvla.images",
+    "rotate_and_jpeg": "sb3_tgrpo.openvla.images",
+    "save_openvla": "sb3_tgrpo.openvla.loading",
+    "to_pixel_values": "sb3_tgrpo.openvla.images",
+}
+
+__all__ = [
+    "OpenVLAPolicy",
+    "center_crop",
+    "load_openvla",
+    "preprocess_libero_image",
+    "prompt_token_ids",
+    "resize_lanczos3",
+    "rotate_and_jpeg",
+    "save_openvla",
+    "to_pixel_values",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
