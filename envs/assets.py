@@ -4,11 +4,13 @@ LIBERO loads its meshes, textures and MJCF files from one folder. ``"full"`` is 
 built-in one of :mod:`sb3_tgrpo.envs.light_assets`; both have the same layout, so all that differs is the path.
 """
 
+import atexit
 import hashlib
 import importlib
 import importlib.util
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -167,21 +169,27 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "sb3_tgrpo"
 
 
+@cache
 def writable_cache_folder() -> Path:
     """
-    :return: :func:`cache_folder`, created if need be; where it can't be written to, a folder of this user's in the
-        system's temporary directory
+    :return: :func:`cache_folder`, created if need be; where it can't be written to, a temporary folder that lasts as long as
+        this process
     """
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
-    except OSError:
-        fallback = Path(tempfile.gettempdir()) / f"sb3_tgrpo-{os.getuid() if hasattr(os, 'getuid') else os.getlogin()}"
-        fallback.mkdir(mode=0o700, parents=True, exist_ok=True)
-        logger.warning("The cache folder %s can't be written to; using %s.", folder, fallback)
-        return fallback
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="sb3_tgrpo-"))
+        atexit.register(_remove_folder, temporary, os.getpid())
+        logger.warning("The cache folder %s can't be written to (%s); using %s.", folder, error, temporary)
+        return temporary
+
+
+def _remove_folder(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not a forked child, whose parent still uses it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def import_libero() -> Any:

@@ -1,0 +1,149 @@
+"""Light assets as MJCF: from the tables in ``data/light_assets`` to files in LIBERO's asset layout.
+
+A table row gives an object's physics as figures and its looks as primitives; see ``docs/light_assets.md``.
+"""
+
+import struct
+import tomllib
+import zlib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+from xml.etree import ElementTree as ET
+
+Row = Mapping[str, Any]
+
+OBJECT_KINDS = ("stable_hope_objects", "stable_scanned_objects", "turbosquid_objects", "articulated_objects")
+
+_VISUAL = {"group": 1, "contype": 0, "conaffinity": 0}
+_COLLISION = {"group": 0}
+_BOUNDS = {"bottom": "bottom_site", "top": "top_site", "radius": "horizontal_radius_site"}
+_BODY_LISTS = ("joints", "geoms", "visual", "collision", "sites", "bodies", "lights", "cameras")
+_BODY_ATTRIBUTES = ("name", "pos", "quat", "euler")
+
+
+@cache
+def load_table(name: str) -> dict[str, Row]:
+    """
+    :param name: a table in ``data/light_assets``, without ``.toml``
+    :return: its rows by name, ``defaults`` included; empty if there is no such table
+    """
+    path = files("sb3_tgrpo.envs") / "data" / "light_assets" / f"{name}.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def asset_files() -> dict[str, bytes]:
+    """
+    :return: every file of the light assets folder: relative path in LIBERO's layout -> content
+    """
+    content: dict[str, bytes] = {}
+    for kind in OBJECT_KINDS:
+        table = load_table(kind)
+        defaults = table.get("defaults", {})
+        for name, row in table.items():
+            if name != "defaults":
+                place = f"{kind}/{name}.xml" if kind == "articulated_objects" else f"{kind}/{name}/{name}.xml"
+                content[place] = _to_bytes(_object(name, row, defaults))
+    for name, row in load_table("scenes").items():
+        content[f"scenes/{name}.xml"] = _to_bytes(_scene(name, row))
+        for file in row.get("textures", {}).values():
+            content[f"textures/{file}"] = _single_pixel_png()
+    return content
+
+
+def primitive(row: Row, **extra: Any) -> ET.Element:
+    """
+    :param row: one visual of a table: MJCF geom attributes, ``rgba`` as ``"rrggbb"`` or four numbers
+    :param extra: attributes that the row may overwrite
+    :return: a geom that is drawn, has no mass and touches nothing
+    """
+    return _element("geom", {**_VISUAL, **extra, **row})
+
+
+def _element(tag: str, row: Row) -> ET.Element:
+    return ET.Element(tag, {key: _text(key, value) for key, value in row.items()})
+
+
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _colour(value) if key == "rgba" else value
+    if isinstance(value, Iterable):
+        return " ".join(_text(key, item) for item in value)
+    return repr(value)
+
+
+def _colour(code: str) -> str:
+    red, green, blue = (int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    return f"{red:.4f} {green:.4f} {blue:.4f} 1"
+
+
+def _fill_body(body: ET.Element, row: Row, defaults: Row, names: Iterable[str]) -> None:
+    """Add what a row lists to a body element; ``names`` supplies names for collision geoms that have none."""
+    unknown = set(row) - {*_BODY_LISTS, *_BODY_ATTRIBUTES, "inertial", "bounds", "textures", "materials"}
+    if unknown:
+        raise ValueError(f"Light assets: unknown key(s) {sorted(unknown)} in the row of {body.get('name')}.")
+    names = iter(names)
+    if "inertial" in row:
+        body.append(_element("inertial", row["inertial"]))
+    for joint in row.get("joints", ()):
+        body.append(_element("joint", joint))
+    for light in row.get("lights", ()):
+        body.append(_element("light", light))
+    for camera in row.get("cameras", ()):
+        body.append(_element("camera", camera))
+    for index, visual in enumerate(row.get("visual", ())):
+        body.append(primitive(visual, name=f"v{index}"))
+    for geom in row.get("geoms", ()):
+        body.append(_element("geom", geom))
+    for geom in row.get("collision", ()):
+        full = {**_COLLISION, **defaults.get("collision", {}), **geom}
+        full.setdefault("name", next(names))
+        body.append(_element("geom", full))
+    for site in row.get("sites", ()):
+        body.append(_element("site", {**defaults.get("site", {}), **site}))
+    for inner in row.get("bodies", ()):
+        child = _element("body", {key: inner[key] for key in _BODY_ATTRIBUTES if key in inner})
+        _fill_body(child, inner, defaults, names)
+        body.append(child)
+
+
+def _object(name: str, row: Row, defaults: Row) -> ET.Element:
+    root = ET.Element("mujoco", {"model": name})
+    outer = ET.SubElement(ET.SubElement(root, "worldbody"), "body")
+    body = ET.SubElement(outer, "body", {"name": "object"})
+    body.attrib.update(_element("body", {key: row[key] for key in _BODY_ATTRIBUTES if key in row}).attrib)
+    # robosuite numbers an object's nameless geoms in file order; LIBERO's files start with the visual mesh, number 0
+    _fill_body(body, row, defaults, (f"g{index}" for index in range(1, 1000)))
+    for key, site in _BOUNDS.items():
+        outer.append(_element("site", {"name": site, "pos": row["bounds"][key], "size": [0.005], "rgba": [0, 0, 0, 0]}))
+    return root
+
+
+def _scene(name: str, row: Row) -> ET.Element:
+    root = ET.Element("mujoco", {"model": name})
+    asset = ET.SubElement(root, "asset")
+    sky = {"type": "skybox", "builtin": "gradient", "rgb1": "0.9 0.9 1", "rgb2": "0.2 0.3 0.4", "width": 256, "height": 256}
+    asset.append(_element("texture", sky))
+    for texture, file in row["textures"].items():
+        asset.append(_element("texture", {"name": texture, "type": "2d", "file": f"../textures/{file}"}))
+    for material in row["materials"]:
+        asset.append(_element("material", material))
+    _fill_body(ET.SubElement(root, "worldbody"), row, {}, ())
+    return root
+
+
+def _to_bytes(root: ET.Element) -> bytes:
+    ET.indent(root)
+    return ET.tostring(root, encoding="utf-8") + b"\n"
+
+
+def _single_pixel_png() -> bytes:
+    def chunk(tag: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixel = zlib.compress(b"\x00\x80\x80\x80")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
