@@ -1,0 +1,110 @@
+"""Between actions and token ids: bins, un-normalisation, and LIBERO's gripper convention."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def bin_values(tokens: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
+    """
+    Values in [-1, 1] of action tokens. Ids count down from the end of the vocabulary; ``n_bins`` edges leave
+    ``n_bins - 1`` centres, so the two ids at the top of the range share one value.
+
+    :param tokens: Token ids, any shape.
+    :param vocab_end: One past the last action id (32000 upstream).
+    :param n_bins: Number of action ids (256 upstream).
+    :return: float64 bin centres of the same shape. Ids outside the range give the nearest end.
+    """
+    index = np.clip(vocab_end - np.asarray(tokens, dtype=np.int64) - 1, 0, n_bins - 2)
+    return -1.0 + (2.0 * index + 1.0) / (n_bins - 1)
+
+
+def bin_tokens(values: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
+    """
+    Token ids of normalised action values, as upstream's training data was encoded.
+
+    :param values: Values, clipped to [-1, 1].
+    :return: int64 ids in ``[vocab_end - n_bins, vocab_end)``.
+    """
+    edges = np.linspace(-1.0, 1.0, n_bins)
+    return vocab_end - np.digitize(np.clip(values, -1.0, 1.0), edges).astype(np.int64)
+
+
+def _bounds(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    action = statistics["action"]
+    low, high = np.asarray(action["q01"], dtype=np.float64), np.asarray(action["q99"], dtype=np.float64)
+    mask = np.asarray(action.get("mask", np.ones(len(low))), dtype=bool)
+    return low, high, mask
+
+
+def unnormalise(values: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
+    """
+    Stretch values in [-1, 1] to ``[q01, q99]`` where the statistics' mask is set. A dimension with ``q01 == q99``
+    decodes to exactly that constant.
+
+    :param values: ``(..., K)`` float64.
+    :param statistics: One dataset's entry: ``{"action": {"q01": ..., "q99": ..., "mask": ...}}``.
+    """
+    low, high, mask = _bounds(statistics)
+    return np.where(mask, 0.5 * (values + 1.0) * (high - low) + low, values)
+
+
+def normalise(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
+    """
+    The inverse of :func:`unnormalise` as used to encode training data; constant dimensions become 0.
+
+    :param actions: ``(..., K)``.
+    :param statistics: As for :func:`unnormalise`.
+    """
+    low, high, mask = _bounds(statistics)
+    scaled = np.clip(2.0 * (actions - low) / (high - low + 1e-8) - 1.0, -1.0, 1.0)
+    return np.where(mask, np.where(low == high, 0.0, scaled), actions)
+
+
+def action_dim(statistics: dict[str, Any]) -> int:
+    """Number of action dimensions (= tokens) of one dataset's statistics."""
+    return len(statistics["action"]["q01"])
+
+
+def libero_gripper(actions: np.ndarray) -> np.ndarray:
+    """
+    The last step from OpenVLA's action to LIBERO's: the model's gripper is 0 (close) to 1 (open), LIBERO's is +1 (close)
+    or -1 (open). The value is stretched to [-1, 1], reduced to its sign and negated, as upstream's evaluation does.
+
+    :param actions: ``(..., K)``, gripper last.
+    :return: A copy in LIBERO's convention.
+    """
+    actions = np.array(actions, copy=True)
+    actions[..., -1] = -np.sign(2.0 * actions[..., -1] - 1.0)
+    return actions
+
+
+def libero_gripper_inverse(actions: np.ndarray) -> np.ndarray:
+    """
+    LIBERO's gripper commands as OpenVLA's training data holds them (open 1, close 0).
+
+    :param actions: ``(..., K)`` in LIBERO's convention.
+    """
+    actions = np.array(actions, copy=True)
+    actions[..., -1] = 1.0 - np.clip(actions[..., -1], 0.0, 1.0)
+    return actions
+
+
+def resolve_unnorm_key(available: Sequence[str], key: str | None = None, suite: str | None = None) -> str:
+    """
+    Which dataset's statistics to use: the one asked for (or its ``_no_noops`` variant), the suite's, or the only one.
+
+    :param available: Names in the checkpoint.
+    :param key: The name asked for, None to choose.
+    :param suite: LIBERO suite of the environment, if any.
+    :raises ValueError: If there is none or the choice is open; the message lists the names.
+    """
+    for name in (key,) if key is not None else (suite,):
+        for candidate in (name, f"{name}_no_noops"):
+            if name is not None and candidate in available:
+                return candidate
+    if key is None and len(available) == 1:
+        return available[0]
+    asked = f"unnorm_key={key!r} is not among the" if key is not None else f"unnorm_key is needed (suite {suite!r}) to choose among the"
+    raise ValueError(f"{asked} checkpoint's action statistics: {', '.join(sorted(available)) or 'none'}.")
