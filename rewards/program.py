@@ -74,9 +74,9 @@ class RewardMemory(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """A level and its parts; ``at`` are named stage numbers."""
+    """A level, the part of it that is pose shaping, and where the stages are; ``at`` are named stage numbers."""
 
-    stages: float
+    level: float
     shaping: float
     stage: int
     at: tuple[tuple[str, float], ...]
@@ -160,7 +160,9 @@ class RewardProgram:
 
         def evaluate(state: State, info: Info, core: tuple[Any, ...], start: Mapping[str, Vec3]) -> Evaluation:
             level, core = engine.evaluate(compiled, core, state, start)
-            return Evaluation(level.stages, level.shaping, sum(level.at), tuple(zip(names, level.at, strict=True)), core)
+            return Evaluation(
+                level.stages + level.shaping, level.shaping, sum(level.at), tuple(zip(names, level.at, strict=True)), core
+            )
 
         return cls(
             evaluate,
@@ -265,7 +267,7 @@ class RewardProgram:
             raise RewardError(f"the state has no key {error}; this reward reads {', '.join(self.keys)}") from None
         except (ArithmeticError, ValueError):
             return self._failed(memory)
-        level = value.stages + value.shaping
+        level = value.level
         if not (math.isfinite(level) and self._min_level <= level <= self.max_level + 1e-9):
             return self._failed(memory)
         return self._pay(value, level, success, memory, start)
@@ -286,7 +288,7 @@ class RewardProgram:
         progress = 1.0 if success else max(0.0, min(1.0, level / self.max_level))
         terms = {
             "level": level,
-            "stages": value.stages,
+            "stages": level - value.shaping,
             "pose_shaping": value.shaping,
             "success_bonus": bonus,
             "failures": float(memory.failures),

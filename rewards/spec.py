@@ -10,7 +10,7 @@ every field is a number, a name of the task or one of a few kinds.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -253,7 +253,7 @@ class RewardSpec(_Model):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise RewardError([_problem(item) for item in error.errors(include_url=False)[:20]]) from None
+            raise RewardError([_problem(item) for item in _first_causes(error.errors(include_url=False))[:20]]) from None
 
     def to_json(self) -> str:
         """Readable JSON."""
@@ -335,6 +335,17 @@ def _load_json(text: str) -> None:
         raise
     except (ValueError, RecursionError) as error:
         raise RewardError(f"the spec is not valid JSON: {error}") from None
+
+
+def _first_causes(items: Sequence[Any]) -> list[Any]:
+    """Without the lists that are "too short" only because an element of theirs is wrong."""
+    places = [item["loc"] for item in items]
+
+    def follows(item: Any) -> bool:
+        loc = item["loc"]
+        return item["type"] == "too_short" and any(len(p) > len(loc) and p[: len(loc)] == loc for p in places)
+
+    return [item for item in items if not follows(item)]
 
 
 def _problem(item: Mapping[str, Any]) -> Problem:

@@ -1,5 +1,6 @@
 """Hand-written facts, states and a spec for reward tests: one bottle, a basket, a drawer."""
 
+import copy
 from typing import Any
 
 from sb3_tgrpo.rewards.check import nominal_state
@@ -115,7 +116,7 @@ def make_spec() -> dict[str, Any]:
             "hold_steps": 1,
         },
     ]
-    return {
+    document = {
         "schema_version": 1,
         "task": "libero_object-4",
         "summary": "Put the ketchup into the basket.",
@@ -124,6 +125,7 @@ def make_spec() -> dict[str, Any]:
         "guards": [],
         "success_points": 5.0,
     }
+    return copy.deepcopy(document)
 
 
 def make_state(facts: TaskFacts, **changes: StateValue) -> State:
