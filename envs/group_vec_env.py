@@ -70,7 +70,8 @@ class GroupVecEnv(VecEnv):
         return self.groups.start_state()
 
     def set_start_state(self, state: dict[str, Any]) -> None:
-        """See :meth:`SyncGroupVectorEnv.set_start_state`."""
+        """See :meth:`SyncGroupVectorEnv.set_start_state`. It outranks an earlier :meth:`seed`."""
+        self._next_seed = None
         self.groups.set_start_state(state)
 
     # VecEnv's interface

@@ -174,6 +174,7 @@ class GroupedRolloutBuffer(BaseBuffer):
             self._observations.setdefault(key, PagedRows()).append(value if everything else value[valid])
         self._actions.append(actions if everything else actions[valid])
         self._log_probs.append(log_prob if everything else log_prob[valid])
+        rewards, step_signal = np.where(valid, rewards, 0.0), np.where(valid, step_signal, 0.0)
         arrays = [array.reshape(-1, self.group_size) for array in (rows, rewards, step_signal, valid)]
         for group, steps in enumerate(self._open):
             if arrays[3][group].any():

@@ -1,0 +1,245 @@
+"""SyncGroupVectorEnv: stop rules, hold and mask, starts, and workers that crash, hang or raise."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, VectorEnv
+from toy_envs import OnceCrashingEnv, ScriptEnv, UnseededEnv
+
+from sb3_tgrpo.envs import SyncGroupVectorEnv
+
+SCRIPT = {1: "success", 2: "terminated", 3: "truncated", 4: "raise", 5: "crash", 6: "hang"}
+MakeGroups = Callable[..., SyncGroupVectorEnv]
+
+
+@pytest.fixture
+def make() -> Iterator[MakeGroups]:
+    opened: list[SyncGroupVectorEnv] = []
+
+    def make_groups(n_envs: int = 4, group_size: int = 4, env: Any = None, **kwargs: Any) -> SyncGroupVectorEnv:
+        kwargs.setdefault("subprocess", False)
+        groups = SyncGroupVectorEnv([env or partial(ScriptEnv, SCRIPT)] * n_envs, group_size, **kwargs)
+        opened.append(groups)
+        return groups
+
+    yield make_groups
+    for groups in opened:
+        groups.close()
+
+
+def flags(result: tuple) -> tuple[list[bool], list[bool], list[bool]]:
+    return result[2].tolist(), result[3].tolist(), result[4]["valid"].tolist()
+
+
+@pytest.mark.parametrize("subprocess", [False, True])
+def test_stop_on_success(make: MakeGroups, subprocess: bool) -> None:
+    env = make(stop_on="success", subprocess=subprocess)
+    env.reset(seed=7)
+    # Member 1 ends without success: held and masked, the others go on
+    assert flags(env.step(np.array([10, 2, 12, 13]))) == ([False] * 4, [False] * 4, [True] * 4)
+    result = env.step(np.array([20, 50, 22, 23]))
+    assert flags(result) == ([False] * 4, [False] * 4, [True, False, True, True])
+    assert result[1].tolist() == [20.0, 0.0, 22.0, 23.0]
+    assert result[0][1].tolist() == [7.0, 1.0, 2.0]  # it stands where it ended
+    # Member 2 succeeds: the group ends, members that did not are truncated (or had terminated by themselves)
+    obs, _rewards, terminations, truncations, infos = env.step(np.array([30, 50, 1, 33]))
+    assert terminations.tolist() == [False, True, True, False]
+    assert truncations.tolist() == [True, False, False, True]
+    assert infos["valid"].tolist() == [True, False, True, True]
+    assert [final.tolist() for final in infos["final_obs"]] == [[7, 3, 60], [7, 1, 2], [7, 3, 35], [7, 3, 69]]
+    assert infos["final_info"]["is_success"].tolist() == [False, False, True, False]
+    # ... and is at its next start at once
+    assert (obs[:, 1:] == 0).all() and len(set(obs[:, 0])) == 1 and obs[0, 0] != 7
+    assert flags(env.step(np.array([10, 10, 10, 10])))[2] == [True] * 4
+
+
+def test_stop_on_termination_and_never(make: MakeGroups) -> None:
+    env = make(stop_on="termination")
+    env.reset(seed=0)
+    assert flags(env.step(np.array([3, 10, 10, 10])))[:2] == ([False] * 4, [False] * 4)  # a truncation is no termination
+    assert flags(env.step(np.array([10, 10, 2, 10])))[:2] == ([False, False, True, False], [True, True, False, True])
+
+    env = make(stop_on="never")
+    env.reset(seed=0)
+    for actions, valid in (([1, 10, 10, 10], [True] * 4), ([10, 2, 10, 10], [False, True, True, True])):
+        assert flags(env.step(np.array(actions))) == ([False] * 4, [False] * 4, valid)
+    assert flags(env.step(np.array([10, 10, 3, 10])))[2] == [False, False, True, True]
+    for _ in range(16):
+        assert flags(env.step(np.full(4, 10)))[2] == [False, False, False, True]
+    terminations, truncations, valid = flags(env.step(np.full(4, 10)))  # the 20th step is the limit
+    assert (terminations, truncations) == ([True, True, False, False], [False, False, True, True])
+    assert valid == [False, False, False, True]
+
+
+def test_ends_when_nobody_is_left(make: MakeGroups) -> None:
+    env = make(stop_on="success")
+    env.reset(seed=0)
+    env.step(np.array([2, 2, 10, 10]))
+    assert flags(env.step(np.array([10, 10, 2, 3])))[:2] == ([True, True, True, False], [False, False, False, True])
+
+
+def test_groups_are_independent(make: MakeGroups) -> None:
+    env = make(n_envs=4, group_size=2)
+    obs, _ = env.reset(seed=100)
+    assert obs[:, 0].tolist() == [100, 100, 101, 101]  # group g starts where a plain env with seed + g does
+    result = env.step(np.array([1, 10, 10, 10]))
+    assert flags(result)[:2] == ([True, False, False, False], [False, True, False, False])
+    assert result[0][:, 1].tolist() == [0, 0, 1, 1]
+    result = env.step(np.full(4, 10))
+    assert result[0][:, 1].tolist() == [1, 1, 2, 2]
+
+
+def test_starts_are_a_function_of_the_seed(make: MakeGroups) -> None:
+    def starts(env: SyncGroupVectorEnv, n: int) -> list[list[float]]:
+        return [env.step(np.full(4, 1))[0][:, 0].tolist() for _ in range(n)]
+
+    first, second, other = make(group_size=2), make(group_size=2), make(group_size=2)
+    first.reset(seed=5)
+    second.reset(seed=5)
+    other.reset(seed=6)
+    sequence = starts(first, 4)
+    assert sequence == starts(second, 4) != starts(other, 4)
+    assert len({seeds[i] for seeds in sequence for i in (0, 2)}) == 8  # no start twice, groups differ
+    # Groups that end at other times get the same starts
+    second.reset(seed=5)
+    for actions in ([1, 10, 10, 10], [1, 10, 10, 10], [10, 10, 1, 10], [10, 10, 1, 10]):
+        obs = second.step(np.array(actions))[0]
+    assert obs[:, 0].tolist() == sequence[1]
+    # Going on from a saved position
+    first.reset(seed=5)
+    starts(first, 2)
+    state = first.start_state()
+    assert first.reset()[0][:, 0].tolist() == sequence[2]
+    second.set_start_state(state)
+    assert second.reset()[0][:, 0].tolist() == sequence[1]
+    assert starts(second, 2) == sequence[2:4]
+    with pytest.raises(ValueError, match="of 2 groups, this environment has 1"):
+        make(group_size=4).set_start_state(state)
+
+
+def test_seeds_options_and_start_options(make: MakeGroups) -> None:
+    env = make(group_size=2)
+    obs, infos = env.reset(seed=[3, 3, 9, 9], options={"k": 1})
+    assert obs[:, 0].tolist() == [3, 3, 9, 9]
+    assert infos["options"]["k"].tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="seed differs within group 0"):
+        env.reset(seed=[3, 4, 9, 9])
+    with pytest.raises(ValueError, match="seed has 2 entries"):
+        env.reset(seed=[3, 3])
+    drawn = make(group_size=2, start_options=lambda rng: {"init_state_id": int(rng.integers(50))})
+    ids = drawn.reset(seed=1)[1]["options"]["init_state_id"].tolist()
+    assert ids[0] == ids[1] and ids[2] == ids[3]
+    assert drawn.reset(seed=1)[1]["options"]["init_state_id"].tolist() == ids
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_lost_worker_is_restarted_and_the_group_sampled_again(make: MakeGroups, tmp_path: Path, how: str) -> None:
+    maker = partial(OnceCrashingEnv, str(tmp_path / "crashed"), how)
+    env = make(n_envs=4, group_size=2, env=maker, subprocess=True, timeout=3.0)
+    env.reset(seed=11)
+    env.step(np.full(4, 10))
+    with pytest.warns(UserWarning, match="Environment 1 .*restarted, group 0 is sampled again"):
+        obs, rewards, terminations, truncations, infos = env.step(np.array([10, 9, 10, 10]))
+    assert infos["resampled"].tolist() == [True, True, False, False]
+    assert infos["valid"].tolist() == [False, False, True, True]
+    assert rewards.tolist() == [0.0, 0.0, 10.0, 10.0] and not (terminations | truncations).any()
+    assert obs.tolist() == [[11, 0, 0], [11, 0, 0], [12, 2, 20], [12, 2, 20]]  # the same start; the other group goes on
+    obs = env.step(np.full(4, 10))[0]
+    assert obs[:, 1].tolist() == [1, 1, 3, 3]
+
+
+def test_gives_up_after_three_restarts(make: MakeGroups) -> None:
+    env = make(n_envs=2, group_size=2, subprocess=True)
+    env.reset(seed=0)
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="restarted"):
+            env.step(np.array([10, 5]))
+    with pytest.raises(RuntimeError, match=r"Environment 1 ended unexpectedly, exit status 3, after 3 restarts .*seed 0"):
+        env.step(np.array([10, 5]))
+
+
+@pytest.mark.parametrize("subprocess", [False, True])
+def test_exception_reaches_the_caller(make: MakeGroups, subprocess: bool) -> None:
+    env = make(subprocess=subprocess)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="broken on purpose") as error:
+        env.step(np.array([10, 10, 4, 10]))
+    notes = "".join(error.value.__notes__)
+    assert "environment 2 (member 2 of group 0)" in notes
+    assert not subprocess or "toy_envs.py" in notes  # the worker's traceback
+    # Answers that were still under way are not mistaken for later ones
+    obs, _ = env.reset(seed=3)
+    assert obs[:, 0].tolist() == [3, 3, 3, 3]
+    assert env.step(np.full(4, 10))[0][:, 1].tolist() == [1, 1, 1, 1]
+
+
+def test_gymnasium_vector_behaviour(make: MakeGroups) -> None:
+    env = make(n_envs=4, group_size=2, env=partial(gym.make, "CartPole-v1"), stop_on="termination")
+    assert isinstance(env, VectorEnv)
+    assert env.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    assert (env.num_envs, env.n_groups, env.group_size) == (4, 2, 2)
+    obs, _ = env.reset(seed=1)
+    assert obs in env.observation_space and env.action_space.shape == (4,)
+    single, _ = gym.make("CartPole-v1").reset(seed=1)
+    np.testing.assert_array_equal(obs[0], single)
+    wrapped = gym.wrappers.vector.RecordEpisodeStatistics(env)
+    wrapped.reset(seed=1)
+    wrapped.action_space.seed(0)
+    for _ in range(200):
+        *_, terminations, truncations, infos = wrapped.step(wrapped.action_space.sample())
+        if "episode" in infos:
+            break
+    ended = terminations | truncations
+    assert ended.sum() == 2 and (infos["episode"]["l"][ended] > 1).all()
+    assert env.call("get_wrapper_attr", "spec")[0].id == "CartPole-v1"
+    assert env.get_attr("spec")[3].id == "CartPole-v1"
+
+
+def test_image_and_dict_observations_cross_processes(make: MakeGroups) -> None:
+    from toy_envs import IdentityEnv
+
+    env = make(n_envs=2, group_size=2, env=partial(IdentityEnv, "dict"), subprocess=True)
+    obs, _ = env.reset(seed=0)
+    assert obs["image"].shape == (2, 36, 36, 3) and obs["image"].dtype == np.uint8
+    assert obs in env.observation_space
+    obs = env.step(np.zeros(2, dtype=int))[0]
+    assert obs in env.observation_space and not np.shares_memory(obs["image"], env.step(np.zeros(2, dtype=int))[0]["image"])
+
+
+def test_pause_and_resume(make: MakeGroups) -> None:
+    env = make(n_envs=4, group_size=2)
+    env.reset(seed=0)
+    env.pause([0])
+    assert env.active.tolist() == [False, False, True, True]
+    obs, rewards, *_, infos = env.step(np.full(4, 10))
+    assert obs[:, 1].tolist() == [0, 0, 1, 1] and rewards.tolist() == [0, 0, 10, 10]
+    assert infos["valid"].tolist() == [False, False, True, True]
+    env.pause([1])
+    with pytest.raises(RuntimeError, match="No environment is left to step"):
+        env.step(np.full(4, 10))
+    env.resume()
+    assert env.active.all()
+
+
+def test_bad_input(make: MakeGroups) -> None:
+    with pytest.raises(ValueError, match="group_size=1"):
+        make(group_size=1)
+    with pytest.raises(ValueError, match=r"5 environments do not make up whole groups of group_size=4"):
+        make(n_envs=5)
+    with pytest.raises(ValueError, match=r"stop_on='first' is unknown: choose one of 'success', 'termination', 'never'"):
+        make(stop_on="first")
+    with pytest.raises(ValueError, match="timeout=0"):
+        make(timeout=0)
+    with pytest.raises(ValueError, match=r"Environment 1 has observation space Box.* environment 0"):
+        SyncGroupVectorEnv([ScriptEnv, partial(gym.make, "CartPole-v1")], 2, subprocess=False)
+    with pytest.raises(ValueError, match=r"differ after reset\(seed=4\)"):
+        make(env=UnseededEnv).reset(seed=4)
+    with pytest.raises(RuntimeError, match=r"call reset\(\) first"):
+        make().step(np.zeros(4))
+    with pytest.raises(ZeroDivisionError):  # a maker that fails, in its process
+        make(env=lambda: 1 / 0, subprocess=True)

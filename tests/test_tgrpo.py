@@ -1,0 +1,498 @@
+"""The algorithm: it learns, is deterministic, saves and resumes, and fits SB3's callbacks, logs and wrappers."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from toy_envs import IdentityEnv, OnceCrashingEnv, ScriptEnv, SignalEnv
+
+from sb3_tgrpo import TGRPO, GroupedRolloutBuffer
+from sb3_tgrpo.envs import GroupVecEnv, SyncGroupVectorEnv, make_group_env
+from sb3_tgrpo.policies import ActorPolicy
+
+FAST: dict[str, Any] = {"learning_rate": 1e-2, "seed": 0, "device": "cpu", "kl_coef": 0.0}
+
+
+def identity(kind: str = "discrete", group_size: int = 4, n_groups: int = 1, **kwargs: Any) -> GroupVecEnv:
+    return make_group_env(partial(IdentityEnv, kind), group_size, n_groups, subprocess=False, env_kwargs=kwargs)
+
+
+def parameters(model: TGRPO) -> th.Tensor:
+    return th.cat([p.detach().flatten() for p in model.policy.actor.parameters()]).clone()  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "threshold"),
+    [
+        ("discrete", "MlpPolicy", 19.0),
+        ("multidiscrete", "MlpPolicy", 18.0),
+        ("multibinary", "MlpPolicy", 19.0),
+        ("box", "MlpPolicy", -6.0),
+        ("dict", "MultiInputPolicy", 19.0),
+        ("image", "CnnPolicy", 19.0),
+    ],
+)
+def test_identity(kind: str, policy: str, threshold: float) -> None:
+    """Chance gives 6.7 of 20 (discrete), 10 (multibinary) or -12 and worse (box)."""
+    settings = FAST | {"learning_rate": 1e-3} if kind in ("dict", "image") else FAST
+    model = TGRPO(policy, identity(kind, 8), alpha_step=1.0, alpha_traj=0.0, n_epochs=4, batch_size=64, **settings)
+    model.learn(12_000 if kind in ("box", "multidiscrete") else 6_000)
+    reward, _ = evaluate_policy(model, Monitor(IdentityEnv(kind)), 10, warn=False)
+    assert reward > threshold
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cartpole(seed: int) -> None:
+    """450 mean reward within 150k valid steps; the reward is the same at every step, so the trajectory level does it alone."""
+    env = make_group_env("CartPole-v1", group_size=8, n_groups=4, stop_on="never")
+    model = TGRPO("MlpPolicy", env, learning_rate=2e-3, n_epochs=10, batch_size=512, kl_coef=0.0, seed=seed, device="cpu")
+    model.learn(140_000)
+    assert model.num_timesteps <= 150_000
+    evaluation = Monitor(gym.make("CartPole-v1"))
+    evaluation.reset(seed=1000)
+    reward, _ = evaluate_policy(model, evaluation, 20)
+    assert reward > 450
+
+
+# ---------------------------------------------------------------------- determinism, saving, resuming
+
+
+def test_two_seeded_runs_are_equal() -> None:
+    def run(seed: int) -> th.Tensor:
+        return parameters(
+            TGRPO("MlpPolicy", identity("box", 4, 2), batch_size=30, n_epochs=2, **FAST | {"seed": seed}).learn(400)
+        )
+
+    assert th.equal(run(3), run(3))
+    assert not th.equal(run(3), run(4))
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.1])
+def test_resume_is_exact(tmp_path: Path, kl_coef: float) -> None:
+    settings = FAST | {"kl_coef": kl_coef, "batch_size": 30, "n_epochs": 2}
+    straight = TGRPO("MlpPolicy", identity("box", 4, 2), **settings).learn(480)
+    first = TGRPO("MlpPolicy", identity("box", 4, 2), **settings).learn(320)
+    first.save(tmp_path / "half.zip")
+    th.manual_seed(99)  # whatever happens in between
+    np.random.seed(99)
+    resumed = TGRPO.load(tmp_path / "half.zip", env=identity("box", 4, 2), device="cpu")
+    assert resumed.num_timesteps == 320
+    resumed.learn(160, reset_num_timesteps=False)
+    assert resumed.num_timesteps == straight.num_timesteps == 480
+    assert th.equal(parameters(straight), parameters(resumed))
+
+
+def test_saving_does_not_disturb_a_run(tmp_path: Path) -> None:
+    straight = parameters(TGRPO("MlpPolicy", identity("box"), **FAST).learn(80).learn(80, reset_num_timesteps=False))
+    saved = TGRPO("MlpPolicy", identity("box"), **FAST).learn(80)
+    saved.save(tmp_path / "model")
+    assert th.equal(parameters(saved.learn(80, reset_num_timesteps=False)), straight)
+
+
+def test_save_load(tmp_path: Path) -> None:
+    env = identity("box", 2)
+    model = TGRPO("MlpPolicy", env, temperature=0.5, n_epochs=2, clip_range=0.3, **FAST | {"kl_coef": 0.1}).learn(80)
+    model.save(tmp_path / "model")
+    obs = env.reset()
+    for loaded in (TGRPO.load(tmp_path / "model", device="cpu"), TGRPO.load(tmp_path / "model", env=env, device="cpu")):
+        np.testing.assert_array_equal(loaded.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+        assert loaded.group_size == 2 and loaded.n_epochs == 2 and loaded.policy.temperature == 0.5
+        assert loaded.clip_range(1.0) == 0.3  # type: ignore[operator]
+        reference = loaded.policy.reference  # type: ignore[attr-defined]
+        saved = model.policy.reference  # type: ignore[attr-defined]
+        assert all(th.equal(a, b) for a, b in zip(reference.parameters(), saved.parameters(), strict=True))
+    loaded.learn(80, reset_num_timesteps=False)
+    # The policy alone
+    model.policy.save(tmp_path / "policy.pth")  # type: ignore[attr-defined]
+    policy = ActorPolicy.load(tmp_path / "policy.pth", device="cpu")
+    np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.set_parameters({"policy": {}}, exact_match=True)
+
+
+def test_interrupt_saves(tmp_path: Path) -> None:
+    class Interrupt(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps >= 100:
+                raise KeyboardInterrupt
+            return True
+
+    model = TGRPO("MlpPolicy", identity(), tensorboard_log=str(tmp_path), **FAST)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(1000, callback=Interrupt())
+    resumed = TGRPO.load(tmp_path / "tgrpo_interrupted.zip", env=identity())
+    assert resumed.num_timesteps == 100
+    resumed.learn(160, reset_num_timesteps=False)
+    model.learn(160, reset_num_timesteps=False)  # the interrupted one can go on as well: its rollout is begun anew
+
+
+# ---------------------------------------------------------------------- the update
+
+
+def test_first_ratio_is_one_and_kl_starts_at_zero() -> None:
+    model = TGRPO("MlpPolicy", identity("box"), **FAST | {"kl_coef": 0.5})
+    model.learn(80)
+    assert model.logger.name_to_value == {}
+    model.collect_rollouts(model.env, ConvertedCallback(model), model.rollout_buffer, 1)  # type: ignore[arg-type]
+    model.policy.set_training_mode(True)  # type: ignore[attr-defined]
+    (batch,) = model.rollout_buffer.minibatches(None, np.random.default_rng(0))
+    result = model._accumulate_gradient(batch)
+    assert result["ratio_error"] < 1e-6
+    fresh = TGRPO("MlpPolicy", identity("box"), **FAST | {"kl_coef": 0.5})
+    fresh._setup_learn(1)
+    fresh.collect_rollouts(fresh.env, ConvertedCallback(fresh), fresh.rollout_buffer, 1)  # type: ignore[arg-type]
+    assert (
+        abs(fresh._accumulate_gradient(next(fresh.rollout_buffer.minibatches(None, np.random.default_rng(0))))["kl_loss"])
+        < 1e-7
+    )
+
+
+class ConvertedCallback(BaseCallback):
+    def __init__(self, model: TGRPO) -> None:
+        super().__init__()
+        self.init_callback(model)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_recorded_log_prob_is_the_density_sampled_from(temperature: float) -> None:
+    box, discrete = IdentityEnv("box"), IdentityEnv("discrete")
+    policy = ActorPolicy(box.observation_space, box.action_space, lambda _: 1e-3, temperature=temperature, log_std_init=0.3)
+    obs = th.as_tensor(np.tile(box.reset(seed=0)[0], (20_000, 1)))
+    with th.no_grad():
+        actions, log_prob = policy.sample_actions(obs)
+    deviation = math.exp(0.3) * math.sqrt(temperature)
+    assert actions.std(dim=0).tolist() == pytest.approx([deviation] * 2, rel=0.03)
+    expected = th.distributions.Normal(actions.mean(dim=0), deviation).log_prob(actions).sum(dim=1)
+    assert (log_prob.squeeze(1) - expected).abs().mean() < 0.05
+
+    policy = ActorPolicy(discrete.observation_space, discrete.action_space, lambda _: 1e-3, temperature=temperature)
+    policy.actor.action_net.weight.data *= 300.0  # far from uniform
+    obs = th.as_tensor(np.tile(discrete.reset(seed=0)[0], (20_000, 1)))
+    with th.no_grad():
+        actions, log_prob = policy.sample_actions(obs)
+    for action in range(3):
+        chosen = actions == action
+        assert chosen.float().mean().item() == pytest.approx(log_prob[chosen][:1].exp().sum().item(), abs=0.015)
+
+
+def test_micro_batches_do_not_change_the_update() -> None:
+    results = []
+    for micro_batch_size in (None, 7, 1):
+        model = TGRPO("MlpPolicy", identity("box", 4, 2), micro_batch_size=micro_batch_size, **FAST | {"kl_coef": 0.1}).learn(
+            160
+        )
+        results.append(parameters(model))
+    for other in results[1:]:
+        assert (results[0] - other).abs().max() < 2e-6
+
+
+def test_eq_6_gradient_by_hand() -> None:
+    """One group, one pass: the gradient is that of mean over members of mean over their steps of advantage * log_prob."""
+    env = make_group_env(
+        partial(ScriptEnv, {98: "terminated", 99: "terminated"}, limit=6), 4, stop_on="never", subprocess=False
+    )
+    model = TGRPO("MlpPolicy", env, **FAST)
+    with th.no_grad():
+        model.policy.actor.action_net.bias[98:] += 2.5  # type: ignore[attr-defined]  # members of different lengths
+    model._setup_learn(1)
+    model.collect_rollouts(model.env, ConvertedCallback(model), model.rollout_buffer, 1)  # type: ignore[arg-type]
+    buffer = model.rollout_buffer
+    lengths = buffer.mask.sum(axis=0)[0]
+    assert len(set(lengths)) > 1
+    (batch,) = buffer.minibatches(None, np.random.default_rng(0))
+    model._accumulate_gradient(batch)
+    gradient = [p.grad.clone() for p in model.policy.actor.parameters()]  # type: ignore[attr-defined, union-attr]
+    model.policy.optimizer.zero_grad()
+    objective = th.zeros(())
+    for t, _, i in np.argwhere(buffer.mask):
+        (samples,) = buffer.samples(np.array([np.ravel_multi_index((t, 0, i), buffer.mask.shape)]))
+        log_prob, _ = model.policy.action_log_prob(samples.observations, samples.actions)
+        objective = objective + buffer.advantages[t, 0, i] * log_prob.sum() / (4 * lengths[i])
+    (-objective).backward()
+    for ours, parameter in zip(gradient, model.policy.actor.parameters(), strict=True):  # type: ignore[attr-defined]
+        th.testing.assert_close(ours, parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_kl_holds_the_policy_near_its_start() -> None:
+    def divergence(kl_coef: float) -> float:
+        model = TGRPO("MlpPolicy", identity("box"), n_epochs=5, **FAST | {"kl_coef": kl_coef, "learning_rate": 3e-3})
+        start = ActorPolicy(model.observation_space, model.action_space, lambda _: 0.0)
+        start.load_state_dict(model.policy.state_dict())  # type: ignore[attr-defined]
+        model.learn(2000)
+        obs = th.rand(200, 2, generator=th.Generator().manual_seed(0)) * 2 - 1
+        with th.no_grad():
+            ours, theirs = (p._distribution(p.actor, obs).distribution for p in (model.policy, start))  # type: ignore[attr-defined]
+        return th.distributions.kl_divergence(ours, theirs).sum(dim=-1).mean().item()
+
+    assert divergence(1.0) < 0.2 * divergence(0.0)
+
+
+def test_target_kl_stops_the_update() -> None:
+    model = TGRPO("MlpPolicy", identity("box"), n_epochs=50, batch_size=20, target_kl=0.01, **FAST)
+    model.learn(80)
+    assert 1 <= model._n_updates < 50
+
+
+def test_ratio_levels_agree_where_an_action_is_one_token() -> None:
+    runs = [parameters(TGRPO("MlpPolicy", identity(), ratio_level=level, **FAST).learn(80)) for level in ("action", "token")]  # type: ignore[arg-type]
+    assert th.allclose(runs[0], runs[1], atol=1e-6)
+
+
+def test_grpo_outcome() -> None:
+    script = {1: "success", 2: "terminated"}
+    env = make_group_env(partial(ScriptEnv, script, limit=5), 4, 2, stop_on="never", subprocess=False)
+    model = TGRPO("MlpPolicy", env, alpha_step=0.0, alpha_traj=1.0, outcome_reward="success", **FAST)
+    with th.no_grad():
+        model.policy.actor.action_net.bias[1] += 3.5  # type: ignore[attr-defined]
+    model.learn(40)
+    buffer = model.rollout_buffer
+    for group in range(2):
+        reached = (buffer.rewards[:, group] == 1.0).any(axis=0)  # action 1 succeeds and pays 1
+        values = {round(v, 6) for v in buffer.advantages[:, group][buffer.mask[:, group]]}
+        n, k = 4, int(reached.sum())
+        if 0 < k < n:
+            spread = math.sqrt(k * (n - k) / n / (n - 1))
+            assert values == {round((1 - k / n) / spread, 6), round(-k / n / spread, 6)}
+        else:
+            assert values == {0.0}
+
+
+def test_step_signal_feeds_the_step_level() -> None:
+    env = make_group_env(partial(SignalEnv, limit=3), 4, subprocess=False)
+    model = TGRPO("MlpPolicy", env, **FAST).learn(12)
+    buffer = model.rollout_buffer
+    assert not buffer.rewards[:2].any() and buffer.step_signal[:2].any() and buffer.advantages[:2].any()
+
+
+# ---------------------------------------------------------------------- SB3 around it
+
+
+class Counter(BaseCallback):
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def _on_training_start(self) -> None:
+        self.events.append("training_start")
+
+    def _on_rollout_start(self) -> None:
+        self.events.append("rollout_start")
+
+    def _on_step(self) -> bool:
+        assert {"infos", "dones", "rewards", "new_obs", "n_steps", "actions"} <= set(self.locals)
+        assert self.num_timesteps == self.model.num_timesteps
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert self.locals["rollout_buffer"].advantages.shape[2] == 4
+        self.events.append("rollout_end")
+
+    def _on_training_end(self) -> None:
+        self.events.append("training_end")
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    counter = Counter()
+    evaluation = EvalCallback(
+        Monitor(IdentityEnv()),
+        eval_freq=40,
+        n_eval_episodes=2,
+        best_model_save_path=str(tmp_path),
+        verbose=0,
+        log_path=str(tmp_path),
+    )
+    checkpoint = CheckpointCallback(30, str(tmp_path))
+    model = TGRPO("MlpPolicy", identity(), **FAST)
+    model.learn(240, callback=[counter, evaluation, checkpoint], progress_bar=True)
+    assert counter.events == ["training_start", *["rollout_start", "rollout_end"] * 3, "training_end"]
+    assert len(evaluation.evaluations_results) == 1 and np.isfinite(evaluation.best_mean_reward)
+    assert (tmp_path / "best_model.zip").exists()
+    resumed = TGRPO.load(tmp_path / "rl_model_120_steps.zip", env=identity())  # saved in the middle of a rollout
+    resumed.learn(160, reset_num_timesteps=False)
+
+
+def test_callback_can_stop_and_learning_go_on() -> None:
+    model = TGRPO("MlpPolicy", identity(), **FAST)
+    model.learn(1000, callback=lambda local, _: local["n_steps"] < 5)
+    assert model.num_timesteps == 20
+    model.learn(80, reset_num_timesteps=False)
+    assert model.num_timesteps == 100
+    assert model.rollout_buffer.mask.shape == (20, 1, 4)
+
+
+def test_log(tmp_path: Path) -> None:
+    model = TGRPO("MlpPolicy", identity("discrete", 4, 2), **FAST | {"kl_coef": 0.1})
+    model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
+    model.learn(480)
+    lines = (tmp_path / "progress.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4  # three updates, and the last one's metrics
+    rows = [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+    assert float(rows[-1]["train/n_updates"]) == 3.0
+    assert float(rows[1]["rollout/valid_fraction"]) == 1.0
+    for key in rows[1]:
+        assert len(key.split("/")[-1]) < 34
+        assert key == "" or rows[1][key] == "" or math.isfinite(float(rows[1][key]))
+    documented = Path(__file__).parents[1].joinpath("docs/metrics.md").read_text()
+    for key in rows[1]:
+        assert f"`{key}`" in documented, f"{key} is not explained in docs/metrics.md"
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+def test_counts_valid_steps_only() -> None:
+    env = make_group_env(
+        partial(ScriptEnv, {a: "terminated" for a in range(50)}, limit=10), 4, stop_on="never", subprocess=False
+    )
+    model = TGRPO("MlpPolicy", env, **FAST).learn(1)
+    assert model.num_timesteps == model.rollout_buffer.mask.sum() == model.rollout_buffer.size() < 40
+
+
+def test_groups_per_update_and_pausing() -> None:
+    env = make_group_env(
+        partial(ScriptEnv, {a: "terminated" for a in range(20)}, limit=10), 2, 2, stop_on="termination", subprocess=False
+    )
+    model = TGRPO("MlpPolicy", env, groups_per_update=6, **FAST)
+    model.learn(1)
+    assert model.rollout_buffer.mask.shape[1:] == (6, 2)
+    assert env.active.all()
+    model.learn(40, reset_num_timesteps=False)
+    # Each of the two groups played three episodes; their lengths are those of the episodes, not of the longest
+    lengths = model.rollout_buffer.mask.any(axis=2).sum(axis=0)
+    assert len(set(lengths)) > 1
+
+
+def test_lost_worker_costs_a_group_not_the_run(tmp_path: Path) -> None:
+    maker = partial(OnceCrashingEnv, str(tmp_path / "crashed"), limit=15)
+    env = make_group_env(maker, 2, stop_on="never", subprocess=True)
+    model = TGRPO("MlpPolicy", env, **FAST)
+    with th.no_grad():
+        model.policy.actor.action_net.bias[9] += 2.5  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="restarted"):
+        model.learn(30)
+    assert (tmp_path / "crashed").exists()
+    assert model.rollout_buffer.mask.shape == (15, 1, 2) and model.rollout_buffer.mask.all()
+    env.close()
+
+
+def test_vec_monitor_around_groups_and_vector_env_accepted() -> None:
+    model = TGRPO("MlpPolicy", VecMonitor(identity()), **FAST).learn(80)
+    assert model.ep_info_buffer is not None and len(model.ep_info_buffer) == 4
+    groups = SyncGroupVectorEnv([IdentityEnv] * 4, 4, subprocess=False)
+    assert TGRPO("MlpPolicy", groups, **FAST).learn(80).group_size == 4
+
+
+def test_groups_from_an_id_or_an_env() -> None:
+    for env in ("CartPole-v1", gym.make("CartPole-v1")):
+        model = TGRPO("MlpPolicy", env, group_size=3, **FAST)
+        assert model.n_envs == 3
+    assert TGRPO("MlpPolicy", "CartPole-v1", **FAST).group_size == 4
+
+
+def test_schedule_never_sees_a_negative_remainder() -> None:
+    seen: list[float] = []
+    model = TGRPO("MlpPolicy", identity(), **FAST | {"learning_rate": lambda p: seen.append(p) or 1e-3})  # type: ignore[func-returns-value]
+    model.learn(100)
+    assert min(seen) == 0.0
+
+
+def test_evaluation_is_like_ppos() -> None:
+    env = make_vec_env(IdentityEnv, 2)
+    model = TGRPO("MlpPolicy", identity(), **FAST)
+    rewards, lengths = evaluate_policy(model, env, 4, return_episode_rewards=True)
+    assert lengths == [20] * 4 and len(rewards) == 4  # type: ignore[arg-type]
+    assert PPO("MlpPolicy", env).predict(env.reset())[0].shape == model.predict(env.reset())[0].shape
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def test_bad_input() -> None:
+    env = identity()
+    with pytest.raises(TypeError, match=r"TGRPO needs groups that start alike.*make_group_env"):
+        TGRPO("MlpPolicy", DummyVecEnv([IdentityEnv]))
+    with pytest.raises(ValueError, match="group_size=1"):
+        TGRPO("MlpPolicy", "CartPole-v1", group_size=1)
+    with pytest.raises(ValueError, match="group_size=8, but env has groups of 4"):
+        TGRPO("MlpPolicy", env, group_size=8)
+    with pytest.raises(ValueError, match=r"Policy 'LstmPolicy' is unknown: choose one of MlpPolicy, .*OpenVLAPolicy"):
+        TGRPO("LstmPolicy", env)
+    with pytest.raises(ValueError, match="ActorCriticPolicy can't be trained by TGRPO, it lacks sample_actions"):
+        from stable_baselines3.common.policies import ActorCriticPolicy
+
+        TGRPO(ActorCriticPolicy, env)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gama'"):
+        TGRPO("MlpPolicy", env, gama=0.9)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'net_ach'"):
+        TGRPO("MlpPolicy", env, policy_kwargs={"net_ach": [8]})
+    with pytest.raises(ValueError, match="reward of environment 2 is nan at step 0"):
+        nan = make_group_env(partial(ScriptEnv, {a: "nan" for a in range(100)}), 4, subprocess=False)
+        nan.groups._workers[0].env.script = nan.groups._workers[1].env.script = {}  # type: ignore[attr-defined]
+        TGRPO("MlpPolicy", nan).learn(10)
+    with pytest.raises(ValueError, match="needs groups with stop_on='never', not 'success'"):
+        TGRPO("MlpPolicy", env, alpha_step=0.0, outcome_reward="success")
+    never = make_group_env(IdentityEnv, 4, stop_on="never", subprocess=False)
+    with pytest.raises(ValueError, match=r"outcome_reward='return' leaves no rewards of steps .* alpha_step=0 \(it is 0.3\)"):
+        TGRPO("MlpPolicy", never, outcome_reward="return")
+    with pytest.raises(ValueError, match=r"reports no info\['is_success'\]"):
+        TGRPO("MlpPolicy", never, alpha_step=0.0, outcome_reward="success").learn(10)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("batch_size", 0),
+        ("micro_batch_size", 0),
+        ("groups_per_update", 0),
+        ("n_epochs", 0),
+        ("clip_range", 0.0),
+        ("clip_range_high", -0.1),
+        ("kl_coef", -1.0),
+        ("alpha_step", -0.3),
+        ("alpha_traj", float("nan")),
+        ("temperature", 0.0),
+        ("max_grad_norm", 0.0),
+        ("target_kl", 0.0),
+        ("ratio_level", "sequence"),
+        ("outcome_reward", "sparse"),
+    ],
+)
+def test_bad_settings(argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{argument}="):
+        TGRPO("MlpPolicy", identity(), **{argument: value})
+
+
+def test_bad_groups_per_update() -> None:
+    with pytest.raises(ValueError, match="groups_per_update=3 is not a multiple of the 2 groups of env"):
+        TGRPO("MlpPolicy", identity("discrete", 2, 2), groups_per_update=3)
+
+
+def test_diverged_loss_says_what_to_change() -> None:
+    model = TGRPO("MlpPolicy", identity("box"), n_epochs=3, batch_size=10, **FAST | {"learning_rate": 1e30})
+    with pytest.raises(
+        ValueError, match=r"The loss is (nan|inf|-inf) after .* lower learning_rate|normal expects|invalid values"
+    ):
+        model.learn(400)
+
+
+def test_buffer_class_and_kwargs() -> None:
+    class Mine(GroupedRolloutBuffer):
+        pass
+
+    assert isinstance(TGRPO("MlpPolicy", identity(), rollout_buffer_class=Mine).rollout_buffer, Mine)
