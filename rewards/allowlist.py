@@ -8,7 +8,6 @@ The grammar is in docs/rewards.md, the threat model in docs/security.md.
 """
 
 import ast
-import math
 import re
 import warnings
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from sb3_tgrpo.rewards.errors import Problem, RewardError, shorten
 from sb3_tgrpo.rewards.task_facts import TaskFacts
 from sb3_tgrpo.rewards.vocabulary import HELPERS, ValueType
 
+FILENAME = "<reward>"
 MAX_SOURCE = 32_768
 MAX_LINES = 1_000
 MAX_BRACKETS = 24
@@ -71,8 +71,8 @@ def _parse(source: str) -> ast.FunctionDef:
         raise RewardError(f"the source must be a string, got {type(source).__name__}")
     if len(source) > MAX_SOURCE or source.count("\n") + source.count("\r") > MAX_LINES:
         raise RewardError(f"the source is larger than {MAX_SOURCE} characters or {MAX_LINES} lines")
-    if not source.isascii() or "\0" in source or "\f" in source:
-        raise RewardError("the source must be plain ASCII: Python folds other letters into names that look different")
+    if not source.isascii() or any(character in source for character in "\0\f\\"):
+        raise RewardError("the source must be plain ASCII without backslashes: Python folds other letters into other names")
     depth = deepest = 0
     for character in source:
         if character in "([{":
@@ -85,7 +85,7 @@ def _parse(source: str) -> ast.FunctionDef:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            tree = ast.parse(source, FILENAME)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise RewardError(f"the source is not valid Python: {type(error).__name__}: {shorten(str(error))}") from None
     count, stack = 0, [(tree, 0)]
@@ -98,6 +98,13 @@ def _parse(source: str) -> ast.FunctionDef:
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.FunctionDef):
         raise RewardError("the source must hold exactly one function, def compute_reward(state, info), and nothing beside it")
     return tree.body[0]
+
+
+def _number(value: object) -> float | None:
+    """A literal as a float, None unless it is a number of ordinary size."""
+    if type(value) is int or type(value) is float:
+        return float(value) if -MAX_NUMBER <= value <= MAX_NUMBER else None
+    return None
 
 
 class _Refused(Exception):
@@ -164,10 +171,10 @@ class _Checker:
                     pass
                 case _:
                     break
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 < value <= MAX_NUMBER or name in self.declared:
+            number = _number(value)
+            if number is None or number <= 0.0 or name in self.declared:
                 raise _Refused(statement, f"{name} must be declared once, as a number in (0, {MAX_NUMBER:g}]")
-            self.declared[name] = float(value)
+            self.declared[name] = number
             self.declarations.append(statement)
             types[name] = "scalar"
         if "max_level" not in self.declared:
@@ -276,9 +283,10 @@ class _Checker:
         value = node.value
         if type(value) is bool:
             return ast.Constant(value), "bool"
-        if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > MAX_NUMBER:  # type: ignore[arg-type]
+        number = _number(value)
+        if number is None:
             raise _Refused(node, f"constants are numbers up to {MAX_NUMBER:g}, True and False")
-        return ast.Constant(float(value)), "scalar"  # type: ignore[arg-type]
+        return ast.Constant(number), "scalar"
 
     def _name(self, node: ast.Name, types: Types) -> tuple[ast.expr, ValueType]:
         return ast.Name(node.id, ast.Load()), self._known(node, node.id, types)

@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sb3_tgrpo.rewards.allowlist import check_source
+from sb3_tgrpo.rewards.allowlist import FILENAME, check_source
 from sb3_tgrpo.rewards.errors import RewardError
 from sb3_tgrpo.rewards.helpers import FUNCTIONS
 from sb3_tgrpo.rewards.program import Evaluate, Evaluation, Info, State
@@ -45,7 +45,7 @@ def compile_python(source: str, facts: TaskFacts) -> CompiledPython:
     :raises RewardError: naming the line, what was found and what is allowed.
     """
     checked = check_source(source, facts)
-    module = compile(checked.tree, "<reward>", "exec", dont_inherit=True, optimize=2)
+    module = compile(checked.tree, FILENAME, "exec", dont_inherit=True, optimize=2)
     code = next(const for const in module.co_consts if isinstance(const, types.CodeType))
     check_bytecode(code)
     function = types.FunctionType(code, {"__builtins__": {}, **FUNCTIONS}, "compute_reward")
