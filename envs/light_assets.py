@@ -7,7 +7,8 @@ Joints, sites, collision geoms, masses and actuators stay LIBERO's.
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -17,6 +18,15 @@ from sb3_tgrpo.version import __version__
 
 # MuJoCo's defaults, 28 slices and 16 stacks, draw three times the faces; 16 x 8 still look round at 256 pixels
 _FACETS = {"numslices": "16", "numstacks": "8"}
+# What LIBERO's problem classes load unless told otherwise
+_SCENES = {
+    "libero_coffee_table_manipulation": "libero_coffee_table_base_style",
+    "libero_floor_manipulation": "libero_floor_base_style",
+    "libero_kitchen_tabletop_manipulation": "libero_kitchen_tabletop_base_style",
+    "libero_living_room_tabletop_manipulation": "libero_living_room_tabletop_base_style",
+    "libero_study_tabletop_manipulation": "libero_study_base_style",
+    "libero_tabletop_manipulation": "libero_tabletop_base_style",
+}
 _HIDDEN = {"type": "sphere", "size": 0.001, "rgba": [0, 0, 0, 0]}
 
 
@@ -109,22 +119,26 @@ def _drop_unused_assets(root: ET.Element) -> None:
                 asset.remove(element)
 
 
-def require_light(categories: Iterable[str], scene_xml: str | None = None) -> None:
+def require_light(bddl_file: str | os.PathLike[str]) -> None:
     """
     Check that light assets cover a task.
 
-    :param categories: the task's object and fixture categories, as its BDDL file names them
-    :param scene_xml: the scene's file as LIBERO names it, e.g. ``"scenes/libero_floor_base_style.xml"``
+    :param bddl_file: the task's BDDL file
     :raises ValueError: naming what is not in the tables, and the remedy
     """
+    import_libero()
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    problem = robosuite_parse_problem(os.fspath(bddl_file))
+    needed = [path for name in sorted({*problem["objects"], *problem["fixtures"]}) for path in _object_file(name)]
+    if scene := _SCENES.get(problem["problem_name"].lower()):
+        needed.append(f"scenes/{scene}.xml")
     available = asset_files()
-    missing = [name for name in sorted(set(categories)) for path in _object_file(name) if path not in available]
-    if scene_xml is not None and scene_xml not in available:
-        missing.append(scene_xml)
-    if missing:
+    if missing := [path for path in needed if path not in available]:
         raise ValueError(
-            f'assets="light" does not cover this task: no light version of {", ".join(missing)}. Use assets="full" '
-            "(LIBERO's own, downloaded on first use), or add rows to envs/data/light_assets (docs/light_assets.md)."
+            f"assets=\"light\" does not cover {os.path.basename(bddl_file)}: no light version of {', '.join(missing)}. "
+            'Use assets="full" (LIBERO\'s own, downloaded on first use), or add rows to the tables in '
+            "envs/data/light_assets (docs/light_assets.md says how)."
         )
 
 
