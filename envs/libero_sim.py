@@ -1,0 +1,188 @@
+"""The simulator behind :class:`~sb3_tgrpo.envs.libero.LiberoEnv`: scene, controller, goal, facts and cameras together."""
+
+import logging
+import warnings
+
+import mujoco
+import numpy as np
+
+from sb3_tgrpo.envs.assets import Assets
+from sb3_tgrpo.envs.gl import choose_gl
+
+choose_gl()  # before robosuite, which loads an OpenGL backend when it is imported
+
+from sb3_tgrpo.envs.libero_controller import SUBSTEPS, ArmController  # noqa: E402
+from sb3_tgrpo.envs.libero_facts import FactsReader  # noqa: E402
+from sb3_tgrpo.envs.libero_goal import Goal  # noqa: E402
+from sb3_tgrpo.envs.libero_render import OffscreenRenderer  # noqa: E402
+from sb3_tgrpo.envs.libero_scene import CONTROL_FREQ, LiberoScene  # noqa: E402
+from sb3_tgrpo.envs.libero_starts import place_with_noise  # noqa: E402
+from sb3_tgrpo.envs.libero_tasks import LiberoTask  # noqa: E402
+from sb3_tgrpo.rewards.vocabulary import State  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+PINNED_MUJOCO = "3.3.2"
+PHYSICS_TIMESTEP = 0.002
+
+
+class ObservationClock:
+    """
+    When robosuite takes its observations.
+
+    Each observation has a timer that wraps at 50 ms and samples once per turn, at the first physics step of a turn. Reset and
+    ``set_init_state`` each advance the timer by one tick, so observations are one or two physics steps older than the control
+    step's end, and the timer's rounding error decides which. Replayed here with the same floating-point operations.
+    """
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As after LIBERO's reset, which takes one observation by force."""
+        self._time = 0.0
+        self._sampled = False
+        self._tick(force=True)
+
+    def force(self) -> None:
+        """An observation outside a step, as in ``set_init_state``."""
+        self._tick(force=True)
+
+    def _tick(self, force: bool = False) -> bool:
+        period = 1.0 / CONTROL_FREQ
+        self._time += PHYSICS_TIMESTEP
+        sample = force or (not self._sampled and period >= self._time)
+        if sample:
+            self._sampled = True
+        if self._time >= period:
+            sample = sample or not self._sampled
+            self._time %= period
+            self._sampled = False
+        return sample
+
+    def next_step(self) -> int | None:
+        """
+        Advance by one control step.
+
+        :return: the physics step, from 0, after which its last observation is taken; None if it takes none.
+        """
+        last = None
+        for substep in range(SUBSTEPS):
+            if self._tick():
+                last = substep
+        return last
+
+    def samples_within(self, n_steps: int) -> bool:
+        """Whether an observation is taken in the ``n_steps`` control steps after the next one."""
+        ahead = ObservationClock()
+        ahead._time, ahead._sampled = self._time, self._sampled
+        ahead.next_step()
+        return any(ahead.next_step() is not None for _ in range(n_steps))
+
+
+class LiberoSim:
+    """
+    A task's simulator.
+
+    :param task: the task.
+    :param assets: the assets folder.
+    :param image_size: height and width of pictures.
+    """
+
+    def __init__(self, task: LiberoTask, assets: Assets, image_size: int) -> None:
+        if mujoco.__version__ != PINNED_MUJOCO:
+            warnings.warn(
+                f"MuJoCo {mujoco.__version__} is installed. LIBERO's tasks, checkpoints and this package's tests are for "
+                f"{PINNED_MUJOCO}; 3.8 is known to draw LIBERO darker. Remedy: pip install mujoco=={PINNED_MUJOCO}.",
+                stacklevel=2,
+            )
+        self.scene = LiberoScene(task, assets)
+        self.model, self.data = self.scene.model, self.scene.data
+        self.controller = ArmController(self.model, self.data, self.scene.robot)
+        self.goal = Goal(self.scene)
+        self.facts_reader = FactsReader(self.scene, self.goal)
+        self.clock = ObservationClock()
+        self.renderer = OffscreenRenderer(self.model, self.data, image_size, image_size)
+        self.pictures: dict[str, np.ndarray] = {}
+        self._atoms: list[bool] | None = None
+        self._state = np.zeros(8)
+
+    def reset(self, seed: int, start: np.ndarray | None = None, start_noise: float = 0.0) -> None:
+        """
+        Place everything; nothing has settled yet.
+
+        :param seed: of LIBERO's sampler.
+        :param start: a flattened state to restore afterwards.
+        :param start_noise: metres.
+        """
+        self.scene.reset(seed)
+        self.controller.reset()
+        self.clock.reset()
+        self.pictures = {}
+        self._atoms = None
+        if start is not None:
+            self.set_state(start)
+        elif start_noise > 0:
+            place_with_noise(self.scene, seed, start_noise)
+
+    def set_state(self, flat: np.ndarray) -> None:
+        """Restore a flattened state."""
+        self.scene.set_state(flat)
+        self.clock.force()
+        self._atoms = None
+
+    def step(self, action: np.ndarray, pictures: dict[str, str]) -> None:
+        """
+        One control step.
+
+        :param action: float64 (7,).
+        :param pictures: names of observations and their cameras, to be taken when LIBERO takes them.
+        """
+        self.controller.set_action(action)
+        sample = self.clock.next_step()
+        if sample is None:
+            self.controller.advance(SUBSTEPS, first=True)
+        else:
+            self.controller.advance(sample + 1, first=True)
+            for name, camera in pictures.items():
+                self.pictures[name] = self.picture(camera)
+            self._read_proprioception()
+            if sample + 1 < SUBSTEPS:
+                self.controller.advance(SUBSTEPS - sample - 1, first=False)
+        self._atoms = None
+        self.scene.update_burners()
+
+    def picture(self, camera: str) -> np.ndarray:
+        """The current state from a camera, bottom row first."""
+        return self.renderer.render(self.model.camera(camera).id)
+
+    def goal_atoms(self) -> list[bool]:
+        """Truth of the goal's atoms, judged once per state."""
+        if self._atoms is None:
+            self._atoms = self.goal.evaluate()
+        return self._atoms
+
+    def success(self) -> bool:
+        """All atoms of the goal hold."""
+        return all(self.goal_atoms())
+
+    def facts(self) -> State:
+        """The state in the vocabulary's terms."""
+        return self.facts_reader.read(self.goal_atoms())
+
+    def _read_proprioception(self) -> None:
+        from robosuite.utils.transform_utils import quat2axisangle
+
+        robot = self.scene.robot
+        w, x, y, z = self.data.xquat[self.model.body(robot.robot_model.eef_name).id]
+        self._state[:3] = self.data.site_xpos[robot.eef_site_id]
+        self._state[3:6] = quat2axisangle(np.array([x, y, z, w]))
+        self._state[6:] = self.data.qpos[robot._ref_gripper_joint_pos_indexes]
+
+    def proprioception(self) -> np.ndarray:
+        """End-effector position, axis-angle rotation and finger positions at the last observation."""
+        return self._state.copy()
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        self.renderer.close()

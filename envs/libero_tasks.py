@@ -1,0 +1,126 @@
+"""LIBERO's suites and tasks: names, sentences, BDDL files and stored start states, without importing LIBERO."""
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
+
+DEFAULT_STEP_CAP = 300
+"""Step cap of BDDL files that belong to no suite."""
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """
+    One task.
+
+    :param suite: suite, ``""`` for a BDDL file of the user's.
+    :param index: position in the suite, in LIBERO's own task order.
+    :param name: the BDDL file's name without its suffix.
+    :param instruction: the sentence for the policy, LIBERO's ``Task.language``.
+    :param bddl_file: problem definition.
+    :param init_file: stored start states, None if there are none.
+    :param step_cap: control steps per episode.
+    """
+
+    suite: str
+    index: int
+    name: str
+    instruction: str
+    bddl_file: Path
+    init_file: Path | None
+    step_cap: int
+
+
+def libero_root() -> Path:
+    """
+    :return: the folder of the installed ``libero.libero`` package.
+    :raises ImportError: if it is not installed.
+    """
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            'LIBERO is not installed: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.'
+        )
+    return Path(spec.submodule_search_locations[0]) / "libero"
+
+
+@cache
+def _task_names() -> dict[str, list[str]]:
+    # LIBERO's own table, read as a file: importing it would import all of LIBERO and torch.
+    path = libero_root() / "benchmark" / "libero_suite_task_map.py"
+    spec = importlib.util.spec_from_file_location("_libero_suite_task_map", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.libero_task_map
+
+
+def instruction_of(name: str) -> str:
+    """LIBERO's ``Task.language``: the file name as words, without the scene prefix of the LIBERO-100 suites."""
+    if name[:1].isupper() and "SCENE" in name:
+        scene = name.index("SCENE") + len("SCENE")
+        name = name[scene:].lstrip("0123456789").removeprefix("_")
+    return name.replace("_", " ")
+
+
+def get_task(suite: str, task: int = 0) -> LiberoTask:
+    """
+    :param suite: one of :data:`~sb3_tgrpo.envs.registration.SUITES`.
+    :param task: index in the suite, in LIBERO's own task order.
+    :raises ValueError: for an unknown suite or index, listing the valid ones.
+    :raises TypeError: if ``task`` is not an integer.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"Unknown LIBERO suite {suite!r}. Available: {', '.join(SUITES)}.")
+    if isinstance(task, bool) or not isinstance(task, int | np.integer):
+        raise TypeError(f"task must be an integer (the index in {suite}), got {task!r}.")
+    if not 0 <= task < SUITES[suite]:
+        raise ValueError(f"Unknown task {task} of {suite}. Available: 0 to {SUITES[suite] - 1}.")
+    name, root = _task_names()[suite][task], libero_root()
+    return LiberoTask(
+        suite=suite,
+        index=int(task),
+        name=name,
+        instruction=instruction_of(name),
+        bddl_file=root / "bddl_files" / suite / f"{name}.bddl",
+        init_file=root / "init_files" / suite / f"{name}.pruned_init",
+        step_cap=STEP_CAPS[suite],
+    )
+
+
+def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTask:
+    """
+    A task of the user's own.
+
+    :param path: BDDL file in LIBERO's dialect.
+    :param instruction: sentence for the policy; None takes it from the file name, as LIBERO does.
+    :raises FileNotFoundError: if there is no such file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"BDDL file {file} does not exist.")
+    return LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+
+
+@cache
+def stored_starts(task: LiberoTask) -> np.ndarray:
+    """
+    The stored start states of a task, one flattened simulator state (time, qpos, qvel) per row, read-only.
+
+    :raises ValueError: if the task has none.
+    """
+    if task.init_file is None:
+        raise ValueError(f"{task.name} has no stored start states: omit init_state_id to draw starts.")
+    import torch
+
+    # The files are part of the installed LIBERO package and hold a pickled array, which weights_only can't read.
+    loaded: Any = torch.load(task.init_file, weights_only=False)
+    states = np.array(loaded, dtype=np.float64)
+    states.setflags(write=False)
+    return states
