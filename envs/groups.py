@@ -106,7 +106,7 @@ class SyncGroupVectorEnv(VectorEnv):
         self._n_starts = np.zeros(self.n_groups, dtype=np.int64)  # starts taken so far, so the next start's number
         self._starts: list[tuple[int, dict[str, Any] | None]] = [(0, None)] * self.n_groups  # seed, options of the current one
         self._restarts = np.zeros(self.n_groups, dtype=np.int64)  # in the current group
-        self._paused = np.zeros(self.n_groups, dtype=bool)
+        self._paused = np.zeros(self.num_envs, dtype=bool)
         self._over = np.ones(self.num_envs, dtype=bool)  # True before the first reset: nothing to step
         self._terminated = np.zeros(self.num_envs, dtype=bool)
         self._truncated = np.zeros(self.num_envs, dtype=bool)
@@ -179,11 +179,11 @@ class SyncGroupVectorEnv(VectorEnv):
     @property
     def active(self) -> np.ndarray:
         """``(num_envs,)`` bool: members whose next action will be carried out (neither held nor in a paused group)."""
-        return ~self._over & ~np.repeat(self._paused, self.group_size)
+        return ~(self._over | self._paused)
 
     def pause(self, groups: np.ndarray | Sequence[int]) -> None:
         """Let groups stand still, for instance those that have sampled all that an update needs."""
-        self._paused[groups] = True
+        self._paused.reshape(-1, self.group_size)[groups] = True
 
     def resume(self) -> None:
         """Let all groups go on."""

@@ -75,12 +75,12 @@ class PagedRows:
         return out
 
 
-class _Steps(NamedTuple):
-    """One step of one group; arrays over its members."""
+class _Step(NamedTuple):
+    """One step of all environments, ``(n_envs,)`` each."""
 
-    rows: np.ndarray  # where the transition is stored, -1 where masked
-    rewards: np.ndarray
-    step_signal: np.ndarray
+    rows: np.ndarray  # where the transition is stored, meaningless where masked
+    rewards: np.ndarray  # 0 where masked
+    step_signal: np.ndarray  # 0 where masked
     valid: np.ndarray
 
 
@@ -129,8 +129,9 @@ class GroupedRolloutBuffer(BaseBuffer):
         super().reset()
         self._observations: dict[str | None, PagedRows] = {}
         self._actions, self._log_probs = PagedRows(), PagedRows()
-        self._open: list[list[_Steps]] = [[] for _ in range(self.n_envs // self.group_size)]
-        self._ended: list[list[_Steps]] = []
+        self._steps: list[_Step] = []
+        self._start_of_group = [0] * (self.n_envs // self.group_size)  # index into _steps
+        self._ended: list[list[np.ndarray]] = []  # of each group: rows, rewards, step_signal, valid, (n_steps, group_size)
         self._outcomes: list[np.ndarray | None] = []
 
     def size(self) -> int:
@@ -164,21 +165,18 @@ class GroupedRolloutBuffer(BaseBuffer):
         """
         valid = np.ones(self.n_envs, dtype=bool) if valid is None else valid
         step_signal = rewards if step_signal is None else step_signal
-        self._check_finite("reward", rewards, valid)
-        self._check_finite("step_signal", step_signal, valid)
-        rows = np.full(self.n_envs, -1, dtype=np.int64)
-        rows[valid] = np.arange(len(self._actions), len(self._actions) + int(valid.sum()))
-        items: list[tuple[str | None, np.ndarray]] = list(obs.items()) if isinstance(obs, dict) else [(None, obs)]
         everything = bool(valid.all())
+        if not everything:
+            rewards, step_signal = np.where(valid, rewards, 0.0), np.where(valid, step_signal, 0.0)
+        self._check_finite("reward", rewards)
+        self._check_finite("step_signal", step_signal)
+        items: list[tuple[str | None, np.ndarray]] = list(obs.items()) if isinstance(obs, dict) else [(None, obs)]
+        rows = len(self._actions) + np.cumsum(valid) - 1
         for key, value in items:
             self._observations.setdefault(key, PagedRows()).append(value if everything else value[valid])
         self._actions.append(actions if everything else actions[valid])
         self._log_probs.append(log_prob if everything else log_prob[valid])
-        rewards, step_signal = np.where(valid, rewards, 0.0), np.where(valid, step_signal, 0.0)
-        arrays = [array.reshape(-1, self.group_size) for array in (rows, rewards, step_signal, valid)]
-        for group, steps in enumerate(self._open):
-            if arrays[3][group].any():
-                steps.append(_Steps(*(array[group].copy() for array in arrays)))
+        self._steps.append(_Step(rows, rewards, step_signal, valid))
 
     def end_group(self, group: int, outcomes: np.ndarray | None = None) -> None:
         """
@@ -187,13 +185,15 @@ class GroupedRolloutBuffer(BaseBuffer):
         :param group: Index of the group among the environments.
         :param outcomes: ``(group_size,)``, one reward per trajectory that replaces those of its steps (GRPO).
         """
-        self._ended.append(self._open[group])
+        members = slice(group * self.group_size, (group + 1) * self.group_size)
+        steps = self._steps[self._start_of_group[group] :]
+        self._ended.append([np.stack([array[members] for array in arrays]) for arrays in zip(*steps, strict=True)])
         self._outcomes.append(outcomes)
-        self._open[group] = []
+        self._start_of_group[group] = len(self._steps)
 
     def discard_group(self, group: int) -> None:
         """Forget the steps of a group since its start: it is sampled again."""
-        self._open[group] = []
+        self._start_of_group[group] = len(self._steps)
 
     def compute_advantages(self, alpha_step: float = 0.3, alpha_traj: float = 0.7, min_spread: float = MIN_SPREAD) -> None:
         """
@@ -205,13 +205,12 @@ class GroupedRolloutBuffer(BaseBuffer):
         """
         if not self._ended:
             raise RuntimeError("No group has ended yet: add() whole groups and end_group() them first.")
-        shape = (max(map(len, self._ended)), len(self._ended), self.group_size)
+        shape = (max(len(arrays[0]) for arrays in self._ended), len(self._ended), self.group_size)
         self._rows = np.full(shape, -1, dtype=np.int64)
         self.rewards, self.step_signal, self.mask = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=bool)
-        arrays = (self._rows, self.rewards, self.step_signal, self.mask)
-        for group, steps in enumerate(self._ended):
-            for array, values in zip(arrays, zip(*steps, strict=True), strict=True):
-                array[: len(steps), group] = values
+        for group, arrays in enumerate(self._ended):
+            for target, array in zip((self._rows, self.rewards, self.step_signal, self.mask), arrays, strict=True):
+                target[: len(array), group] = array
         self.advantages = tgrpo_advantages(self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread)
         for group, outcomes in enumerate(self._outcomes):
             if outcomes is not None:
@@ -263,11 +262,11 @@ class GroupedRolloutBuffer(BaseBuffer):
             weight=self.to_torch((self.weight.ravel()[batch_inds] / weight_sum).astype(np.float32), copy=False),
         )
 
-    def _check_finite(self, name: str, values: np.ndarray, valid: np.ndarray) -> None:
-        if np.isfinite(values).all():
+    def _check_finite(self, name: str, values: np.ndarray) -> None:
+        if np.isfinite(values.sum()):  # one pass; a sum of finite rewards that overflows is not worth telling apart
             return
-        for i in np.flatnonzero(valid & ~np.isfinite(values)):
-            step = len(self._open[i // self.group_size])
+        for i in np.flatnonzero(~np.isfinite(values)):
+            step = len(self._steps) - self._start_of_group[i // self.group_size]
             raise ValueError(
                 f"{name} of environment {i} is {values[i]} at step {step} of its episode: rewards must be finite numbers."
             )
