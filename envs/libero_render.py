@@ -1,6 +1,7 @@
 """Offscreen pictures of a MuJoCo model."""
 
 import atexit
+import importlib
 import os
 import weakref
 from typing import Any
@@ -11,6 +12,12 @@ import numpy as np
 from sb3_tgrpo.envs.gl import MISSING_GL, choose_gl
 
 _open_renderers: "weakref.WeakSet[OffscreenRenderer]" = weakref.WeakSet()
+
+
+def _context_class(backend: str) -> Any:
+    # MuJoCo settles on a backend when it is first imported, which may have been before MUJOCO_GL was set
+    name = backend if backend in ("egl", "osmesa") else "gl_context"
+    return importlib.import_module(f"mujoco.{name}").GLContext
 
 
 class OffscreenRenderer:
@@ -45,12 +52,11 @@ class OffscreenRenderer:
         if backend is None:
             raise RuntimeError(MISSING_GL)
         try:
-            from mujoco.gl_context import GLContext
-
+            context_class = _context_class(backend)
             global_ = self._model.vis.global_
             global_.offwidth = max(global_.offwidth, self._viewport.width)
             global_.offheight = max(global_.offheight, self._viewport.height)
-            self._gl = GLContext(global_.offwidth, global_.offheight)
+            self._gl = context_class(global_.offwidth, global_.offheight)
             self._gl.make_current()
             self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:

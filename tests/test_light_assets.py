@@ -1,0 +1,229 @@
+"""Light assets: LIBERO's physics, drawn with primitives."""
+
+import hashlib
+import subprocess
+import sys
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import mujoco
+import numpy as np
+import pytest
+
+from sb3_tgrpo.envs import LiberoEnv
+from sb3_tgrpo.envs.assets import resolve_assets
+from sb3_tgrpo.envs.libero_render import OffscreenRenderer
+from sb3_tgrpo.envs.libero_scene import LiberoScene
+from sb3_tgrpo.envs.libero_tasks import get_task
+from sb3_tgrpo.envs.light_assets import lighten_model, require_light
+from sb3_tgrpo.envs.light_mjcf import load_table
+
+TASKS = [("libero_object", task) for task in range(10)]
+PRODUCTS = sorted(set(load_table("stable_hope_objects")) - {"defaults"})
+COUNTS = {
+    "BODY": "nbody",
+    "JOINT": "njnt",
+    "SITE": "nsite",
+    "CAMERA": "ncam",
+    "LIGHT": "nlight",
+    "ACTUATOR": "nu",
+    "SENSOR": "nsensor",
+}
+
+
+def scene(kind: str, suite: str, task: int) -> LiberoScene:
+    return LiberoScene(get_task(suite, task), resolve_assets(kind))
+
+
+@cache
+def light_scene(suite: str, task: int) -> LiberoScene:
+    return scene("light", suite, task)
+
+
+def drawn_types(model: mujoco.MjModel, data: mujoco.MjData) -> set[int]:
+    option = mujoco.MjvOption()
+    option.geomgroup[:] = [0, 1, 0, 0, 0, 0]
+    drawn = mujoco.MjvScene(model, maxgeom=2000)
+    mujoco.mjv_updateScene(model, data, option, mujoco.MjvPerturb(), mujoco.MjvCamera(), mujoco.mjtCatBit.mjCAT_ALL, drawn)
+    return {drawn.geoms[i].type for i in range(drawn.ngeom)}
+
+
+def physical_geoms(model: mujoco.MjModel) -> list[int]:
+    return [i for i in range(model.ngeom) if model.geom_contype[i] or model.geom_conaffinity[i] or model.geom_group[i] == 0]
+
+
+def names(model: mujoco.MjModel, kind: mujoco.mjtObj, ids: Any) -> list[str]:
+    return [mujoco.mj_id2name(model, kind, i) for i in ids]
+
+
+def assert_same_model(light: mujoco.MjModel, full: mujoco.MjModel) -> None:
+    """Everything but what is drawn is equal, to the last bit."""
+    for kind, count in COUNTS.items():
+        obj = getattr(mujoco.mjtObj, f"mjOBJ_{kind}")
+        assert getattr(light, count) == getattr(full, count), kind
+        assert names(light, obj, range(getattr(light, count))) == names(full, obj, range(getattr(full, count)))
+    drawn_only = {"body_geomadr", "body_geomnum", "body_bvhadr", "body_bvhnum"}
+    prefixes = ("body", "jnt", "dof", "site", "actuator", "cam", "light", "sensor", "eq", "qpos0", "exclude", "pair")
+    compared = 0
+    for field in dir(full):
+        value = getattr(full, field)
+        if field.split("_")[0] in prefixes and isinstance(value, np.ndarray) and field not in drawn_only:
+            np.testing.assert_array_equal(getattr(light, field), value, err_msg=field)
+            compared += 1
+    assert compared > 100
+    ours, theirs = physical_geoms(light), physical_geoms(full)
+    assert names(light, mujoco.mjtObj.mjOBJ_GEOM, ours) == names(full, mujoco.mjtObj.mjOBJ_GEOM, theirs)
+    for field in dir(full):
+        if field.startswith("geom_") and field not in {"geom_rgba", "geom_matid", "geom_dataid"}:
+            np.testing.assert_array_equal(getattr(light, field)[ours], getattr(full, field)[theirs], err_msg=field)
+    for field in ("extent", "center", "meaninertia", "meanmass"):
+        np.testing.assert_array_equal(getattr(light.stat, field), getattr(full.stat, field), err_msg=field)
+    assert repr(light.opt) == repr(full.opt)
+
+
+@pytest.mark.full_assets
+@pytest.mark.parametrize(("suite", "task"), TASKS)
+def test_model_and_bare_physics_equal_full_assets(suite: str, task: int) -> None:
+    light, full = light_scene(suite, task), scene("full", suite, task)
+    assert_same_model(light.model, full.model)
+    full.reset(3)
+    light.reset(3)
+    np.testing.assert_array_equal(light.data.qpos, full.data.qpos)
+    rng = np.random.default_rng(0)
+    contacts = 0
+    for step in range(1000):
+        if step % 25 == 0:
+            torque = rng.uniform(-1, 1, full.model.nu) * [60, 60, 40, 40, 10, 10, 10, 0.04, 0.04]
+        full.data.ctrl[:] = light.data.ctrl[:] = torque
+        mujoco.mj_step(full.model, full.data)
+        mujoco.mj_step(light.model, light.data)
+        contacts = max(contacts, full.data.ncon)
+    np.testing.assert_array_equal(light.data.qpos, full.data.qpos)
+    np.testing.assert_array_equal(light.data.qvel, full.data.qvel)
+    assert contacts > 20
+
+
+@pytest.mark.full_assets
+@pytest.mark.parametrize(("suite", "task"), [TASKS[0], TASKS[7]])
+def test_same_trajectory_under_random_actions(suite: str, task: int) -> None:
+    envs = [LiberoEnv(suite, task, assets=kind, observations=("state",)) for kind in ("light", "full")]
+    light, full = envs
+    for env in envs:
+        env.reset(seed=1, options={"init_state_id": 5})
+    start = full.unwrapped.data.qpos.copy()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        action = rng.uniform(-1, 1, 7).astype(np.float32)
+        action[2] = min(action[2], 0.2)  # downwards, into the objects
+        results = [env.step(action)[1:4] for env in envs]
+        assert results[0] == results[1]
+        np.testing.assert_array_equal(light.unwrapped.data.qpos, full.unwrapped.data.qpos)
+        np.testing.assert_array_equal(light.unwrapped.data.qvel, full.unwrapped.data.qvel)
+    assert np.abs(full.unwrapped.data.qpos - start).max() > 0.1
+    for env in envs:
+        env.close()
+
+
+@pytest.mark.parametrize(("suite", "task"), TASKS)
+def test_light_task_loads_and_draws_no_mesh(suite: str, task: int) -> None:
+    light = light_scene(suite, task)
+    light.reset(0)
+    assert np.isfinite(light.data.qpos).all()
+    types = drawn_types(light.model, light.data)
+    assert mujoco.mjtGeom.mjGEOM_MESH not in types
+    assert types >= {mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER}
+    # robosuite looks its visual geoms up by name
+    for name in light.robot.robot_model.visual_geoms + light.robot.gripper.visual_geoms:
+        assert mujoco.mj_name2id(light.model, mujoco.mjtObj.mjOBJ_GEOM, name) >= 0
+
+
+def product_colours() -> dict[str, np.ndarray]:
+    """The mean colour of each product in a 64x64 agentview picture, over tasks."""
+    seen: dict[str, np.ndarray] = {}
+    for suite, task in TASKS:
+        light = light_scene(suite, task)
+        light.reset(0)
+        model, data = light.model, light.data
+        camera = model.camera("agentview").id
+        renderer = OffscreenRenderer(model, data, 64, 64)
+        with_all = renderer.render(camera).astype(float)
+        for product in PRODUCTS:
+            body = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_BODY, f"{product}_1_main")
+            if body < 0 or product in seen:
+                continue
+            mine = (model.geom_bodyid == body) & (model.geom_group == 1)
+            before = model.geom_rgba[mine, 3].copy()
+            model.geom_rgba[mine, 3] = 0
+            without = renderer.render(camera).astype(float)
+            model.geom_rgba[mine, 3] = before
+            covered = np.abs(with_all - without).sum(-1) > 30
+            assert covered.sum() >= 3, product
+            seen[product] = with_all[covered].mean(0)
+        renderer.close()
+    return seen
+
+
+def test_products_can_be_told_apart_in_a_small_picture() -> None:
+    colours = product_colours()
+    assert sorted(colours) == PRODUCTS
+    assert len(PRODUCTS) == 10
+    for one, other in combinations(PRODUCTS, 2):
+        assert np.abs(colours[one] - colours[other]).max() > 12, (one, other, colours[one], colours[other])
+
+
+PICTURE = """
+import hashlib
+from sb3_tgrpo.envs.assets import resolve_assets
+from sb3_tgrpo.envs.libero_render import OffscreenRenderer
+from sb3_tgrpo.envs.libero_scene import LiberoScene
+from sb3_tgrpo.envs.libero_tasks import get_task
+scene = LiberoScene(get_task("libero_object", 4), resolve_assets("light"))
+scene.reset(7)
+picture = OffscreenRenderer(scene.model, scene.data, 128, 128).render(scene.model.camera("agentview").id)
+print("picture", hashlib.sha256(picture.tobytes()).hexdigest(), picture.std() > 20)
+"""
+
+
+def test_pictures_are_the_same_in_every_process() -> None:
+    light = light_scene("libero_object", 4)
+    light.reset(7)
+    renderer = OffscreenRenderer(light.model, light.data, 128, 128)
+    here = hashlib.sha256(renderer.render(light.model.camera("agentview").id).tobytes()).hexdigest()
+    renderer.close()
+    done = subprocess.run([sys.executable, "-c", PICTURE], capture_output=True, text=True, check=True)
+    assert f"picture {here} True" in done.stdout
+
+
+def test_a_task_without_light_objects_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no light version of .*black_book.*study_base_style.*assets=\"full\".*rows"):
+        require_light(get_task("libero_10", 5).bddl_file)
+    env = LiberoEnv("libero_10", 5, assets="light", observations=("state",))
+    with pytest.raises(ValueError, match="no light version of"):
+        env.reset(seed=0)
+
+
+def test_visual_meshes_of_unknown_bodies_are_refused() -> None:
+    geom = '<geom type="mesh" mesh="x" group="1" contype="0" conaffinity="0"/>'
+    xml = f'<mujoco><worldbody><body name="robot0_tentacle">{geom}</body></worldbody></mujoco>'
+    with pytest.raises(ValueError, match=r"'robot0_tentacle'.*link0.*assets=\"full\""):
+        lighten_model(xml)
+
+
+def test_lighten_model_keeps_everything_but_visual_meshes() -> None:
+    xml = """<mujoco><asset><mesh name="seen" file="a.stl"/><mesh name="felt" file="b.stl"/><material name="paint"/></asset>
+    <worldbody><body name="robot0_link1"><inertial pos="0 0 0" mass="3" diaginertia="1 1 1"/><joint name="j"/>
+    <geom name="look" type="mesh" mesh="seen" material="paint" group="1" contype="0" conaffinity="0"/>
+    <geom name="hit" type="mesh" mesh="felt" group="0"/><site name="s"/></body></worldbody></mujoco>"""
+    light = lighten_model(xml)
+    for kept in (
+        'name="felt"',
+        'name="hit" type="mesh" mesh="felt"',
+        "<inertial",
+        'joint name="j"',
+        'site name="s"',
+        'name="look"',
+    ):
+        assert kept in light
+    for gone in ("seen", "paint"):
+        assert gone not in light
