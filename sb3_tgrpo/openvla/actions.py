@@ -100,11 +100,15 @@ def resolve_unnorm_key(available: Sequence[str], key: str | None = None, suite: 
     :param suite: LIBERO suite of the environment, if any.
     :raises ValueError: If there is none or the choice is open; the message lists the names.
     """
-    for name in (key,) if key is not None else (suite,):
-        for candidate in (name, f"{name}_no_noops"):
-            if name is not None and candidate in available:
-                return candidate
+    wanted = suite if key is None else key
+    for candidate in () if not wanted else (wanted, f"{wanted}_no_noops"):
+        if candidate in available:
+            return candidate
     if key is None and len(available) == 1:
         return available[0]
-    asked = f"unnorm_key={key!r} is not among the" if key is not None else f"unnorm_key is needed (suite {suite!r}) to choose among the"
-    raise ValueError(f"{asked} checkpoint's action statistics: {', '.join(sorted(available)) or 'none'}.")
+    names = ", ".join(sorted(available)) or "none"
+    if key is None:
+        raise ValueError(
+            f"unnorm_key is needed to choose among the checkpoint's action statistics (suite {suite!r}): {names}."
+        )
+    raise ValueError(f"unnorm_key={key!r} is not among the checkpoint's action statistics: {names}.")

@@ -105,7 +105,7 @@ def _lanczos_taps(source: int, target: int, device: th.device) -> tuple[th.Tenso
     pi, scale = f32(math.pi), f32(source) / f32(target)
     inverse_scale = f32(1) / scale
     radius = f32(3) * scale
-    rows: list[tuple[int, list[np.float32]]] = []
+    rows: list[tuple[int, list[np.floating]]] = []
     for output in range(target):
         centre = (f32(output) + f32(0.5)) * scale
         first = max(math.ceil(centre - radius - f32(0.5)), 0)
@@ -125,12 +125,12 @@ def _lanczos_taps(source: int, target: int, device: th.device) -> tuple[th.Tenso
             total = total + weight
         inverse = f32(1) / total
         rows.append((first, [weight * inverse for weight in weights_of_pixel]))
-    taps = max(len(weight) for _, weight in rows)
+    taps = max(len(column) for _, column in rows)
     index = np.zeros((taps, target), dtype=np.int64)
     weights = np.zeros((taps, target), dtype=np.float32)
-    for output, (first, weight) in enumerate(rows):
-        index[: len(weight), output] = np.arange(first, first + len(weight))
-        weights[: len(weight), output] = weight
+    for output, (first, column) in enumerate(rows):
+        index[: len(column), output] = np.arange(first, first + len(column))
+        weights[: len(column), output] = column
     return th.from_numpy(index).to(device), th.from_numpy(weights).to(device)
 
 
@@ -179,7 +179,7 @@ def _crop_grid(size: int, device: th.device) -> tuple[th.Tensor, th.Tensor, th.T
 
 def _center_crop(images: th.Tensor) -> th.Tensor:
     low, high, weight = _crop_grid(images.shape[1], images.device)
-    x = images.to(th.float32) * np.float32(1.0 / 255.0)
+    x = images.to(th.float32) * float(np.float32(1.0 / 255.0))
     wx = weight.view(1, 1, -1, 1)
     left, right = x[:, :, low], x[:, :, high]
     row = left + (right - left) * wx

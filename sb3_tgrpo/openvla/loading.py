@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,10 +103,13 @@ def resolve_dtype(dtype: th.dtype | str | None, device: th.device) -> th.dtype:
     return resolved
 
 
-def find_checkpoint(folder_or_hub_id: str | os.PathLike[str]) -> Path:
+def find_checkpoint(
+    folder_or_hub_id: str | os.PathLike[str], patterns: Sequence[str] = ("*.json", "*.safetensors", "tokenizer.model")
+) -> Path:
     """
     A local folder as it is; a hub id after downloading it (or from the cache).
 
+    :param patterns: Files to download.
     :raises ValueError: If it is neither, or the download fails.
     """
     folder = Path(folder_or_hub_id).expanduser()
@@ -121,12 +124,26 @@ def find_checkpoint(folder_or_hub_id: str | os.PathLike[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except Exception as error:
         raise ValueError(
             f"Could not get the checkpoint {name!r} from the Hugging Face hub: {error}. "
             "Check the name and the network, or pass a folder that holds it."
         ) from error
+
+
+def read_config(checkpoint: str | os.PathLike[str]) -> OpenVLAConfig:
+    """
+    A checkpoint's configuration alone, without downloading its weights.
+
+    :param checkpoint: As for :func:`load_openvla`.
+    """
+    if str(checkpoint) == "tiny":
+        from sb3_tgrpo.openvla.tiny import tiny_config
+
+        return OpenVLAConfig.from_dict(tiny_config(), "the tiny configuration")
+    folder = find_checkpoint(checkpoint, patterns=["config.json"])
+    return OpenVLAConfig.from_dict(_read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def build_empty(config: OpenVLAConfig, normalization: Normalization | None = None) -> OpenVLA:
@@ -288,9 +305,7 @@ def preprocessor_config(model: OpenVLA) -> dict[str, Any]:
             {"inplace": False, "mean": list(mean), "std": list(std)}
             for mean, std in zip(model.normalization.means, model.normalization.stds, strict=True)
         ],
-        "tvf_resize_params": [
-            {"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]} for _ in towers
-        ],
+        "tvf_resize_params": [{"antialias": True, "interpolation": 3, "max_size": None, "size": [size, size]} for _ in towers],
         "use_fused_vision_backbone": True,
     }
 

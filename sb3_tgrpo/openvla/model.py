@@ -53,7 +53,9 @@ class KeyValueCache:
         self.keys: list[th.Tensor | None] = [None] * n_layers
         self.values: list[th.Tensor | None] = [None] * n_layers
 
-    def update(self, key: th.Tensor, value: th.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[th.Tensor, th.Tensor]:
+    def update(
+        self, key: th.Tensor, value: th.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[th.Tensor, th.Tensor]:
         """Called by each attention layer: store the new keys and values, return all those so far."""
         batch, heads, new, width = key.shape
         if self.keys[layer_idx] is None:
@@ -90,6 +92,7 @@ class OpenVLA(nn.Module):
         # Set when float32 adapters sit on a base of lower precision: their products then run in the base's precision.
         self.autocast_language = False
         self.autocast_vision = False
+        self.is_loaded_in_4bit = False  # the name PEFT looks for
         self.files: dict[str, bytes] = {}
         self.identity = ""
         self._graphs = GraphedGeneration(self._generate)
@@ -107,6 +110,12 @@ class OpenVLA(nn.Module):
     @property
     def hidden_size(self) -> int:
         return int(self.language_model.config.hidden_size)
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether training can't change an image's embedding."""
+        parts = (self.vision_backbone, self.projector)
+        return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
     @property
     def action_rows(self) -> slice:
@@ -287,9 +296,7 @@ class OpenVLA(nn.Module):
         hidden = self._decode(embeds, *self._positions_and_mask(prompts, embeds.shape[1]))
         return self.language_model.model.norm(hidden[:, -1])
 
-    def action_logits(
-        self, pixel_values: th.Tensor, input_ids: th.Tensor | list[list[int]], tokens: th.Tensor
-    ) -> th.Tensor:
+    def action_logits(self, pixel_values: th.Tensor, input_ids: th.Tensor | list[list[int]], tokens: th.Tensor) -> th.Tensor:
         """
         Teacher-forced logits of the action ids, in one pass and with gradient.
 

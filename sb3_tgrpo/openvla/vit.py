@@ -113,7 +113,7 @@ class VisionTower(nn.Module):
         x = self.patch_embed(x) + self.pos_embed
         prefix = [getattr(self, name).expand(len(x), -1, -1) for name in ("cls_token", "reg_token") if hasattr(self, name)]
         x = th.cat([*prefix, x], dim=1)
-        for block in self.blocks[:-1]:  # type: ignore[index]
+        for block in self.blocks[:-1]:
             x = block(x)
         return x[:, self.n_prefix :]
 

@@ -1,0 +1,85 @@
+"""What OpenVLAPolicy accepts: spaces, arguments, and checkpoints that fit the environment's assets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+# Suites with a fine-tune published by OpenVLA's authors.
+UPSTREAM_CHECKPOINTS = {
+    "libero_spatial": "openvla/openvla-7b-finetuned-libero-spatial",
+    "libero_object": "openvla/openvla-7b-finetuned-libero-object",
+    "libero_goal": "openvla/openvla-7b-finetuned-libero-goal",
+    "libero_10": "openvla/openvla-7b-finetuned-libero-10",
+}
+
+
+def has_instruction(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Dict) and "instruction" in space.spaces
+
+
+def image_space(space: spaces.Space, instruction: str | None) -> spaces.Box:
+    image = space.spaces.get("image") if isinstance(space, spaces.Dict) else space
+    if not isinstance(image, spaces.Box) or image.dtype != np.uint8 or len(image.shape) != 3 or 3 not in image.shape:
+        raise ValueError(f"OpenVLAPolicy needs uint8 RGB images (an 'image' entry, or the observation itself), got {space}.")
+    if instruction is None and not has_instruction(space):
+        raise ValueError("The observation has no 'instruction': pass policy_kwargs=dict(instruction='...').")
+    return image
+
+
+def check_arguments(
+    action_space: spaces.Space,
+    temperature: float,
+    gripper: str | None,
+    use_sde: bool,
+    vision_cache_mb: float,
+    lora: str | Mapping[str, Any] | None,
+    quantization: str | None,
+) -> None:
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"OpenVLAPolicy needs a Box action space, got {action_space}.")
+    if use_sde:
+        raise ValueError("use_sde=True has no meaning for token policies.")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; predict(deterministic=True) is greedy.")
+    if gripper not in (None, "libero", "none"):
+        raise ValueError(f"gripper must be 'libero', 'none' or None, got {gripper!r}.")
+    if vision_cache_mb < 0:
+        raise ValueError(f"vision_cache_mb must be at least 0, got {vision_cache_mb}.")
+    if lora is None and quantization is not None:
+        raise ValueError("lora=None trains the base, which can't be quantised: pass quantization=None or an adapter.")
+
+
+def upstream_checkpoint(suite: str | None) -> str:
+    if suite in UPSTREAM_CHECKPOINTS:
+        return UPSTREAM_CHECKPOINTS[suite]
+    raise ValueError(
+        f"No upstream checkpoint is known for this environment (suite {suite!r}): pass policy_kwargs=dict(checkpoint=...), "
+        "a hub id, a folder or 'tiny'."
+    )
+
+
+def check_assets(checkpoint: str, assets: str | None, by_name: bool) -> None:
+    """An upstream policy has never seen the light assets; running it on them by accident would only look like failure."""
+    if assets != "light" or by_name or checkpoint == "tiny":
+        return
+    if checkpoint not in UPSTREAM_CHECKPOINTS.values():
+        from sb3_tgrpo.openvla.loading import read_config
+
+        if read_config(checkpoint).assets == "light":
+            return
+    raise ValueError(
+        f"The environment uses the light assets, but the checkpoint {checkpoint!r} was trained with LIBERO's own. Point "
+        "SB3_TGRPO_LIBERO_ASSETS at them, or ask for the light ones by name: assets='light'."
+    )
+
+
+def box_statistics(space: spaces.Box, libero: bool) -> dict[str, Any]:
+    low, high = space.low.flatten().astype(float), space.high.flatten().astype(float)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"A checkpoint without action statistics needs a bounded action space, got {space}.")
+    mask = np.ones(len(low), dtype=bool)
+    if libero:
+        low[-1], high[-1], mask[-1] = 0.0, 1.0, False
+    return {"action": {"q01": low.tolist(), "q99": high.tolist(), "mask": mask.tolist()}}

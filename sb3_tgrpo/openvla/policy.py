@@ -1,0 +1,524 @@
+"""OpenVLA as a policy for TGRPO and for Stable-Baselines3's own PPO and A2C."""
+
+import copy
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space_channels_first
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_tgrpo.openvla.actions import action_dim, libero_gripper, libero_gripper_inverse, resolve_unnorm_key
+from sb3_tgrpo.openvla.cache import FrameCache, frame_keys
+from sb3_tgrpo.openvla.checks import (
+    box_statistics,
+    check_arguments,
+    check_assets,
+    has_instruction,
+    image_space,
+    upstream_checkpoint,
+)
+from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.openvla.model import OpenVLA, Prompts
+
+_VALUE_HIDDEN = 256
+_MAX_PROMPT_BATCHES = 64
+
+
+class OpenVLAPolicy(BasePolicy):
+    """
+    OpenVLA with LoRA as the actor, and a value head for algorithms with a critic.
+
+    An action is a sequence of tokens, one per action dimension. Token ids are what is sampled, stored and scored: several
+    ids decode to one action, so an action can't be turned back into its tokens. ``squash_output`` is True and
+    :meth:`unscale_action` decodes, which Stable-Baselines3's rollout and ``predict`` call before stepping the environment.
+
+    Observations are a ``Dict`` with ``image`` (uint8, either layout) and ``instruction`` (zero-padded UTF-8 bytes), or an
+    image alone with ``instruction=`` given.
+
+    :param observation_space: Observation space.
+    :param action_space: Any ``Box`` with as many dimensions as the checkpoint has action tokens.
+    :param lr_schedule: Learning rate schedule.
+    :param checkpoint: Hub id, folder in the upstream layout, or ``"tiny"``; None = the upstream fine-tune of the
+        environment's LIBERO suite.
+    :param unnorm_key: Action statistics to decode with; None = the suite's, or the checkpoint's only ones.
+    :param lora: ``"language"``, ``"upstream"``, keyword arguments of ``peft.LoraConfig``, or None for full fine-tuning.
+    :param value_head: Add a value head (PPO, A2C). Without it values are 0.
+    :param adapter: PEFT folder or hub id merged into the checkpoint before training starts.
+    :param temperature: Sampling temperature; log-probabilities are those of this distribution.
+    :param gripper: ``"libero"`` converts OpenVLA's gripper to LIBERO's, ``"none"`` leaves it; None = by the environment.
+    :param instruction: Use this instruction instead of the observation's.
+    :param dtype: Weights' precision, such as ``"bfloat16"``; None = float32 on CPU, bfloat16 on CUDA.
+    :param device: Where to load the weights to; the algorithm then moves the policy to its own device.
+    :param quantization: ``"4bit"`` for a 4-bit language model (CUDA, bitsandbytes).
+    :param gradient_checkpointing: Recompute each layer in the backward pass: less memory, a third more time.
+    :param vision_cache_mb: Megabytes of image embeddings kept between rollout and update, when the vision side is frozen.
+    :param use_sde: Must be False; Stable-Baselines3 passes it.
+    :param optimizer_class: Optimizer of the trainable parameters.
+    :param optimizer_kwargs: Its keyword arguments, without the learning rate.
+    :raises ValueError: For arguments that don't fit each other, the spaces or the checkpoint.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        checkpoint: str | os.PathLike[str] | None = None,
+        unnorm_key: str | None = None,
+        lora: str | Mapping[str, Any] | None = "language",
+        value_head: bool = True,
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        temperature: float = 1.0,
+        gripper: Literal["libero", "none"] | None = None,
+        instruction: str | None = None,
+        dtype: str | None = None,
+        device: str = "auto",
+        quantization: Literal["4bit"] | None = None,
+        gradient_checkpointing: bool = False,
+        vision_cache_mb: float = 2048.0,
+        use_sde: bool = False,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+            normalize_images=False,
+        )
+        check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
+        self._image_space = image_space(observation_space, instruction)
+        self._channels_first = is_image_space_channels_first(self._image_space)
+        instruction_space = observation_space["instruction"] if has_instruction(observation_space) else None  # type: ignore[index]
+        suite = getattr(instruction_space, "suite", None)
+        self.checkpoint = str(checkpoint) if checkpoint is not None else upstream_checkpoint(suite)
+        self.assets = getattr(instruction_space, "assets", None)
+        check_assets(self.checkpoint, self.assets, bool(getattr(instruction_space, "assets_by_name", False)))
+        self.gripper = gripper if gripper is not None else ("libero" if suite is not None else "none")
+        self.temperature = temperature
+        self.lora = lora
+        self.instruction = instruction
+        self._settings = {
+            "unnorm_key": unnorm_key, "value_head": value_head, "adapter": adapter, "dtype": dtype, "device": device,
+            "quantization": quantization, "gradient_checkpointing": gradient_checkpointing, "vision_cache_mb": vision_cache_mb,
+        }  # fmt: skip
+        self.vla = self._build_model(adapter, dtype, device, quantization, lora)
+        self.model.gradient_checkpointing = gradient_checkpointing
+        self.unnorm_key = self._resolve_statistics(unnorm_key, suite)
+        self.value_net = self._build_value_net() if value_head else None
+        self.reference_model: OpenVLA | None = None
+        self._vision_frozen = self.model.vision_is_frozen
+        max_bytes = int(vision_cache_mb * 2**20)
+        self._patch_cache = FrameCache(max_bytes if self._vision_frozen else 0)
+        # With a trainable vision side only the preprocessed image and the reference's embedding stay the same.
+        self._pixel_cache = FrameCache(0 if self._vision_frozen else max_bytes)
+        self._reference_cache = FrameCache(0 if self._vision_frozen else max_bytes)
+        self._prompt_ids: dict[str, list[int]] = {}
+        self._prompt_batches: dict[bytes, Prompts] = {}
+        self._register_state_dict_hooks()
+        self.optimizer = self.optimizer_class(
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+
+    # ------------------------------------------------------------------ construction
+
+    def _build_model(
+        self,
+        adapter: str | os.PathLike[str] | None,
+        dtype: str | None,
+        device: str,
+        quantization: Literal["4bit"] | None,
+        lora: str | Mapping[str, Any] | None,
+    ) -> nn.Module:
+        try:
+            from sb3_tgrpo.openvla.loading import load_openvla
+        except ImportError as error:
+            raise ImportError('OpenVLAPolicy needs transformers, peft and more: pip install "sb3-tgrpo[openvla]"') from error
+        model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
+        identity = model.identity
+        if adapter is not None:
+            from sb3_tgrpo.openvla.lora import merge_adapter
+
+            identity += merge_adapter(model, adapter)
+        self.base_identity: th.Tensor
+        digest = hashlib.sha256(identity.encode()).digest()
+        self.register_buffer("base_identity", th.tensor(list(digest), dtype=th.uint8))
+        if lora is None:
+            if model.dtype == th.bfloat16:
+                warnings.warn(
+                    "Full fine-tuning in bfloat16 loses small updates to rounding: pass dtype='float32'.", stacklevel=3
+                )
+            return model.requires_grad_(True)
+        from sb3_tgrpo.openvla.lora import attach_lora
+
+        return attach_lora(model, lora)
+
+    @property
+    def model(self) -> "OpenVLA":
+        """The model, inside PEFT's wrapper or not."""
+        return self.vla if self.lora is None else self.vla.get_base_model()  # type: ignore[return-value, operator]
+
+    def _resolve_statistics(self, unnorm_key: str | None, suite: str | None) -> str:
+        """Choose the action statistics; a checkpoint without any decodes into the action space's bounds."""
+        assert isinstance(self.action_space, spaces.Box)
+        if not self.model.norm_stats:
+            self.model.norm_stats = {"action_space": box_statistics(self.action_space, self.gripper == "libero")}
+        key = resolve_unnorm_key(list(self.model.norm_stats), unnorm_key, suite)
+        n_tokens, n_dimensions = action_dim(self.model.norm_stats[key]), int(np.prod(self.action_space.shape))
+        if n_tokens != n_dimensions:
+            raise ValueError(f"The action space has {n_dimensions} dimensions, the checkpoint's {key!r} has {n_tokens}.")
+        self.n_tokens = n_tokens
+        return key
+
+    def _build_value_net(self) -> nn.Module:
+        net = nn.Sequential(nn.Linear(self.model.hidden_size, _VALUE_HIDDEN), nn.Tanh(), nn.Linear(_VALUE_HIDDEN, 1))
+        nn.init.orthogonal_(net[0].weight, gain=2**0.5)  # type: ignore[arg-type]
+        nn.init.orthogonal_(net[2].weight, gain=1.0)  # type: ignore[arg-type]
+        for layer in (net[0], net[2]):
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        return net.to(self.model.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for name in ("normalize_images",):
+            data.pop(name, None)
+        data.update(
+            lr_schedule=self._dummy_schedule,
+            checkpoint=self.checkpoint,
+            lora=self.lora,
+            temperature=self.temperature,
+            gripper=self.gripper,
+            instruction=self.instruction,
+            optimizer_class=self.optimizer_class,
+            optimizer_kwargs=self.optimizer_kwargs,
+            **self._settings,
+        )
+        return data
+
+    # ------------------------------------------------------------------ saving: everything trained, nothing frozen
+
+    def _register_state_dict_hooks(self) -> None:
+        self.register_state_dict_post_hook(_drop_frozen)
+        self.register_load_state_dict_pre_hook(_check_base)
+        self.register_load_state_dict_post_hook(_forgive_frozen)
+
+    def _saved_names(self) -> set[str]:
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if self.reference_model is not None:
+            names |= {f"reference_model.{name}" for name in self.reference_model.state_dict()}
+        return names | {"base_identity"}
+
+    # ------------------------------------------------------------------ observations
+
+    def _images(self, obs: PyTorchObs) -> th.Tensor:
+        images = obs["image"] if isinstance(obs, dict) else obs
+        if self._channels_first:
+            images = images.permute(0, 2, 3, 1)
+        return images.to(th.uint8)
+
+    def _patches(self, images: th.Tensor) -> th.Tensor:
+        """Projected image embeddings, from the cache while the vision side is frozen."""
+        model = self.model
+        keys = frame_keys(images)
+        if self._vision_frozen:
+            with th.no_grad():
+                return self._patch_cache.get(
+                    keys, lambda rows: model.project(model.pixel_values(model.preprocess(_rows(images, rows))))
+                )
+        return model.project(model.pixel_values(self._preprocessed(images, keys)))
+
+    def _preprocessed(self, images: th.Tensor, keys: list[bytes]) -> th.Tensor:
+        return self._pixel_cache.get(keys, lambda rows: self.model.preprocess(_rows(images, rows)))
+
+    def _prompts(self, obs: PyTorchObs, batch: int) -> "Prompts":
+        if self.instruction is not None:
+            rows = [self.instruction.encode()] * batch
+        else:
+            encoded = obs["instruction"].cpu().numpy().astype(np.uint8)  # type: ignore[index]
+            rows = [row.tobytes() for row in encoded]
+        key = b"\x00\x00".join(rows)
+        if key not in self._prompt_batches:
+            if len(self._prompt_batches) >= _MAX_PROMPT_BATCHES:
+                self._prompt_batches.clear()
+            self._prompt_batches[key] = self.model.prompts([self._ids(decode_instruction(row)) for row in rows])
+        return self._prompt_batches[key]
+
+    def _ids(self, instruction: str) -> list[int]:
+        if instruction not in self._prompt_ids:
+            self._prompt_ids[instruction] = prompt_token_ids(self.model.tokenizer, instruction)
+        return self._prompt_ids[instruction]
+
+    # ------------------------------------------------------------------ TGRPO's interface
+
+    def _generate(self, obs: PyTorchObs, temperature: float) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        images = self._images(obs)
+        with th.no_grad():
+            patches = self._patches(images)
+            tokens, log_prob, hidden = self.model.generate_from_patches(
+                patches, self._prompts(obs, len(images)), temperature, n_tokens=self.n_tokens
+            )
+        return tokens.view(-1, *self.action_space.shape), log_prob, hidden  # type: ignore[misc]
+
+    def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Sample tokens at :attr:`temperature`.
+
+        :param obs: Batch of observations.
+        :return: token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
+        """
+        return self._generate(obs, self.temperature)[:2]
+
+    def action_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Score stored tokens under the current parameters at :attr:`temperature`, with gradient.
+
+        :param obs: Batch of observations.
+        :param actions: Token ids, any numeric dtype (buffers keep them as float32, which is exact).
+        :return: log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
+        """
+        images = self._images(obs)
+        log_prob, entropy, _ = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
+        return log_prob, entropy
+
+    def _score(
+        self, model: "OpenVLA", patches: th.Tensor, prompts: "Prompts", actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        tokens = actions.reshape(len(patches), -1).to(model.device, th.int64)
+        hidden = model.action_hidden(patches, prompts, tokens)
+        log_probs = (model.action_head(hidden) / self.temperature).log_softmax(dim=-1)
+        chosen = log_probs.gather(2, (tokens - model.config.action_vocab_begin).unsqueeze(2)).squeeze(2)
+        entropy = -(log_probs.exp() * log_probs).sum(dim=(1, 2))
+        return chosen, entropy, hidden[:, 0]
+
+    @th.no_grad()
+    def reference_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        Score stored tokens under the policy training started from: the adapter switched off, or the frozen copy.
+
+        :return: log-probabilities ``(batch, K)``.
+        :raises RuntimeError: Under full fine-tuning before :meth:`freeze_reference`.
+        """
+        images = self._images(obs)
+        prompts = self._prompts(obs, len(images))
+        model, context = self.model, self._without_adapter()
+        if self.lora is None:
+            if self.reference_model is None:
+                raise RuntimeError("There is no reference policy yet: call freeze_reference() before training starts.")
+            model = self.reference_model
+        with context:
+            if self._vision_frozen:
+                patches = self._patches(images)
+            else:
+                keys = frame_keys(images)
+                preprocessed = self._preprocessed(images, keys)
+                patches = self._reference_cache.get(
+                    keys, lambda rows: model.project(model.pixel_values(_rows(preprocessed, rows)))
+                )
+            return self._score(model, patches, prompts, actions)[0]
+
+    def _without_adapter(self) -> AbstractContextManager:
+        return nullcontext() if self.lora is None else self.vla.disable_adapter()  # type: ignore[operator]
+
+    def freeze_reference(self) -> None:
+        """
+        Make the current policy the reference. With LoRA the reference is the base without the adapter, which is what
+        training starts from, and nothing is copied.
+        """
+        if self.lora is None:
+            self.model._graphs.clear()
+            self.reference_model = copy.deepcopy(self.model).requires_grad_(False).eval()
+            self._reference_cache.clear()
+
+    # ------------------------------------------------------------------ Stable-Baselines3's actor-critic interface
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param obs: Batch of observations.
+        :param deterministic: Greedy tokens instead of sampled ones; their log-probabilities are at temperature 1 then.
+        :return: token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
+        """
+        tokens, log_prob, hidden = self._generate(obs, 0.0 if deterministic else self.temperature)
+        return tokens, self._values(hidden), log_prob.sum(dim=1)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
+        """
+        images = self._images(obs)
+        log_prob, entropy, hidden = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
+        return self._values(hidden), log_prob.sum(dim=1), entropy
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :return: values ``(batch, 1)``; zeros without a value head.
+        """
+        images = self._images(obs)
+        if self.value_net is None:
+            return th.zeros(len(images), 1, device=self.device)
+        return self._values(self.model.prompt_hidden(self._patches(images), self._prompts(obs, len(images))))
+
+    def _values(self, hidden: th.Tensor) -> th.Tensor:
+        if self.value_net is None:
+            return hidden.new_zeros(len(hidden), 1, dtype=th.float32)
+        return self.value_net(hidden.float())
+
+    def get_distribution(self, obs: PyTorchObs) -> Any:
+        """
+        :raises NotImplementedError: Always: each token's distribution depends on the tokens sampled before it.
+        """
+        raise NotImplementedError(
+            "An action's tokens are sampled one after the other, so there is no joint distribution to return. "
+            "Use sample_actions, action_log_prob or evaluate_actions."
+        )
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self._generate(observation, 0.0 if deterministic else self.temperature)[0]
+
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        Token ids to environment actions: bins, the checkpoint's statistics, the gripper's convention, the Box's bounds.
+
+        :param scaled_action: Token ids ``(batch, *action shape)``.
+        :return: float32 actions of the same shape.
+        """
+        assert isinstance(self.action_space, spaces.Box)
+        tokens = np.asarray(scaled_action).reshape(-1, self.n_tokens)
+        actions = self.model.decode_actions(tokens, self.unnorm_key)
+        if self.gripper == "libero":
+            actions = libero_gripper(actions)
+        actions = actions.reshape(np.shape(scaled_action)).astype(np.float32)
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def scale_action(self, action: np.ndarray) -> np.ndarray:
+        """
+        Environment actions to token ids, as training data is encoded. Not the inverse of sampling: two ids share a bin.
+
+        :param action: ``(batch, *action shape)``.
+        :return: int64 token ids of the same shape.
+        """
+        actions = np.asarray(action, dtype=np.float64).reshape(-1, self.n_tokens)
+        if self.gripper == "libero":
+            actions = libero_gripper_inverse(actions)
+        return self.model.encode_actions(actions, self.unnorm_key).reshape(np.shape(action))
+
+    # ------------------------------------------------------------------ results
+
+    def export_adapter(self, folder: str | os.PathLike[str]) -> Path:
+        """
+        Write the adapter alone as a PEFT folder with a model card; PEFT, and ``adapter=``, load it.
+
+        :raises ValueError: Under full fine-tuning (use :meth:`export_merged`).
+        """
+        if self.lora is None:
+            raise ValueError("There is no adapter under lora=None: use export_merged.")
+        from sb3_tgrpo.openvla.lora import export_adapter
+
+        return export_adapter(self.vla, folder, self.checkpoint, self.unnorm_key, str(self.assets))  # type: ignore[arg-type]
+
+    def export_merged(
+        self, folder: str | os.PathLike[str], dtype: str = "bfloat16", obs: PyTorchObs | None = None
+    ) -> float | None:
+        """
+        Write base plus adapter as one checkpoint in the upstream layout.
+
+        :param folder: Where to.
+        :param dtype: Precision on disk.
+        :param obs: Observations to compare the written checkpoint on.
+        :return: With ``obs``, the share of greedy tokens the rounding on disk changes; else None.
+        """
+        from sb3_tgrpo.openvla.loading import load_openvla, resolve_dtype
+        from sb3_tgrpo.openvla.lora import export_merged, token_flip_rate
+
+        ours = dict(self.model.config.raw.get("sb3_tgrpo", {}))
+        if self.assets is not None:
+            ours["assets"] = self.assets
+        config = {"sb3_tgrpo": ours} if ours else {}
+        export_merged(self.model, folder, resolve_dtype(dtype, self.device), config)
+        if obs is None:
+            return None
+        images = self._images(obs)
+        pixel_values = self.model.pixel_values(self.model.preprocess(images))
+        written = load_openvla(folder, dtype=self.model.dtype, device=str(self.device))
+        return token_flip_rate(self.model, written, pixel_values, self._prompts(obs, len(images)).input_ids, self.n_tokens)
+
+    def push_to_hub(self, repo_id: str, *, merged: bool = False, private: bool = False) -> str:
+        """
+        Upload the adapter (or the merged checkpoint) to the Hugging Face hub, with the user's stored login.
+
+        :param repo_id: ``owner/name``.
+        :param merged: Upload the merged bfloat16 checkpoint instead of the adapter.
+        :param private: Make a new repository private.
+        :return: The repository's address.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        with tempfile.TemporaryDirectory() as folder:
+            if merged or self.lora is None:
+                self.export_merged(folder)
+            else:
+                self.export_adapter(folder)
+            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload from sb3-tgrpo")
+        return str(url)
+
+
+# ---------------------------------------------------------------------- state-dict hooks
+
+
+def _drop_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    assert isinstance(module, OpenVLAPolicy)
+    kept = {prefix + name for name in module._saved_names()}
+    for name in [name for name in state_dict if name.startswith(prefix) and name not in kept]:
+        del state_dict[name]
+
+
+def _check_base(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    assert isinstance(module, OpenVLAPolicy)
+    saved = state_dict.get(prefix + "base_identity")
+    if saved is not None and not th.equal(saved.cpu(), module.base_identity.cpu()):
+        raise ValueError(
+            f"These parameters were trained on another base than {module.checkpoint!r}: pass the checkpoint (and adapter) "
+            "they belong to through policy_kwargs, at loading through custom_objects={'policy_kwargs': ...}."
+        )
+    if module.reference_model is None and any(name.startswith(prefix + "reference_model.") for name in state_dict):
+        module.freeze_reference()
+
+
+def _forgive_frozen(module: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(module, OpenVLAPolicy)
+    saved = module._saved_names()
+    incompatible_keys.missing_keys[:] = [name for name in incompatible_keys.missing_keys if name in saved]
+    for cache in (module._patch_cache, module._reference_cache):
+        cache.clear()
+
+
+def _rows(images: th.Tensor, rows: list[int]) -> th.Tensor:
+    return images if len(rows) == len(images) else images[rows]

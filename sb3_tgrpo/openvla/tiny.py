@@ -1,0 +1,138 @@
+"""
+``"tiny"``: OpenVLA's architecture at 0.1 GFLOP per training sample, for CPUs, tests and teaching.
+
+Two vision towers on 64x64 images, a projector and a Llama, all sizes stated in the configuration and read from it like any
+checkpoint's. What differs from upstream besides the sizes: images are average-pooled instead of passed through JPEG and
+Lanczos, 2x2 neighbouring patches become one visual token, the vocabulary has 1024 + 64 ids (action ids 768..1023), and the
+tokenizer knows the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
+
+The weights are random, from a generator of their own. With the default ``lora="language"`` the random vision side stays
+frozen; train the whole model (``lora=None``) before expecting it to see.
+"""
+
+import json
+from typing import Any
+
+import torch as th
+
+from sb3_tgrpo.openvla.config import OpenVLAConfig
+from sb3_tgrpo.openvla.images import Normalization
+from sb3_tgrpo.openvla.loading import build_empty, preprocessor_config
+from sb3_tgrpo.openvla.model import OpenVLA
+from sb3_tgrpo.openvla.prompt import prompt_text
+
+_SEED = 20250608
+_BASE_VOCABULARY = 1024
+_PADDING = 64
+
+# All words of LIBERO's 130 instructions.
+_WORDS = """
+akita alphabet and at back basket bbq between black book both bottle bottom bowl box butter cabinet caddy center cheese
+chocolate close compartment cookies cream drawer dressing from front frying in inside it juice ketchup layer left microwave
+middle milk moka mug next of off on open orange pan pick place plate pot pots pudding push put rack ramekin red right salad
+sauce shelf soup stack stove table the them to tomato top tray turn under up white wine wooden yellow
+""".split()
+
+
+def tiny_config() -> dict[str, Any]:
+    """The ``config.json`` of the tiny checkpoint."""
+    return {
+        "model_type": "openvla",
+        "architectures": ["OpenVLAForActionPrediction"],
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "image_sizes": [64, 64],
+        "n_action_bins": 256,
+        "norm_stats": {},
+        "pad_to_multiple_of": _PADDING,
+        "pad_token_id": _BASE_VOCABULARY,
+        "text_config": {
+            "model_type": "llama", "vocab_size": _BASE_VOCABULARY + _PADDING, "pad_token_id": _BASE_VOCABULARY,
+            "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+        },
+        "use_fused_vision_backbone": True,
+        "vision_towers": {
+            "featurizer": {
+                "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "init_values": 1.0, "reg_tokens": 4,
+                "img_size": 64,
+            },
+            "fused_featurizer": {
+                "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 3.7362, "class_token": False,
+                "global_pool": "map", "img_size": 64,
+            },
+        },
+        "sb3_tgrpo": {"preprocessing": "area", "patch_merge": 2, "projector_hidden": 192},
+    }  # fmt: skip
+
+
+def build_tiny() -> OpenVLA:
+    """The tiny model, the same at every call; torch's global generator is left alone."""
+    half = (0.5, 0.5, 0.5)
+    normalization = Normalization(means=(half, half), stds=(half, half))
+    model = build_empty(OpenVLAConfig.from_dict(tiny_config(), "the tiny configuration"), normalization)
+    generator = th.Generator().manual_seed(_SEED)
+    state = {name: _initial(name, tensor, generator) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    model.files = {
+        "tokenizer.json": tiny_tokenizer_json().encode("utf-8"),
+        "preprocessor_config.json": (json.dumps(preprocessor_config(model), indent=2) + "\n").encode(),
+    }
+    model.identity = f"tiny-{_SEED}"
+    return model
+
+
+def _initial(name: str, tensor: th.Tensor, generator: th.Generator) -> th.Tensor:
+    """Initial value of one tensor: unit-scale norms, weights by fan-in, a nearly uniform action distribution."""
+    if name.endswith((".bias", "cls_token", "reg_token", "latent")):
+        return th.zeros(tensor.shape)
+    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight", "scale_factor")):
+        return th.ones(tensor.shape)
+    if name.endswith("pos_embed"):
+        deviation = 0.02
+    elif name.endswith("embed_tokens.weight"):
+        deviation = 0.2
+    elif name.endswith("lm_head.weight"):
+        deviation = 0.02
+    else:
+        deviation = tensor[0].numel() ** -0.5
+        if name.endswith(("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")):
+            deviation *= 0.5
+    return th.randn(tensor.shape, generator=generator) * deviation
+
+
+def tiny_tokenizer_json() -> str:
+    """
+    A ``tokenizer.json`` in the manner of Llama's: blanks become "▁", BOS is added, unknown text falls back to bytes. The
+    prompt's fixed parts are one piece each, so that a LIBERO instruction costs about a dozen tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    before, after = prompt_text("\x00").replace(" ", "▁").split("\x00")
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁" + before.rstrip("▁"), after]
+    pieces += ["▁" + word for word in _WORDS]
+    # Whole pieces are likelier than any way of spelling them out; a byte is a last resort.
+    vocabulary = [(piece, -20.0 if i < 259 else (-4.0 if piece == "▁" else -1.0)) for i, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer.to_str(pretty=True)
+
+
+@th.no_grad()
+def subtract_mean_image(model: OpenVLA, mean_pixel_values: th.Tensor) -> None:
+    """
+    Make the towers see differences to a mean image: their position embeddings take up what the patch embedding makes of it.
+    A network this small, trained on a few thousand frames of one scene, learns several times faster that way.
+
+    :param model: The model to change; call it once, before training.
+    :param mean_pixel_values: ``(6, size, size)``, the mean of :meth:`OpenVLA.pixel_values` over the training frames.
+    """
+    halves = mean_pixel_values.to(model.device, model.dtype).unsqueeze(0).split(3, dim=1)
+    for tower, image in zip((model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer), halves, strict=True):
+        projected = tower.patch_embed(image)
+        tower.pos_embed.sub_(projected - tower.patch_embed.proj.bias)
