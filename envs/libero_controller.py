@@ -15,7 +15,7 @@ So the first stages run once and the solver as often as in LIBERO.
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
+import llvmlite.binding  # type: ignore[import-untyped]
 import mujoco
 import numpy as np
 from numba import njit, types
@@ -37,15 +37,16 @@ def _load_library() -> None:
 
 
 _load_library()
+
 _POINTER = types.uintp
 _OF_DATA = types.void(_POINTER, _POINTER)
-_mj_step1 = types.ExternalFunction("mj_step1", _OF_DATA)
-_mj_step2 = types.ExternalFunction("mj_step2", _OF_DATA)
-_mj_fwd_actuation = types.ExternalFunction("mj_fwdActuation", _OF_DATA)
-_mj_fwd_acceleration = types.ExternalFunction("mj_fwdAcceleration", _OF_DATA)
-_mj_fwd_constraint = types.ExternalFunction("mj_fwdConstraint", _OF_DATA)
-_mj_full_m = types.ExternalFunction("mj_fullM", types.void(_POINTER, _POINTER, _POINTER))
-_mj_jac_site = types.ExternalFunction("mj_jacSite", types.void(_POINTER, _POINTER, _POINTER, _POINTER, types.int32))
+_mj_step1: Any = types.ExternalFunction("mj_step1", _OF_DATA)
+_mj_step2: Any = types.ExternalFunction("mj_step2", _OF_DATA)
+_mj_fwd_actuation: Any = types.ExternalFunction("mj_fwdActuation", _OF_DATA)
+_mj_fwd_acceleration: Any = types.ExternalFunction("mj_fwdAcceleration", _OF_DATA)
+_mj_fwd_constraint: Any = types.ExternalFunction("mj_fwdConstraint", _OF_DATA)
+_mj_full_m: Any = types.ExternalFunction("mj_fullM", types.void(_POINTER, _POINTER, _POINTER))
+_mj_jac_site: Any = types.ExternalFunction("mj_jacSite", types.void(_POINTER, _POINTER, _POINTER, _POINTER, types.int32))
 
 
 @njit(cache=True)

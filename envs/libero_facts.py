@@ -8,11 +8,12 @@ import numpy as np
 from numba import njit, types
 
 from sb3_tgrpo.envs import libero_controller  # noqa: F401  (loads MuJoCo's library for Numba)
-from sb3_tgrpo.envs.libero_goal import Goal, geom_mask
+from sb3_tgrpo.envs.libero_geometry import box_of_geoms, geom_mask
+from sb3_tgrpo.envs.libero_goal import Goal
 from sb3_tgrpo.envs.libero_scene import LiberoScene
 from sb3_tgrpo.rewards.vocabulary import State, StateValue
 
-_mju_mat2quat = types.ExternalFunction("mju_mat2Quat", types.void(types.uintp, types.uintp))
+_mju_mat2quat: Any = types.ExternalFunction("mju_mat2Quat", types.void(types.uintp, types.uintp))
 
 _LEFT_PAD, _RIGHT_PAD, _GRIPPER = 1, 2, 4
 _HANDLE_DEPTH = 0.025
@@ -68,21 +69,21 @@ def find_entities(scene: LiberoScene, goal: Goal) -> Entities:
                 joints.update({joint: problem.get_object(site.parent_name) for joint in site.joints or []})
             elif arg in problem.fixtures_dict:
                 joints.update({joint: problem.fixtures_dict[arg] for joint in problem.fixtures_dict[arg].joints})
-    # A knob moves no region, yet is what makes the stove's region hot.
     return Entities(
         objects=tuple(problem.objects_dict),
         fixtures=tuple(problem.fixtures_dict),
         sites=tuple(dict.fromkeys(sites)),
         joints=tuple(joints),
-        handles=tuple(_find_handle(scene.model, joint, owner) for joint, owner in joints.items()),
+        handles=tuple(_find_handle(scene, joint, owner) for joint, owner in joints.items()),
     )
 
 
-def _find_handle(model: mujoco.MjModel, joint: str, owner: Any) -> Handle:
+def _find_handle(scene: LiberoScene, joint: str, owner: Any) -> Handle:
     """
     LIBERO names no handles. On a drawer or door the handle is what sticks out furthest in the direction of opening; a
     knob is its whole body.
     """
+    model = scene.model
     joint_id = model.joint(joint).id
     body = int(model.jnt_bodyid[joint_id])
     collision = set(np.flatnonzero(geom_mask(model, owner.contact_geoms)))
@@ -90,8 +91,8 @@ def _find_handle(model: mujoco.MjModel, joint: str, owner: Any) -> Handle:
     stem = joint.removesuffix("_level").removesuffix("joint")
     articulation = owner.object_properties["articulation"]
     if articulation.get("default_turnon_ranges"):
-        corners = np.concatenate([model.geom_pos[geoms] - model.geom_rbound[geoms, None] * 0, model.geom_pos[geoms]])
-        return Handle(f"{owner.name}_knob", owner.name, joint, body, (corners.min(0) + corners.max(0)) / 2, tuple(geoms))
+        low, high = box_of_geoms(model, scene.data, geoms, body)
+        return Handle(f"{owner.name}_knob", owner.name, joint, body, (low + high) / 2, tuple(geoms))
 
     sign = np.sign(np.mean(articulation["default_open_ranges"]))
     axis = sign * model.jnt_axis[joint_id]
@@ -192,10 +193,11 @@ class FactsReader:
         self._pos, self._quat = np.zeros((n_pos, 3)), np.zeros((n_pos, 4))
         self._touch = np.zeros(len(entities.objects) + len(entities.handles), np.int64)
         self._arrays = (
-            (data.xpos, data.xquat, data.xmat, data.site_xpos, data.site_xmat)
-            + (np.array([*bodies, eef_body], np.int64), np.array(sites, np.int64))
-            + (np.array([handle.body for handle in entities.handles], np.int64),)
-            + (np.array([handle.center for handle in entities.handles]).reshape(-1, 3),)
+            *(data.xpos, data.xquat, data.xmat, data.site_xpos, data.site_xmat),
+            np.array([*bodies, eef_body], np.int64),
+            np.array(sites, np.int64),
+            np.array([handle.body for handle in entities.handles], np.int64),
+            np.array([handle.center for handle in entities.handles]).reshape(-1, 3),
         )
         self._labels = (label, grip, self._pos, self._quat, self._touch)
 

@@ -3,19 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import mujoco
 import numpy as np
 
+from sb3_tgrpo.envs.libero_geometry import geom_mask
 from sb3_tgrpo.envs.libero_scene import LiberoScene
 
 Predicate = Callable[[], bool]
-
-
-def geom_mask(model: mujoco.MjModel, names: list[str]) -> np.ndarray:
-    """Boolean mask over all geoms."""
-    mask = np.zeros(model.ngeom, bool)
-    mask[[model.geom(name).id for name in names]] = True
-    return mask
 
 
 class Goal:
@@ -101,9 +94,7 @@ class Goal:
         touching = self._contact(problem.get_object(support.object_name), problem.get_object(thing.object_name))
 
         def on_top() -> bool:
-            return bool(
-                below[2] <= position[2] and np.linalg.norm(below[:2] - position[:2]) < 0.03 and touching()
-            )
+            return bool(below[2] <= position[2] and np.linalg.norm(below[:2] - position[:2]) < 0.03 and touching())
 
         return on_top
 
@@ -116,15 +107,11 @@ class Goal:
         site_pos, site_mat = self._site(site)
         size = np.asarray(region.size)
         parent = problem.get_object(site.parent_name)
-        touching = (
-            self._contact(parent, problem.get_object(thing.object_name)) if parent is not None else lambda: True
-        )
+        touching = self._contact(parent, problem.get_object(thing.object_name)) if parent is not None else lambda: True
 
         def on_region() -> bool:
             delta = site_mat @ (position - site_pos)
-            return bool(
-                size[2] - 0.005 < delta[2] < size[2] + 0.10 and np.all(np.abs(delta[:2]) < size[:2]) and touching()
-            )
+            return bool(size[2] - 0.005 < delta[2] < size[2] + 0.10 and np.all(np.abs(delta[:2]) < size[:2]) and touching())
 
         return on_region
 
