@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sb3_tgrpo.envs.registration import register_envs
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ _LAZY = {
 }
 
 __all__ = ["TGRPO", "GroupedRolloutBuffer", "OpenVLAPolicy", "__version__"]
+
+
+register_envs()
 
 
 def __getattr__(name: str) -> Any:

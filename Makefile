@@ -1,0 +1,42 @@
+# make run   set up and train            make test       set up and test (no GPU, under half an hour on two cores)
+# make setup only set up                 make test-slow  the tests that take minutes each
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test test-slow lint setup gl clean
+
+run: setup
+	$(BIN)/python examples/01_cartpole.py
+
+test: setup lint
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow tests
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(STAMP) gl
+
+# hf-libero comes without its own requirements: robomimic and hf-egl-probe would bring torchvision, cmake and a compiler,
+# none of which libero.libero uses.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e ".[all,dev]"
+	$(BIN)/python -m pip install --quiet --no-deps hf-libero==0.1.4
+	touch $@
+
+# Software OpenGL, to render without a display. Installed where that is allowed; the simulator says what is missing otherwise.
+gl:
+	@$(PYTHON) scripts/install_gl.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

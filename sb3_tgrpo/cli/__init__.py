@@ -1,0 +1,33 @@
+"""The command line: ``sb3-tgrpo``, also ``python -m sb3_tgrpo``. One module per subcommand."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from sb3_tgrpo.version import __version__
+
+SUBCOMMANDS = ("demos", "reward")
+"""Modules of this package; each has ``add_parser(subparsers)``, which sets ``run(args) -> exit status``."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    :param argv: Arguments, the process's own by default.
+    :return: Exit status: 0 done, 1 failed with a message, 2 wrong usage.
+    """
+    parser = argparse.ArgumentParser(prog="sb3-tgrpo", description="TGRPO for Stable-Baselines3, on LIBERO.")
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name in SUBCOMMANDS:
+        import_module(f"sb3_tgrpo.cli.{name}").add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        # Messages for users name the argument, the value and the remedy: a traceback would bury them.
+        print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
