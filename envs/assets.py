@@ -152,7 +152,7 @@ def _download_full() -> Path:
     try:
         path = Path(snapshot_download(HUB_REPOSITORY, repo_type="dataset"))
     except Exception as error:  # the hub client raises its own, requests' and httpx's classes
-        raise FileNotFoundError(f"LIBERO's assets can't be downloaded from {HUB_REPOSITORY}: {error} {remedy}") from error
+        raise FileNotFoundError(f"LIBERO's assets can't be downloaded from {HUB_REPOSITORY} ({error}). {remedy}") from error
     if missing := missing_files(path):
         raise FileNotFoundError(f"The download of {HUB_REPOSITORY} is not complete: {_describe(missing)}. {remedy}")
     return path

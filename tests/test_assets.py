@@ -103,7 +103,7 @@ def test_an_incomplete_folder_found_by_search_is_skipped_with_a_warning(
 
 
 def test_full_downloads_and_says_what_to_do_when_it_can_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f'no network Set {ASSETS_VARIABLE} .*assets="light"'):
+    with pytest.raises(FileNotFoundError, match=rf'no network\). Set {ASSETS_VARIABLE} .*assets="light"'):
         resolve_assets("full")
 
     def download(repository: str, *, repo_type: str, local_files_only: bool = False) -> str:
