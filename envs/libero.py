@@ -170,7 +170,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             "wrist_image": image,
             "state": spaces.Box(-np.inf, np.inf, (8,), np.float64),
         }
-        self.observation_space = spaces.Dict(
+        self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
             {
                 **{name: known[name] for name in self.observations},
                 "instruction": InstructionSpace(task.suite, self.assets.kind, assets_by_name=assets != "auto"),
@@ -313,7 +313,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             self._phase = "over"
         return self._observation(), reward, success, truncated, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The current state seen from the agentview camera, upright; None without a render mode."""
         if self.render_mode is None:
             gym.logger.warn('render() was called without render_mode="rgb_array".')

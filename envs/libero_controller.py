@@ -13,7 +13,7 @@ So the first stages run once and the solver as often as in LIBERO.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding  # type: ignore[import-untyped]
 import mujoco
@@ -49,113 +49,149 @@ _mj_full_m: Any = types.ExternalFunction("mj_fullM", types.void(_POINTER, _POINT
 _mj_jac_site: Any = types.ExternalFunction("mj_jacSite", types.void(_POINTER, _POINTER, _POINTER, _POINTER, types.int32))
 
 
+class _Views(NamedTuple):
+    """Arrays of the ``mjData``; MuJoCo writes them in place."""
+
+    qpos: np.ndarray
+    qvel: np.ndarray
+    qm: np.ndarray
+    qfrc_bias: np.ndarray
+    ctrl: np.ndarray
+    site_xpos: np.ndarray
+    site_xmat: np.ndarray
+
+
+class _Arm(NamedTuple):
+    """Indices, gains and limits of the robot."""
+
+    site: int
+    qpos_index: np.ndarray
+    dof_index: np.ndarray
+    ctrl_index: np.ndarray
+    grip_index: np.ndarray
+    kp: np.ndarray
+    kd: np.ndarray
+    posture: np.ndarray
+    torque_low: np.ndarray
+    torque_high: np.ndarray
+    grip_bias: np.ndarray
+    grip_weight: np.ndarray
+    grip_speed: float
+
+
+class _Command(NamedTuple):
+    """The controller's memory: goal pose, finger command, and whether ``_Sensed`` is still that of its construction."""
+
+    goal_pos: np.ndarray
+    goal_mat: np.ndarray
+    grip: np.ndarray
+    stale: np.ndarray
+
+
+class _Sensed(NamedTuple):
+    """The arm's state as the controller last read it."""
+
+    jac: np.ndarray
+    jac_pos: np.ndarray
+    jac_ori: np.ndarray
+    mass: np.ndarray
+    pos: np.ndarray
+    mat: np.ndarray
+    joint_pos: np.ndarray
+    joint_vel: np.ndarray
+    vel_pos: np.ndarray
+    vel_ori: np.ndarray
+
+
+@njit(cache=True)
+def _sense(model: int, data: int, views: _Views, arm: _Arm, sensed: _Sensed, full_m: np.ndarray, full_jac: np.ndarray) -> None:
+    """Read pose, velocity, Jacobian and mass matrix of the arm."""
+    jac_pos, jac_ori = full_jac[0], full_jac[1]
+    _mj_jac_site(model, data, jac_pos.ctypes.data, jac_ori.ctypes.data, arm.site)
+    _mj_full_m(model, full_m.ctypes.data, views.qm.ctypes.data)
+    sensed.vel_pos[:] = np.dot(jac_pos, views.qvel)
+    sensed.vel_ori[:] = np.dot(jac_ori, views.qvel)
+    for i in range(3):
+        sensed.pos[i] = views.site_xpos[arm.site, i]
+        for j in range(3):
+            sensed.mat[i, j] = views.site_xmat[arm.site, 3 * i + j]
+    for i in range(7):
+        dof = arm.dof_index[i]
+        sensed.joint_pos[i] = views.qpos[arm.qpos_index[i]]
+        sensed.joint_vel[i] = views.qvel[dof]
+        for j in range(3):
+            sensed.jac_pos[j, i] = jac_pos[j, dof]
+            sensed.jac_ori[j, i] = jac_ori[j, dof]
+            sensed.jac[j, i] = jac_pos[j, dof]
+            sensed.jac[3 + j, i] = jac_ori[j, dof]
+        for j in range(7):
+            sensed.mass[i, j] = full_m[dof, arm.dof_index[j]]
+
+
+@njit(cache=True)
+def _actuate(views: _Views, arm: _Arm, command: _Command, sensed: _Sensed, grip_sign: float) -> None:
+    """Operational-space torques towards the goal, and the fingers' command."""
+    force = (command.goal_pos - sensed.pos) * arm.kp[:3] + (-sensed.vel_pos) * arm.kd[:3]
+    torque = orientation_error(command.goal_mat, sensed.mat) * arm.kp[3:] + (-sensed.vel_ori) * arm.kd[3:]
+    _, lambda_pos, lambda_ori, nullspace = opspace_matrices(sensed.mass, sensed.jac, sensed.jac_pos, sensed.jac_ori)
+    wrench = np.empty(6)
+    wrench[:3] = np.dot(lambda_pos, force)
+    wrench[3:] = np.dot(lambda_ori, torque)
+    tau = np.dot(sensed.jac.T, wrench)
+    for i in range(7):
+        tau[i] += views.qfrc_bias[arm.dof_index[i]]
+    tau += nullspace_torques(sensed.mass, nullspace, arm.posture, sensed.joint_pos, sensed.joint_vel)
+    for i in range(7):
+        views.ctrl[arm.ctrl_index[i]] = min(max(tau[i], arm.torque_low[i]), arm.torque_high[i])
+    # The command to the fingers creeps towards open or closed, it does not jump.
+    for i in range(2):
+        direction = -1.0 if i == 0 else 1.0
+        grip = min(max(command.grip[i] + direction * arm.grip_speed * grip_sign, -1.0), 1.0)
+        command.grip[i] = grip
+        views.ctrl[arm.grip_index[i]] = arm.grip_bias[i] + arm.grip_weight[i] * grip
+
+
 @njit(cache=True)
 def _advance(
     model: int,
     data: int,
     n_substeps: int,
     new_goal: bool,
-    stale: np.ndarray,
     delta: np.ndarray,
     rotation: np.ndarray,
     grip_sign: float,
-    site: int,
-    arm_qpos: np.ndarray,
-    arm_dof: np.ndarray,
-    arm_ctrl: np.ndarray,
-    grip_ctrl: np.ndarray,
-    qpos: np.ndarray,
-    qvel: np.ndarray,
-    qm: np.ndarray,
-    qfrc_bias: np.ndarray,
-    ctrl: np.ndarray,
-    site_xpos: np.ndarray,
-    site_xmat: np.ndarray,
-    goal_pos: np.ndarray,
-    goal_mat: np.ndarray,
-    grip: np.ndarray,
-    grip_speed: float,
-    kp: np.ndarray,
-    kd: np.ndarray,
-    posture: np.ndarray,
-    torque_low: np.ndarray,
-    torque_high: np.ndarray,
-    grip_bias: np.ndarray,
-    grip_weight: np.ndarray,
-    jac: np.ndarray,
-    jac_pos: np.ndarray,
-    jac_ori: np.ndarray,
-    mass: np.ndarray,
-    pos: np.ndarray,
-    mat: np.ndarray,
-    q: np.ndarray,
+    views: _Views,
+    arm: _Arm,
+    command: _Command,
+    sensed: _Sensed,
 ) -> None:
     """
     Advance by ``n_substeps`` physics steps.
 
     :param model: address of the ``mjModel``.
-    :param data: address of the ``mjData``, of which the arrays from ``qpos`` to ``site_xmat`` are views.
-    :param new_goal: the first step sets the controller's goal from ``delta`` and ``rotation``.
-    :param stale: shape (1,); 1 on the first step of an episode, where LIBERO's controller still holds the arm's state
-        from its construction, which is then given in ``jac`` ... ``q``; later these are work space.
+    :param data: address of the ``mjData``.
+    :param new_goal: the first step sets the controller's goal, from ``delta`` and ``rotation``.
     """
-    nv = qvel.shape[0]
+    nv = views.qvel.shape[0]
     full_m = np.empty((nv, nv))
-    full_jac_pos = np.zeros((3, nv))
-    full_jac_ori = np.zeros((3, nv))
-    vel_pos = np.zeros(3)
-    vel_ori = np.zeros(3)
-    qd = np.zeros(7)
-    bias = np.empty(7)
-    wrench = np.empty(6)
+    full_jac = np.zeros((2, 3, nv))
     for substep in range(n_substeps):
         _mj_step1(model, data)
         _mj_fwd_actuation(model, data)
         _mj_fwd_acceleration(model, data)
         _mj_fwd_constraint(model, data)
-        if stale[0] == 1:
-            stale[0] = 0
+        if command.stale[0] == 1:
+            # LIBERO's controller takes its first command on what it saw when it was constructed.
+            command.stale[0] = 0
         else:
             _mj_fwd_constraint(model, data)
-            _mj_jac_site(model, data, full_jac_pos.ctypes.data, full_jac_ori.ctypes.data, site)
-            _mj_full_m(model, full_m.ctypes.data, qm.ctypes.data)
-            pos[:] = site_xpos[site]
-            for i in range(3):
-                for j in range(3):
-                    mat[i, j] = site_xmat[site, 3 * i + j]
-            vel_pos = np.dot(full_jac_pos, qvel)
-            vel_ori = np.dot(full_jac_ori, qvel)
-            for i in range(7):
-                q[i] = qpos[arm_qpos[i]]
-                qd[i] = qvel[arm_dof[i]]
-                for j in range(3):
-                    jac_pos[j, i] = full_jac_pos[j, arm_dof[i]]
-                    jac_ori[j, i] = full_jac_ori[j, arm_dof[i]]
-                    jac[j, i] = jac_pos[j, i]
-                    jac[3 + j, i] = jac_ori[j, i]
-                for j in range(7):
-                    mass[i, j] = full_m[arm_dof[i], arm_dof[j]]
+            _sense(model, data, views, arm, sensed, full_m, full_jac)
         if new_goal and substep == 0:
             if delta[3] != 0.0 or delta[4] != 0.0 or delta[5] != 0.0:
-                goal_mat[:] = np.dot(rotation, mat)
-            goal_pos[:] = pos + delta[:3]
-
-        force = (goal_pos - pos) * kp[:3] + (-vel_pos) * kd[:3]
-        torque = orientation_error(goal_mat, mat) * kp[3:] + (-vel_ori) * kd[3:]
-        _, lambda_pos, lambda_ori, nullspace = opspace_matrices(mass, jac, jac_pos, jac_ori)
-        wrench[:3] = np.dot(lambda_pos, force)
-        wrench[3:] = np.dot(lambda_ori, torque)
-        for i in range(7):
-            bias[i] = qfrc_bias[arm_dof[i]]
-        tau = np.dot(jac.T, wrench) + bias
-        tau += nullspace_torques(mass, nullspace, posture, q, qd)
-        for i in range(7):
-            ctrl[arm_ctrl[i]] = min(max(tau[i], torque_low[i]), torque_high[i])
-        # The command to the fingers creeps towards open or closed, it does not jump.
-        grip[0] = min(max(grip[0] + -1.0 * grip_speed * grip_sign, -1.0), 1.0)
-        grip[1] = min(max(grip[1] + 1.0 * grip_speed * grip_sign, -1.0), 1.0)
-        ctrl[grip_ctrl[0]] = grip_bias[0] + grip_weight[0] * grip[0]
-        ctrl[grip_ctrl[1]] = grip_bias[1] + grip_weight[1] * grip[1]
+                command.goal_mat[:] = np.dot(rotation, sensed.mat)
+            for i in range(3):
+                command.goal_pos[i] = sensed.pos[i] + delta[i]
+        _actuate(views, arm, command, sensed, grip_sign)
         _mj_step2(model, data)
 
 
@@ -170,70 +206,57 @@ class ArmController:
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot: Any) -> None:
         controller = robot.controller
-        scale = abs(controller.output_max - controller.output_min) / abs(controller.input_max - controller.input_min)
-        self._input_low, self._input_high, self._scale = controller.input_min, controller.input_max, scale
+        self._input_low, self._input_high = controller.input_min, controller.input_max
+        self._scale = abs(controller.output_max - controller.output_min) / abs(controller.input_max - controller.input_min)
         self._output_offset = (controller.output_max + controller.output_min) / 2.0
         self._input_offset = (controller.input_max + controller.input_min) / 2.0
 
-        # robosuite builds these with fancy indexing, which leaves them column-major; BLAS rounds differently by layout.
-        self._initial = tuple(
-            np.array(value, order=order)
-            for value, order in (
-                (controller.J_full, "F"),
-                (controller.J_pos, "F"),
-                (controller.J_ori, "F"),
-                (controller.mass_matrix, "F"),
-                (controller.ee_pos, "C"),
-                (controller.ee_ori_mat, "C"),
-                (controller.joint_pos, "C"),
-            )
-        )
-        self._work = tuple(value.copy(order="K") for value in self._initial)
-        self._initial_goal = (np.array(controller.goal_pos), np.array(controller.goal_ori, order="C"))
-        self.goal_pos, self.goal_mat = (goal.copy() for goal in self._initial_goal)
-        self.grip = np.zeros(2)
-        self._stale = np.ones(1, np.int64)
-        self._delta = np.zeros(6)
-        self._rotation = np.eye(3)
-        self._grip_sign = 0.0
-
         self._addresses = (model._address, data._address)
+        self._views = _Views(data.qpos, data.qvel, data.qM, data.qfrc_bias, data.ctrl, data.site_xpos, data.site_xmat)
         low, high = robot.torque_limits
-        grip_ctrl = np.array(robot._ref_joint_gripper_actuator_indexes, np.int64)
-        grip_range = model.actuator_ctrlrange[grip_ctrl]
-        self._fixed = (
-            int(robot.eef_site_id),
-            np.array(robot._ref_joint_pos_indexes, np.int64),
-            np.array(robot._ref_joint_vel_indexes, np.int64),
-            np.array(robot._ref_joint_actuator_indexes, np.int64),
-            grip_ctrl,
-            data.qpos,
-            data.qvel,
-            data.qM,
-            data.qfrc_bias,
-            data.ctrl,
-            data.site_xpos,
-            data.site_xmat,
-            self.goal_pos,
-            self.goal_mat,
-            self.grip,
-            float(robot.gripper.speed),
-            np.array(controller.kp),
-            np.array(controller.kd),
-            np.array(controller.initial_joint),
-            np.array(low),
-            np.array(high),
-            0.5 * (grip_range[:, 1] + grip_range[:, 0]),
-            0.5 * (grip_range[:, 1] - grip_range[:, 0]),
+        grip_index = np.array(robot._ref_joint_gripper_actuator_indexes, np.int64)
+        grip_low, grip_high = model.actuator_ctrlrange[grip_index].T
+        self._arm = _Arm(
+            site=int(robot.eef_site_id),
+            qpos_index=np.array(robot._ref_joint_pos_indexes, np.int64),
+            dof_index=np.array(robot._ref_joint_vel_indexes, np.int64),
+            ctrl_index=np.array(robot._ref_joint_actuator_indexes, np.int64),
+            grip_index=grip_index,
+            kp=np.array(controller.kp),
+            kd=np.array(controller.kd),
+            posture=np.array(controller.initial_joint),
+            torque_low=np.array(low),
+            torque_high=np.array(high),
+            grip_bias=0.5 * (grip_high + grip_low),
+            grip_weight=0.5 * (grip_high - grip_low),
+            grip_speed=float(robot.gripper.speed),
         )
+        # robosuite builds the matrices with fancy indexing, which leaves them column-major; BLAS rounds by layout.
+        self._initial_sensed = _Sensed(
+            jac=np.array(controller.J_full, order="F"),
+            jac_pos=np.array(controller.J_pos, order="F"),
+            jac_ori=np.array(controller.J_ori, order="F"),
+            mass=np.array(controller.mass_matrix, order="F"),
+            pos=np.array(controller.ee_pos),
+            mat=np.array(controller.ee_ori_mat, order="C"),
+            joint_pos=np.array(controller.joint_pos),
+            joint_vel=np.array(controller.joint_vel),
+            vel_pos=np.array(controller.ee_pos_vel),
+            vel_ori=np.array(controller.ee_ori_vel),
+        )
+        self._initial_goal = (np.array(controller.goal_pos), np.array(controller.goal_ori, order="C"))
+        self._sensed = _Sensed(*(value.copy(order="K") for value in self._initial_sensed))
+        goal_pos, goal_mat = (goal.copy() for goal in self._initial_goal)
+        self._command = _Command(goal_pos, goal_mat, grip=np.zeros(2), stale=np.ones(1, np.int64))
+        self._delta, self._rotation, self._grip_sign = np.zeros(6), np.eye(3), 0.0
 
     def reset(self) -> None:
         """Back to the state of a newly built LIBERO environment: goal at the initial pose, gripper command at rest."""
-        for work, initial in zip(self._work, self._initial, strict=True):
-            work[...] = initial
-        self.goal_pos[:], self.goal_mat[:] = self._initial_goal
-        self.grip[:] = 0.0
-        self._stale[0] = 1
+        for value, initial in zip(self._sensed, self._initial_sensed, strict=True):
+            value[...] = initial
+        self._command.goal_pos[:], self._command.goal_mat[:] = self._initial_goal
+        self._command.grip[:] = 0.0
+        self._command.stale[0] = 1
 
     def set_action(self, action: np.ndarray) -> None:
         """
@@ -253,7 +276,17 @@ class ArmController:
         :param n_substeps: physics steps of 2 ms.
         :param first: these are the first ones under the current action.
         """
+        model, data = self._addresses
         _advance(
-            *self._addresses, n_substeps, first, self._stale, self._delta, self._rotation, self._grip_sign,
-            *self._fixed, *self._work,
-        )  # fmt: skip
+            model,
+            data,
+            n_substeps,
+            first,
+            self._delta,
+            self._rotation,
+            self._grip_sign,
+            self._views,
+            self._arm,
+            self._command,
+            self._sensed,
+        )
