@@ -59,11 +59,6 @@ def play(program: RewardProgram, states: Sequence[State]) -> Played:
     return Played(states, steps)
 
 
-def without_success(state: State) -> State:
-    """The state with no goal atom and no success."""
-    return {key: False if key == "success" or key.startswith("goal_") else value for key, value in state.items()}
-
-
 def objects_of_goal(facts: TaskFacts) -> list[str]:
     """Movable objects that the goal is about: its arguments, and the parents of its regions."""
     names = facts.names("object")
@@ -73,14 +68,15 @@ def objects_of_goal(facts: TaskFacts) -> list[str]:
 
 
 def exchange(states: Sequence[State], one: str, other: str, facts: TaskFacts) -> list[State]:
-    """The episode in which ``one`` did what ``other`` does and the other way round; the goal is not reached."""
+    """The episode in which ``one`` did what ``other`` does and the other way round; goal atoms about either do not hold."""
     keys = facts.state_types
+    lost = {"success"} | {f"goal_{k}" for k, atom in enumerate(facts.goal) if {one, other} & set(atom.args)}
     pairs = {}
     for a, b in ((one, other), (other, one)):
         for suffix in ("_pos", "_quat", "_left_pad", "_right_pad", "_grasped", "_touched"):
             if a + suffix in keys:
                 pairs[a + suffix] = b + suffix
-    return [without_success({key: state[pairs.get(key, key)] for key in state}) for state in states]
+    return [{key: False if key in lost else state[pairs.get(key, key)] for key in state} for state in states]
 
 
 def change(states: Sequence[State], edit: Callable[[State], State]) -> list[State]:

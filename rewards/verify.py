@@ -426,7 +426,7 @@ class Verifier:
 
     def v16(self) -> Result:
         spec = self.program.spec
-        limit = sum(track.stages[0].points for track in spec.tracks) if spec else 0.25 * self.program.max_level
+        limit = sum(_before_contact(track) for track in spec.tracks) if spec else 0.25 * self.program.max_level
         candidates = [(t.name, p.total) for t, p in self.others if t.kind == "wrong-object"]
         targets = [atom.args[0] for atom in self.facts.goal if atom.args[0] in self.facts.names("object")]
         spare = [name for name in self.facts.names("object") if name not in episodes.objects_of_goal(self.facts)]
@@ -679,6 +679,18 @@ def missed_rungs(spec: RewardSpec, facts: TaskFacts, played: Played) -> list[str
                     reached = (min(values) if below else max(values)) if values else float("nan")
                     missed.append(f"rung {rung.threshold:g} of {track.name}.{stage.name} (nearest {reached:.4f})")
     return missed
+
+
+def _before_contact(track: Any) -> float:
+    """Points of a track that need no contact with its object: all of them if it is about a joint."""
+    total = 0.0
+    for stage in track.stages:
+        if any(
+            c.kind in ("grasped", "touched") and getattr(c, "object", getattr(c, "name", "")) == track.name for c in stage.done
+        ):
+            return total
+        total += stage.points
+    return total
 
 
 def _n_rungs(spec: RewardSpec | None) -> int:
