@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-INSTRUCTIONS = ("put it to the left", "put it to the right")
+INSTRUCTIONS = ("put it to the left", "pick it up and put it to the right")
 
 
 class InstructionSpace(spaces.Box):
