@@ -27,11 +27,12 @@ setup: $(STAMP) gl
 # hf-libero comes without its own requirements: robomimic and hf-egl-probe would bring torchvision, cmake and a compiler,
 # none of which libero.libero uses.
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e ".[all,dev]"
-	$(BIN)/python -m pip install --quiet --no-deps hf-libero==0.1.4
+	@echo "Installing into $(VENV): about 3 GB, a minute or more"
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq --prefer-binary -c constraints.txt -e ".[all,dev]"
+	$(BIN)/python -m pip install -qq --no-deps hf-libero==0.1.4
 	touch $@
 
 # Software OpenGL, to render without a display. Installed where that is allowed; the simulator says what is missing otherwise.

@@ -183,6 +183,8 @@ class TGRPO(OnPolicyAlgorithm):
         self._generator = np.random.default_rng(self.seed)
 
     def _check_settings(self) -> None:
+        if "temperature" in self.policy_kwargs:
+            raise ValueError("policy_kwargs={'temperature': ...}: pass temperature to TGRPO itself, which sets the policy's.")
         for name in ("batch_size", "micro_batch_size", "groups_per_update"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -441,6 +441,8 @@ def test_bad_input() -> None:
         TGRPO("MlpPolicy", env, gama=0.9)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'net_ach'"):
         TGRPO("MlpPolicy", env, policy_kwargs={"net_ach": [8]})
+    with pytest.raises(ValueError, match="pass temperature to TGRPO itself"):
+        TGRPO("MlpPolicy", env, policy_kwargs={"temperature": 0.5})
     with pytest.raises(ValueError, match="reward of environment 2 is nan at step 0"):
         nan = make_group_env(partial(ScriptEnv, {a: "nan" for a in range(100)}), 4, subprocess=False)
         nan.groups._workers[0].env.script = nan.groups._workers[1].env.script = {}  # type: ignore[attr-defined]

@@ -1,0 +1,43 @@
+"""The examples and the README's first program run, at a small size."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str, cwd: Path) -> str:
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, env=environ)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_readme_program(tmp_path: Path) -> None:
+    program = re.findall(r"```python\n(.*?)```", ROOT.joinpath("README.md").read_text(), re.DOTALL)[0]
+    assert program.count("140_000") == 1
+    (tmp_path / "program.py").write_text(program.replace("140_000", "2_000"))
+    assert re.search(r"^\(np\.float64\(|^\(\d", run("program.py", cwd=tmp_path), re.MULTILINE)
+    assert (tmp_path / "tgrpo_cartpole.zip").exists()
+
+
+def test_cartpole(tmp_path: Path) -> None:
+    assert "after" in run(str(ROOT / "examples/01_cartpole.py"), "--steps", "2000", cwd=tmp_path)
+
+
+def test_libero(tmp_path: Path) -> None:
+    output = run(str(ROOT / "examples/02_libero.py"), "--steps", "200", "--group-size", "2", cwd=tmp_path)
+    assert "group   1  reward" in output
+    for name in ("before.mp4", "after.mp4", "curve.png", "model.zip", "run.json"):
+        assert (tmp_path / "runs/libero_example" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("arguments", [("--steps", "500", "--repetitions", "1")])
+def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    table = run(str(ROOT / "examples/benchmarks/algorithm_overhead.py"), *arguments, cwd=tmp_path)
+    assert re.search(r"\| TGRPO, groups of 4 +\| +\d+ \| +\d+\.\d+ \|", table)
