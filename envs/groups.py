@@ -155,7 +155,10 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments and end their processes."""
-        for worker in getattr(self, "_workers", []):
+        workers = getattr(self, "_workers", [])
+        for worker in workers:
+            worker.send("close")  # all at once: each may take a while to free its simulator
+        for worker in workers:
             worker.close()
 
     def call(self, name: str, *args: Any, indices: Sequence[int] | None = None, **kwargs: Any) -> tuple[Any, ...]:

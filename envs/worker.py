@@ -121,8 +121,8 @@ class SubprocessWorker:
         self._request += 1
         try:
             self._connection.send_bytes(cloudpickle.dumps((self._request, command, args)))
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # receive() finds the process gone and says so
+        except OSError:
+            pass  # the process is gone: receive() says so
 
     def receive(self, timeout: float | None) -> Any:
         """
@@ -155,7 +155,7 @@ class SubprocessWorker:
         self._connection.close()
 
     def close(self) -> None:
-        if self._process.poll() is None and not self._connection.closed:
+        if self._process.poll() is None:
             self.send("close")
             try:
                 self._process.wait(timeout=5.0)

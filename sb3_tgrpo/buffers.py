@@ -106,6 +106,7 @@ class GroupedRolloutBuffer(BaseBuffer):
     step_signal: np.ndarray
     advantages: np.ndarray
     weight: np.ndarray
+    returns: np.ndarray  # (n_groups, group_size): summed rewards, or the outcome that replaces them
 
     def __init__(
         self,
@@ -212,8 +213,10 @@ class GroupedRolloutBuffer(BaseBuffer):
             for target, array in zip((self._rows, self.rewards, self.step_signal, self.mask), arrays, strict=True):
                 target[: len(array), group] = array
         self.advantages = tgrpo_advantages(self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread)
+        self.returns = self.rewards.sum(axis=0)
         for group, outcomes in enumerate(self._outcomes):
             if outcomes is not None:
+                self.returns[group] = outcomes
                 relative = alpha_traj * trajectory_advantages(outcomes[None], None, min_spread)
                 self.advantages[:, group] = np.where(self.mask[:, group], relative, 0.0)
         lengths = self.mask.sum(axis=0)  # |o_i|, (n_groups, group_size)

@@ -352,8 +352,7 @@ class TGRPO(OnPolicyAlgorithm):
         :param successes: ``(n_groups, group_size)``, nan where the environment does not report success.
         """
         buffer = self.rollout_buffer
-        returns = np.where(buffer.mask, buffer.rewards, 0.0).sum(axis=0)
-        spread = returns.std(axis=-1, ddof=1)
+        spread = buffer.returns.std(axis=-1, ddof=1)
         self.logger.record("rollout/group_rew_std", float(spread.mean()))
         self.logger.record("rollout/zero_std_groups", float((spread <= self.min_spread).mean()))
         self.logger.record("rollout/group_len_mean", float(buffer.mask.any(axis=-1).sum(axis=0).mean()))
@@ -411,11 +410,7 @@ class TGRPO(OnPolicyAlgorithm):
             for name, value in result.items():
                 totals[name] += share * value
         totals["policy_gradient_loss"] = totals["loss"] - self.kl_coef * totals["kl_loss"]
-        if not np.isfinite(totals["loss"]):
-            raise ValueError(
-                f"The loss is {totals['loss']} after {self._n_updates} updates: lower learning_rate (now "
-                f"{self.lr_schedule(self._current_progress_remaining):g}), set target_kl, or look at the rewards."
-            )
+        self._check_finite("loss", totals["loss"])
         return {**totals, "ratio_error": ratio_error}
 
     def _loss(self, samples: GroupedRolloutBufferSamples) -> tuple[th.Tensor, dict[str, float]]:
@@ -448,9 +443,17 @@ class TGRPO(OnPolicyAlgorithm):
 
     def _optimizer_step(self) -> float:
         parameters = [p for group in self.policy.optimizer.param_groups for p in group["params"]]
-        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm).item()
+        self._check_finite("norm of the gradient", grad_norm)
         self.policy.optimizer.step()
-        return grad_norm.item()
+        return grad_norm
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not np.isfinite(value):
+            raise ValueError(
+                f"The {name} is {value} after {self._n_updates} updates: lower learning_rate (now "
+                f"{self.lr_schedule(self._current_progress_remaining):g}), set target_kl, or look at the rewards."
+            )
 
     # ------------------------------------------------------------------ learning, saving, resuming
 

@@ -82,6 +82,14 @@ def test_two_seeded_runs_are_equal() -> None:
     assert not th.equal(run(3), run(4))
 
 
+def test_processes_do_not_change_a_run() -> None:
+    def run(subprocess: bool) -> th.Tensor:
+        env = make_group_env(partial(IdentityEnv, "box"), 2, 2, subprocess=subprocess)
+        return parameters(TGRPO("MlpPolicy", env, **FAST).learn(160))
+
+    assert th.equal(run(True), run(False))
+
+
 @pytest.mark.parametrize("kl_coef", [0.0, 0.1])
 def test_resume_is_exact(tmp_path: Path, kl_coef: float) -> None:
     settings = FAST | {"kl_coef": kl_coef, "batch_size": 30, "n_epochs": 2}
