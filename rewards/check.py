@@ -82,6 +82,20 @@ class _Names:
             )
         for j, stage in enumerate(track.stages):
             yield from self.stage(f"{where}.stages[{j}]", stage)
+        yield from self.contact(where, track)
+
+    def contact(self, where: str, track: s.Track) -> Iterator[Problem]:
+        """A sub-goal about an object, or about opening or turning something, has a stage that is done by touching it."""
+        movers = {"open": self.handles, "turnon": self.handles, "in": self.objects, "on": self.objects}
+        for index in track.goal:
+            atom = self.facts.goal[index] if index < len(self.facts.goal) else None
+            if atom is None or atom.predicate not in movers:
+                continue
+            wanted = (atom.args[0],) if atom.args[0] in self.objects else movers[atom.predicate]
+            found = {getattr(c, "object", getattr(c, "name", "")) for stage in track.stages for c in stage.done}
+            if not found & set(wanted):
+                message = f"no stage of goal atom {index} ({atom.predicate} {' '.join(atom.args)}) is done by contact"
+                yield Problem(f"{where}.stages", "", message, wanted)
 
     def stage(self, where: str, stage: s.Stage) -> Iterator[Problem]:
         for field, conditions in (("requires", stage.requires), ("done", stage.done)):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -271,6 +271,11 @@ class Verifier:
             problem = self._replay_problem(trace, played)
             if problem:
                 return False, {"experts": len(self.experts)}, f"{trace.name}: {problem}"
+        if self.program.spec is not None:
+            idle = [set(_idle_parts(self.program.spec, self.facts, played)) for _, played in self.experts]
+            always = set.intersection(*idle)
+            if always:
+                return False, {"experts": len(self.experts)}, f"in every expert episode, {sorted(always)[0]}"
         return True, {"experts": len(self.experts), "rungs": _n_rungs(self.program.spec)}, ""
 
     def _replay_problem(self, trace: Trace, played: Played) -> str:
@@ -679,6 +684,31 @@ def missed_rungs(spec: RewardSpec, facts: TaskFacts, played: Played) -> list[str
                     reached = (min(values) if below else max(values)) if values else float("nan")
                     missed.append(f"rung {rung.threshold:g} of {track.name}.{stage.name} (nearest {reached:.4f})")
     return missed
+
+
+_NOISE = 0.004
+"""Metres or radians: what a rung must be away from where its stage begins."""
+
+
+def _idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[str]:
+    """Requirements that hold before anything is done, and rungs that are passed when their stage begins: they do nothing."""
+    compiler = _Compiler(spec, facts)
+    start: dict[str, Any] = {name: played.states[0][f"{name}_pos"] for name in facts.names("object")}
+    for track in spec.tracks:
+        done = _completions(played, track.name, len(track.stages))
+        for j, stage in enumerate(track.stages):
+            parts = [part for c in stage.requires for part in getattr(c, "conditions", (c,))]
+            for part in parts:
+                if compiler.condition(part)(played.states[0], start):
+                    yield f"{track.name}.{stage.name} requires what already holds at reset: {part.model_dump(mode='json')}"
+            if stage.ladder is None:
+                continue
+            entered = done[j - 1] if j else 0
+            value = compiler.variable(stage.ladder.variable)(played.states[entered or 0], start)
+            for rung in stage.ladder.rungs:
+                way = value - rung.threshold if stage.ladder.op == "below" else rung.threshold - value
+                if way < _NOISE:
+                    yield f"rung {rung.threshold:g} of {track.name}.{stage.name} is passed when the stage begins"
 
 
 def _before_contact(track: Any) -> float:
