@@ -13,11 +13,11 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from sb3_tgrpo.envs.assets import import_libero, writable_cache_folder, write_atomically
-from sb3_tgrpo.envs.light_mjcf import OBJECT_KINDS, asset_files, load_table, primitive
+from sb3_tgrpo.envs.light_mjcf import OBJECT_KINDS, asset_files, expand, load_table, object_file, primitive
 from sb3_tgrpo.version import __version__
 
-# MuJoCo's defaults, 28 slices and 16 stacks, draw three times the faces; 16 x 8 still look round at 256 pixels
-_FACETS = {"numslices": "16", "numstacks": "8"}
+# MuJoCo's defaults (28, 16, 4) draw three to four times the faces; these still look round and evenly lit at 256 pixels
+_FACETS = {"numslices": "16", "numstacks": "8", "numquads": "2"}
 # What LIBERO's problem classes load unless told otherwise
 _SCENES = {
     "libero_coffee_table_manipulation": "libero_coffee_table_base_style",
@@ -89,7 +89,8 @@ def _replace_visual_meshes(body: ET.Element) -> None:
             f"Light assets have no primitives for the visual meshes of body {name!r} (known robot parts: {known}). "
             'Use assets="full", or add a row to envs/data/light_assets.'
         )
-    for index, visual in enumerate(row["visual"]):
+    visuals = list(expand(row["visual"]))
+    for index, visual in enumerate(visuals):
         if index < len(meshes):
             geom = primitive(visual, name=meshes[index].get("name"))
             meshes[index].attrib.clear()
@@ -97,7 +98,7 @@ def _replace_visual_meshes(body: ET.Element) -> None:
         else:
             position = list(body).index(meshes[-1]) + 1
             body.insert(position, primitive(visual, name=f"{name}_light{index}"))
-    for geom in meshes[len(row["visual"]) :]:
+    for geom in meshes[len(visuals) :]:
         hidden = primitive(_HIDDEN, name=geom.get("name"))
         geom.attrib.clear()
         geom.attrib.update(hidden.attrib)
@@ -155,4 +156,4 @@ def _object_file(category: str) -> Iterator[str]:
     modules = (hope_objects, google_scanned_objects, turbosquid_objects, articulated_objects)
     for kind, module in zip(OBJECT_KINDS, modules, strict=True):
         if cls.__module__ == module.__name__:
-            yield f"{kind}/{name}.xml" if kind == "articulated_objects" else f"{kind}/{name}/{name}.xml"
+            yield object_file(kind, name)

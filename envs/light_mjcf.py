@@ -3,12 +3,14 @@
 A table row gives an object's physics as figures and its looks as primitives; see ``docs/light_assets.md``.
 """
 
+import math
 import struct
 import tomllib
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import count
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -33,6 +35,15 @@ def load_table(name: str) -> dict[str, Row]:
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def object_file(kind: str, name: str) -> str:
+    """
+    :param kind: one of :data:`OBJECT_KINDS`
+    :param name: the object's file name without ``.xml``
+    :return: where LIBERO's class looks for the object, relative to the assets folder
+    """
+    return f"{kind}/{name}.xml" if kind == "articulated_objects" else f"{kind}/{name}/{name}.xml"
+
+
 def asset_files() -> dict[str, bytes]:
     """
     :return: every file of the light assets folder: relative path in LIBERO's layout -> content
@@ -43,13 +54,21 @@ def asset_files() -> dict[str, bytes]:
         defaults = table.get("defaults", {})
         for name, row in table.items():
             if name != "defaults":
-                place = f"{kind}/{name}.xml" if kind == "articulated_objects" else f"{kind}/{name}/{name}.xml"
-                content[place] = _to_bytes(_object(name, row, defaults))
-    for name, row in load_table("scenes").items():
-        content[f"scenes/{name}.xml"] = _to_bytes(_scene(name, row))
+                content[object_file(kind, name)] = _to_bytes(_object(name, row, defaults))
+    scenes = load_table("scenes")
+    for name in scenes:
+        if name == "defaults":
+            continue
+        row = _inherited(scenes, name)
+        content[f"scenes/{name}.xml"] = _to_bytes(_scene(name, row, scenes["defaults"]))
         for file in row.get("textures", {}).values():
             content[f"textures/{file}"] = _single_pixel_png()
     return content
+
+
+def _inherited(table: Mapping[str, Row], name: str) -> Row:
+    row = table[name]
+    return {**_inherited(table, row["like"]), **row} if "like" in row else row
 
 
 def primitive(row: Row, **extra: Any) -> ET.Element:
@@ -59,6 +78,37 @@ def primitive(row: Row, **extra: Any) -> ET.Element:
     :return: a geom that is drawn, has no mass and touches nothing
     """
     return _element("geom", {**_VISUAL, **extra, **row})
+
+
+def expand(visuals: Iterable[Row]) -> Iterator[Row]:
+    """
+    :param visuals: the ``visual`` list of a row
+    :return: the same with each ring written out: ``ring = 12`` repeats a primitive 12 times around the vertical axis through
+        ``about = [x, y]`` (the body's origin, if left out)
+    """
+    for row in visuals:
+        if "ring" not in row:
+            yield row
+            continue
+        base = {key: value for key, value in row.items() if key not in ("ring", "about")}
+        x0, y0 = row.get("about", (0, 0))
+        x, y, z = row["pos"]
+        for index in range(row["ring"]):
+            angle = 2 * math.pi * index / row["ring"]
+            cos, sin = math.cos(angle), math.sin(angle)
+            pos = (x0 + cos * (x - x0) - sin * (y - y0), y0 + sin * (x - x0) + cos * (y - y0), z)
+            yield {**base, "pos": _rounded(pos), "quat": _rounded(_turned(angle, row.get("quat", (1, 0, 0, 0))))}
+
+
+def _turned(angle: float, quat: Sequence[float]) -> tuple[float, ...]:
+    """A quaternion turned about the vertical axis."""
+    c, s = math.cos(angle / 2), math.sin(angle / 2)
+    w, x, y, z = quat
+    return (c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w)
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [round(value, 6) + 0.0 for value in values]  # + 0.0: no -0.0
 
 
 def _element(tag: str, row: Row) -> ET.Element:
@@ -80,12 +130,11 @@ def _colour(code: str) -> str:
     return f"{red:.4f} {green:.4f} {blue:.4f} 1"
 
 
-def _fill_body(body: ET.Element, row: Row, defaults: Row, names: Iterable[str]) -> None:
-    """Add what a row lists to a body element; ``names`` supplies names for collision geoms that have none."""
-    unknown = set(row) - {*_BODY_LISTS, *_BODY_ATTRIBUTES, "inertial", "bounds", "textures", "materials"}
+def _fill_body(body: ET.Element, row: Row, defaults: Row, visual: Iterator[str], felt: Iterator[str]) -> None:
+    """Add what a row lists to a body element; ``visual`` and ``felt`` supply names for geoms that have none."""
+    unknown = set(row) - {*_BODY_LISTS, *_BODY_ATTRIBUTES, "inertial", "bounds", "textures", "materials", "like"}
     if unknown:
         raise ValueError(f"Light assets: unknown key(s) {sorted(unknown)} in the row of {body.get('name')}.")
-    names = iter(names)
     if "inertial" in row:
         body.append(_element("inertial", row["inertial"]))
     for joint in row.get("joints", ()):
@@ -94,19 +143,20 @@ def _fill_body(body: ET.Element, row: Row, defaults: Row, names: Iterable[str]) 
         body.append(_element("light", light))
     for camera in row.get("cameras", ()):
         body.append(_element("camera", camera))
-    for index, visual in enumerate(row.get("visual", ())):
-        body.append(primitive(visual, name=f"v{index}"))
+    for shape in expand(row.get("visual", ())):
+        body.append(primitive(shape, name=next(visual)))
     for geom in row.get("geoms", ()):
         body.append(_element("geom", geom))
     for geom in row.get("collision", ()):
         full = {**_COLLISION, **defaults.get("collision", {}), **geom}
-        full.setdefault("name", next(names))
+        if "name" not in full and (name := next(felt, None)):
+            full["name"] = name
         body.append(_element("geom", full))
     for site in row.get("sites", ()):
         body.append(_element("site", {**defaults.get("site", {}), **site}))
     for inner in row.get("bodies", ()):
         child = _element("body", {key: inner[key] for key in _BODY_ATTRIBUTES if key in inner})
-        _fill_body(child, inner, defaults, names)
+        _fill_body(child, inner, defaults, visual, felt)
         body.append(child)
 
 
@@ -116,13 +166,13 @@ def _object(name: str, row: Row, defaults: Row) -> ET.Element:
     body = ET.SubElement(outer, "body", {"name": "object"})
     body.attrib.update(_element("body", {key: row[key] for key in _BODY_ATTRIBUTES if key in row}).attrib)
     # robosuite numbers an object's nameless geoms in file order; LIBERO's files start with the visual mesh, number 0
-    _fill_body(body, row, defaults, (f"g{index}" for index in range(1, 1000)))
+    _fill_body(body, row, defaults, (f"v{index}" for index in count()), (f"g{index}" for index in count(1)))
     for key, site in _BOUNDS.items():
         outer.append(_element("site", {"name": site, "pos": row["bounds"][key], "size": [0.005], "rgba": [0, 0, 0, 0]}))
     return root
 
 
-def _scene(name: str, row: Row) -> ET.Element:
+def _scene(name: str, row: Row, defaults: Row) -> ET.Element:
     root = ET.Element("mujoco", {"model": name})
     asset = ET.SubElement(root, "asset")
     sky = {"type": "skybox", "builtin": "gradient", "rgb1": "0.9 0.9 1", "rgb2": "0.2 0.3 0.4", "width": 256, "height": 256}
@@ -131,7 +181,7 @@ def _scene(name: str, row: Row) -> ET.Element:
         asset.append(_element("texture", {"name": texture, "type": "2d", "file": f"../textures/{file}"}))
     for material in row["materials"]:
         asset.append(_element("material", material))
-    _fill_body(ET.SubElement(root, "worldbody"), row, {}, ())
+    _fill_body(ET.SubElement(root, "worldbody"), row, defaults, (f"v{index}" for index in count()), iter(()))
     return root
 
 
