@@ -77,7 +77,7 @@ class CompiledSpec(NamedTuple):
     keys: tuple[str, ...]
 
 
-class _Compiler:
+class SpecCompiler:
     """Turns names and numbers into closures, noting the state keys they read."""
 
     def __init__(self, spec: s.RewardSpec, facts: TaskFacts) -> None:
@@ -183,7 +183,7 @@ def compile_spec(spec: s.RewardSpec, facts: TaskFacts) -> CompiledSpec:
     :param spec: the spec.
     :param facts: the task's facts, for the sizes of sites.
     """
-    compiler = _Compiler(spec, facts)
+    compiler = SpecCompiler(spec, facts)
     names = [track.name for track in spec.tracks]
     tracks = tuple(compiler.track(track, names) for track in spec.tracks)
     guards = tuple((compiler.condition(guard.keep), guard.points) for guard in spec.guards)
