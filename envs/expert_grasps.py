@@ -1,0 +1,201 @@
+"""How scripted experts hold things: grasp poses from an object's box, or on its rim or handle where the box is too wide."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from sb3_tgrpo.envs.expert_motion import Vector, finger_yaw, rotation_of
+from sb3_tgrpo.rewards.task_facts import ObjectFacts, TaskFacts
+from sb3_tgrpo.rewards.vocabulary import State
+
+PALM_DEPTH = 0.024
+"""How far below the top of an object the fingertips may go before the palm meets it, metres."""
+MAX_WIDTH = 0.074
+"""Widest thing that the fingers go around, metres."""
+FINGERTIP = 0.0085
+"""How far the fingers reach below the point between the fingertips, metres."""
+HALF_REACH = 0.065
+"""From the middle of the open gripper to the outer side of a finger, metres."""
+
+
+@dataclass(frozen=True)
+class Rim:
+    """
+    A hollow round object that is held by its wall.
+
+    :param center: axis of the wall in the body's frame, x and y, metres.
+    :param radius: of the middle of the wall.
+    :param depth: of the fingertips below the top.
+    :param gap: half width, in radians around ``blocked``, that is not graspable (a mug's handle).
+    :param blocked: direction of the handle in the body's frame, radians.
+    """
+
+    center: tuple[float, float]
+    radius: float
+    depth: float
+    gap: float = 0.0
+    blocked: float = 0.0
+
+
+@dataclass(frozen=True)
+class Spot:
+    """
+    One place on the object where the fingers go.
+
+    :param point: in the body's frame, metres.
+    :param axis: along which the fingers close, in the body's frame.
+    """
+
+    point: tuple[float, float, float]
+    axis: tuple[float, float, float]
+
+
+RIMS: Mapping[str, Rim] = MappingProxyType(
+    {
+        "akita_black_bowl": Rim((0.0, 0.0), 0.047, 0.018),
+        "porcelain_mug": Rim((0.0125, -0.001), 0.042, 0.025, gap=0.7, blocked=np.pi),
+        "white_yellow_mug": Rim((-0.0185, 0.0), 0.047, 0.025, gap=0.7, blocked=0.0),
+        "red_coffee_mug": Rim((0.0125, -0.001), 0.042, 0.025, gap=0.7, blocked=np.pi),
+        "plate": Rim((0.0, 0.0), 0.064, 0.012),
+    }
+)
+"""By object kind: what is held by its wall."""
+
+SPOTS: Mapping[str, Spot] = MappingProxyType({"moka_pot": Spot((0.0, 0.073, 0.040), (1.0, 0.0, 0.0))})
+"""By object kind: what is held by its handle."""
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """
+    A grasp of an object, pointing down.
+
+    :param point: between the fingertips, in the object's frame, (3,).
+    :param axis: along which the fingers close, in the object's frame, (3,).
+    """
+
+    point: Vector
+    axis: Vector
+
+    def place(self, pos: Vector, rotation: Vector, near_yaw: float) -> tuple[Vector, float]:
+        """
+        :param pos: the object's position.
+        :param rotation: the object's rotation (3, 3).
+        :param near_yaw: of the two yaws half a turn apart, the one nearer to this.
+        :return: the point in the world, and the gripper's yaw.
+        """
+        return pos + rotation @ self.point, finger_yaw(rotation @ self.axis, near_yaw)
+
+
+def box_of(thing: ObjectFacts) -> tuple[Vector, Vector]:
+    """Centre and half sizes of an object's box in its own frame."""
+    low, high = np.array(thing.aabb_lo), np.array(thing.aabb_hi)
+    return (low + high) / 2, (high - low) / 2
+
+
+def heights(thing: ObjectFacts, rotation: Vector) -> tuple[float, float]:
+    """How far an object reaches below and above its origin at this rotation, metres (the first is negative)."""
+    center, half = box_of(thing)
+    middle, extent = float((rotation @ center)[2]), float(np.abs(rotation[2]) @ half)
+    return middle - extent, middle + extent
+
+
+def pose(state: State, name: str) -> tuple[Vector, Vector]:
+    """Position (3,) and rotation (3, 3) of an object, fixture or site."""
+    return np.array(state[f"{name}_pos"]), rotation_of(state[f"{name}_quat"])  # type: ignore[arg-type]
+
+
+def _neighbours(state: State, facts: TaskFacts, thing: ObjectFacts) -> list[tuple[Vector, float, float]]:
+    """Other movable objects: position, radius, and height of their top."""
+    found = []
+    for other in facts.objects:
+        if other.name != thing.name:
+            pos, rotation = pose(state, other.name)
+            center, half = box_of(other)
+            extent = np.abs(rotation) @ half
+            middle = pos + rotation @ center
+            found.append((middle, float(np.linalg.norm(extent[:2])) * 0.85, float(middle[2] + extent[2])))
+    return found
+
+
+def _crowding(point: Vector, direction: Vector, neighbours: list[tuple[Vector, float, float]]) -> float:
+    """How deep the two open fingers would be inside neighbours, metres; 0 if they are free."""
+    depth = 0.0
+    for sign in (-1.0, 1.0):
+        finger = point[:2] + sign * 0.05 * direction[:2]
+        for middle, radius, top in neighbours:
+            if top > point[2] - FINGERTIP:
+                depth += max(0.0, radius + 0.02 - float(np.linalg.norm(finger - middle[:2])))
+    return depth
+
+
+def choose_grasp(
+    state: State,
+    facts: TaskFacts,
+    thing: ObjectFacts,
+    rng: np.random.Generator,
+    spread: float = 0.0,
+    failed: Sequence[Grasp] = (),
+) -> Grasp:
+    """
+    Where to hold an object now: across its narrower side; where that is too wide, at its wall or handle, on the side that is
+    free of neighbours and near the robot's present orientation.
+
+    :param rng: for the choice among equally good ones.
+    :param spread: how much the choice varies, metres.
+    :param failed: grasps that did not work out: others are preferred.
+    :raises ValueError: if the object is too wide and no wall or handle of its kind is known.
+    """
+    rotation = pose(state, thing.name)[1]
+    if thing.kind in SPOTS:
+        spot = SPOTS[thing.kind]
+        return Grasp(np.array(spot.point), np.array(spot.axis))
+    if thing.kind in RIMS:
+        return _rim_grasp(state, facts, thing, rng, spread, failed)
+    center, half = box_of(thing)
+    up = int(np.argmax(np.abs(rotation[2])))
+    sides = [axis for axis in range(3) if axis != up]
+    close, along = sorted(sides, key=lambda axis: half[axis])
+    if 2 * half[close] > MAX_WIDTH:
+        raise ValueError(f"{thing.name} is {2 * half[close]:.3f} m wide; the gripper goes around {MAX_WIDTH} m.")
+    bottom, top = heights(thing, rotation)
+    # In the middle of its height, but not deeper than the palm allows nor lower than the fingers reach above the support.
+    middle = (bottom + top) / 2
+    height = max(middle, top - PALM_DEPTH, bottom + FINGERTIP + 0.002)
+    point = np.array(center)
+    # Further from the middle with each failure, to alternate sides.
+    shift = min(0.3 * len(failed), 0.7) * half[along] * (-1) ** len(failed)
+    point[along] += shift + float(rng.uniform(-1, 1)) * min(spread, 0.3 * half[along])
+    point += rotation.T @ np.array([0.0, 0.0, height - (rotation @ point)[2]])
+    axis = np.zeros(3)
+    axis[close] = 1.0
+    return Grasp(point, axis)
+
+
+def _rim_grasp(
+    state: State, facts: TaskFacts, thing: ObjectFacts, rng: np.random.Generator, spread: float, failed: Sequence[Grasp]
+) -> Grasp:
+    rim = RIMS[thing.kind]
+    pos, rotation = pose(state, thing.name)
+    neighbours = _neighbours(state, facts, thing)
+    now = finger_yaw(rotation_of(state["eef_quat"])[:, 1])  # type: ignore[arg-type]
+    best: tuple[float, Grasp] | None = None
+    angles = np.linspace(-np.pi, np.pi, 24, endpoint=False) + float(rng.uniform(-1, 1)) * min(spread, 0.03) * 4
+    for angle in angles:
+        if rim.gap and abs((angle - rim.blocked + np.pi) % (2 * np.pi) - np.pi) < rim.gap:
+            continue
+        direction = np.array([np.cos(angle), np.sin(angle), 0.0])
+        top = thing.aabb_hi[2] - rim.depth
+        point = np.array([*rim.center, 0.0]) + rim.radius * direction + np.array([0.0, 0.0, top])
+        world, outward = pos + rotation @ point, rotation @ direction
+        turn = abs(finger_yaw(outward, now) - now)
+        # Near the robot's base rather than behind the object, little turning, and free of neighbours above all.
+        cost = 20 * _crowding(world, outward, neighbours) + 0.3 * turn + 0.5 * float(world[0] - pos[0])
+        cost += float(rng.uniform(0, 1)) * spread
+        cost += sum(max(0.0, 1.0 - float(np.linalg.norm(point - grasp.point)) / 0.06) for grasp in failed)
+        if best is None or cost < best[0]:
+            best = (cost, Grasp(point, direction))
+    assert best is not None
+    return best[1]

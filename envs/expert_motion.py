@@ -1,0 +1,143 @@
+"""Moving the gripper: what scripted experts command, and the actions that do it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Vector = np.ndarray
+"""A float array of shape (3,), (4,) or (3, 3)."""
+
+POSITION_SCALE = 0.05
+"""Metres per unit of action (robosuite's OSC_POSE)."""
+ROTATION_SCALE = 0.5
+"""Radians per unit of action."""
+OPEN, CLOSE = -1.0, 1.0
+
+_POSITION_GAIN = 0.6
+_ROTATION_GAIN = 0.5
+
+
+def rotation_of(quat: tuple[float, ...] | Vector) -> Vector:
+    """
+    :param quat: (x, y, z, w), of unit length.
+    :return: rotation matrix (3, 3).
+    """
+    x, y, z, w = quat
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def about(axis: int, angle: float) -> Vector:
+    """Rotation matrix about a world axis (0, 1, 2), radians."""
+    c, s = float(np.cos(angle)), float(np.sin(angle))
+    matrix = np.eye(3)
+    i, j = (axis + 1) % 3, (axis + 2) % 3
+    matrix[i, i], matrix[i, j], matrix[j, i], matrix[j, j] = c, -s, s, c
+    return matrix
+
+
+def rotation_vector(matrix: Vector) -> Vector:
+    """
+    :param matrix: rotation matrix (3, 3).
+    :return: its axis times its angle in radians, (3,).
+    """
+    skew = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
+    sine, cosine = float(np.linalg.norm(skew)) / 2, (float(np.trace(matrix)) - 1) / 2
+    angle = float(np.arctan2(sine, cosine))
+    if sine > 1e-9:
+        return skew * (angle / (2 * sine))
+    # At half a turn the skew part vanishes; the axis is the column of (R + I) that is longest.
+    column = (matrix + np.eye(3))[:, int(np.argmax(np.diag(matrix)))]
+    return column * (angle / max(float(np.linalg.norm(column)), 1e-9))
+
+
+def gripper_down(yaw: float, tilt: float = 0.0) -> Vector:
+    """
+    A gripper that points down.
+
+    :param yaw: turn about the vertical; at 0 the fingers open along the world's y axis.
+    :param tilt: then turned about the axis along which the fingers open, radians.
+    :return: rotation matrix (3, 3).
+    """
+    return about(2, yaw) @ about(1, tilt) @ np.diag([1.0, -1.0, -1.0])
+
+
+def finger_yaw(direction: Vector, near: float = 0.0) -> float:
+    """
+    The yaw at which the fingers open along a horizontal direction. There are two, half a turn apart.
+
+    :param direction: (2,) or (3,), its vertical part is ignored.
+    :param near: the one closer to this yaw is returned.
+    """
+    yaw = float(np.arctan2(direction[1], direction[0])) - np.pi / 2
+    return near + (yaw - near + np.pi / 2) % np.pi - np.pi / 2
+
+
+@dataclass(frozen=True)
+class Command:
+    """
+    Where the gripper is to go.
+
+    :param position: of the point between the fingertips, (3,), metres.
+    :param rotation: of the gripper, (3, 3).
+    :param gripper: :data:`OPEN` or :data:`CLOSE`.
+    :param speed: bound on the action's components for translation, up to 1.
+    """
+
+    position: Vector
+    rotation: Vector
+    gripper: float
+    speed: float = 1.0
+
+
+def action_towards(command: Command, eef_pos: Vector, eef_rotation: Vector) -> Vector:
+    """
+    The action that moves the gripper towards a commanded pose: proportional, within the action space.
+
+    :param eef_pos: where it is, (3,).
+    :param eef_rotation: how it is turned, (3, 3).
+    :return: float32 (7,), each in [-1, 1].
+    """
+    shift = (command.position - eef_pos) * (_POSITION_GAIN / POSITION_SCALE)
+    largest = float(np.abs(shift).max())
+    if largest > command.speed:  # keep the direction
+        shift *= command.speed / largest
+    turn = rotation_vector(command.rotation @ eef_rotation.T) * (_ROTATION_GAIN / ROTATION_SCALE)
+    largest = float(np.abs(turn).max())
+    if largest > 1:
+        turn /= largest
+    return np.array([*shift, *turn, command.gripper], np.float32)
+
+
+class ActionNoise:
+    """
+    Noise on the motion that lasts a few steps, as a hand's trembling does: first-order autoregressive.
+
+    :param std: standard deviation of the noise on each of the three translation components (action units).
+    :param correlation: with the step before.
+    :param rng: its source.
+    """
+
+    def __init__(self, std: float, rng: np.random.Generator, correlation: float = 0.7) -> None:
+        if not 0 <= std <= 1:
+            raise ValueError(f"std must be between 0 and 1 (action units), got {std!r}.")
+        self.std = std
+        self._correlation = correlation
+        self._rng = rng
+        self._value = rng.normal(0.0, std, 3)
+
+    def __call__(self, action: Vector) -> Vector:
+        """
+        :param action: (7,).
+        :return: with noise on the translation, clipped to [-1, 1].
+        """
+        innovation = self._rng.normal(0.0, self.std * np.sqrt(1 - self._correlation**2), 3)
+        self._value = self._correlation * self._value + innovation
+        noisy = np.array(action, np.float32)
+        noisy[:3] = np.clip(noisy[:3] + self._value, -1.0, 1.0)
+        return noisy

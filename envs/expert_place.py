@@ -1,0 +1,235 @@
+"""Picking an object up and putting it into a container, onto another object, or onto a region."""
+
+import numpy as np
+
+from sb3_tgrpo.envs.expert_grasps import FINGERTIP, Grasp, box_of, choose_grasp, heights, pose
+from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
+from sb3_tgrpo.rewards.task_facts import TaskFacts
+from sb3_tgrpo.rewards.vocabulary import State
+
+_HELD_STEPS = 3
+"""A grasp counts after so many steps of contact, and is lost after as many without."""
+_CLOSING_STEPS = 16
+"""A grasp that has not come about after so many steps of closing has failed."""
+_RELEASE_STEPS = 15
+"""Time for an object to fall into place."""
+_STUCK_STEPS = 20
+"""Without a new closest approach for so many steps, the way is blocked: another grasp is tried."""
+_NARROW = 0.05
+"""Half width below which an opening wants the object turned to fit, metres."""
+
+
+class Place:
+    """
+    Pick an object up and put it where an ``in`` or ``on`` atom wants it.
+
+    Held or not, and where it is, decide what happens: above the object, down, close, lift, across, down, open, away. Only
+    three things are remembered: the grasp chosen, for how long the gripper has been closing, and how long ago it let go.
+
+    :param facts: the task.
+    :param k: index of the atom.
+    :param rng: of this episode's variation.
+    :param detour: its size, metres.
+    """
+
+    def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
+        atom = facts.goal[k]
+        self.facts = facts
+        self.predicate = atom.predicate
+        self.thing = next(thing for thing in facts.objects if thing.name == atom.args[0])
+        self.target = atom.args[1]
+        self.site = next((site for site in facts.sites if site.name == self.target), None)
+        self.target_object = next((thing for thing in facts.objects if thing.name == self.target), None)
+        self._parent_is_object = self.site is not None and self.site.parent in facts.names("object")
+        self._atom = f"goal_{k}"
+        self._rng = rng
+        self._detour = detour
+        self.stage = "approach"
+        self._grasp: Grasp | None = None
+        self._yaw = 0.0
+        self._held = 0
+        self._closing = 0
+        self._since_release = _RELEASE_STEPS
+        self._retreat = 0
+        self._left = False
+        self._closest, self._waited = np.inf, 0
+        self._failed: list[Grasp] = []
+        self._from = -np.inf
+        size = min(1.0, detour / 0.05)
+        self._hover = 0.06 + 0.04 * size * float(rng.uniform(0, 1))
+        self._extra_height = 0.05 * size * float(rng.uniform(0, 1))
+        self._side_step = detour * rng.uniform(-1, 1, 2)
+        self._aim = 0.01 * size * rng.uniform(-1, 1, 2)
+        self._speed = 1.0 - 0.25 * size * float(rng.uniform(0, 1))
+
+    # ------------------------------------------------------------------ what is where
+
+    def _holds(self, state: State) -> bool:
+        """Debounced: contact flags of a held rim drop out for single steps."""
+        if state[f"{self.thing.name}_grasped"]:
+            self._held = min(self._held + 1, 2 * _HELD_STEPS)
+        elif self._held > 0:
+            self._held = self._held - 1 if state[f"{self.thing.name}_touched"] else 0
+        return self._held >= _HELD_STEPS
+
+    def _surface(self, state: State) -> tuple[Vector, float]:
+        """Where the object is to go: a point, and the height above which nothing of the target stands."""
+        if self.site is not None:
+            pos, rotation = pose(state, self.target)
+            top = float(pos[2] + np.abs(rotation[2]) @ np.array(self.site.half_size))
+            return pos, top
+        assert self.target_object is not None
+        pos, rotation = pose(state, self.target)
+        return pos, float(pos[2] + heights(self.target_object, rotation)[1])
+
+    def goal(self, state: State) -> tuple[Vector, float]:
+        """
+        Where the object's origin is to be when the gripper opens, and how high its lowest point must be on the way there.
+        """
+        _, rotation = pose(state, self.thing.name)
+        below = -heights(self.thing, rotation)[0]
+        point, top = self._surface(state)
+        aim = point + np.array([*self._aim, 0.0])
+        if self.predicate == "in":
+            # Let go just above the region, so that it ends with the release.
+            aim[2] = top + 0.022
+            # The walls of LIBERO's fixtures stand above their regions.
+            return aim, top + (0.02 if self._parent_is_object else 0.05)
+        else:
+            aim[2] = top + below + 0.008
+        return aim, top + 0.02
+
+    def _fitting_yaw(self, state: State) -> float:
+        """The gripper's yaw on the way: as it grasped, unless the opening is narrow."""
+        if self.predicate == "in" and self.site is not None and min(self.site.half_size[:2]) < _NARROW:
+            rotation = pose(state, self.target)[1]
+            narrow = rotation[:, int(np.argmin(self.site.half_size[:2]))]
+            if abs(narrow[2]) < 0.5:
+                return finger_yaw(narrow, self._yaw)
+        return self._yaw
+
+    def _obstacle_height(self, state: State, start: Vector, end: Vector, margin: float, ignore: tuple[str, ...]) -> float:
+        """Top of the highest movable object near the straight way between two points; the support where there is none."""
+        height = self.facts.support_z
+        way = end[:2] - start[:2]
+        length = float(np.linalg.norm(way))
+        for other in self.facts.objects:
+            if other.name in ignore:
+                continue
+            pos, rotation = pose(state, other.name)
+            center, half = box_of(other)
+            extent = np.abs(rotation) @ half
+            middle = pos + rotation @ center
+            along = float(np.clip((middle[:2] - start[:2]) @ way / max(length, 1e-6) ** 2, 0, 1))
+            distance = float(np.linalg.norm(middle[:2] - start[:2] - along * way))
+            if distance < margin + float(np.linalg.norm(extent[:2])):
+                height = max(height, float(middle[2] + extent[2]))
+        return height
+
+    # ------------------------------------------------------------------ what to do
+
+    def finished(self, state: State) -> bool:
+        """The object is where it belongs and the gripper has been clear of it."""
+        if not self._left and not state[f"{self.thing.name}_touched"]:
+            pos, rotation = pose(state, self.thing.name)
+            top = pos[2] + heights(self.thing, rotation)[1]
+            self._left = float(state["eef_pos"][2]) > top + 0.04  # type: ignore[index]
+        return self._left
+
+    def command(self, state: State) -> Command:
+        eef = np.array(state["eef_pos"])
+        held = self._holds(state)
+        self._since_release += 1
+        if state[self._atom] or self._since_release < _RELEASE_STEPS:
+            return self._let_go(state, eef)
+        self._left = False
+        if held:
+            if self._held == _HELD_STEPS and self.stage == "grasp":
+                self._from = float(state[f"{self.thing.name}_pos"][2])  # type: ignore[index]
+            self._retreat = 0
+            return self._carry(state, eef)
+        return self._pick(state, eef)
+
+    def _let_go(self, state: State, eef: Vector) -> Command:
+        self.stage = "release"
+        self._grasp = None
+        self._held = 0
+        up = 0.0 if state[f"{self.thing.name}_touched"] else 0.1
+        return Command(eef + np.array([0.0, 0.0, up]), gripper_down(self._yaw), OPEN)
+
+    def _pick(self, state: State, eef: Vector) -> Command:
+        pos, rotation = pose(state, self.thing.name)
+        if self._grasp is None:
+            self._grasp = choose_grasp(state, self.facts, self.thing, self._rng, self._detour, self._failed)
+            self._closing, self._closest, self._waited = 0, np.inf, 0
+            self._yaw = self._grasp.place(pos, rotation, 0.0)[1]
+        point, self._yaw = self._grasp.place(pos, rotation, self._yaw)
+        error = point - eef
+        across, down = float(np.linalg.norm(error[:2])), float(error[2])
+        turn = abs(finger_yaw(rotation_of(state["eef_quat"])[:, 1], self._yaw) - self._yaw)  # type: ignore[arg-type]
+        target = point.copy()
+
+        if self._retreat > 0:
+            self._retreat -= 1
+            self.stage = "approach"
+            return Command(eef + np.array([0.0, 0.0, 0.1]), gripper_down(self._yaw), OPEN)
+        if self._closing > 0 or (across < 0.010 and abs(down) < 0.008 and turn < 0.15):
+            self._closing += 1
+            self.stage = "grasp"
+            if self._closing > _CLOSING_STEPS or across > 0.03:
+                self._give_up()
+            return Command(target, gripper_down(self._yaw), CLOSE)
+
+        self.stage = "approach"
+        distance = float(np.linalg.norm(error)) + 0.1 * turn
+        self._waited = 0 if distance < self._closest - 0.002 else self._waited + 1
+        self._closest = min(self._closest, distance)
+        if self._waited > _STUCK_STEPS:
+            self._give_up()
+        if across > 0.02 or turn > 0.3:
+            top = pos[2] + heights(self.thing, rotation)[1]
+            clear = self._obstacle_height(state, eef, point, 0.08, (self.thing.name,))
+            safe = max(top + FINGERTIP, clear + FINGERTIP, point[2]) + 0.02
+            hover = max(point[2] + self._hover, safe)
+            far = float(np.clip((across - 0.02) / 0.10, 0.0, 1.0))
+            target[2] = hover if far > 0 else max(safe, point[2])
+            target[:2] += self._side_step * far
+            if eef[2] < safe - 0.01 and across > 0.04:  # up before across
+                target[:2] = eef[:2] + (target[:2] - eef[:2]) * 0.1
+        return Command(target, gripper_down(self._yaw), OPEN, self._speed)
+
+    def _give_up(self) -> None:
+        """Back off, then try another grasp."""
+        assert self._grasp is not None
+        self._failed.append(self._grasp)
+        self._closing, self._retreat, self._grasp = 0, 8, None
+
+    def _carry(self, state: State, eef: Vector) -> Command:
+        pos, rotation = pose(state, self.thing.name)
+        self._closing = 0
+        aim, clearance = self.goal(state)
+        below = -heights(self.thing, rotation)[0]
+        across = float(np.linalg.norm((aim - pos)[:2]))
+        carrying = gripper_down(self._fitting_yaw(state))
+        near = 0.012 if pos[2] > aim[2] + 0.02 else 0.025
+        if across < near:
+            if pos[2] < aim[2] + 0.006:
+                self._since_release = 0
+                return self._let_go(state, eef)
+            self.stage = "lower"
+            return Command(eef + (aim - pos), carrying, CLOSE, 0.6)
+        margin = 0.03 + float(np.linalg.norm((np.abs(rotation) @ box_of(self.thing)[1])[:2]))
+        obstacles = self._obstacle_height(state, pos, aim, margin, (self.thing.name, self.target)) + 0.03
+        height = max(max(clearance, obstacles) + below, self._from + 0.05) + self._extra_height
+        target = aim.copy()
+        target[2] = height
+        if pos[2] < height - 0.03:
+            self.stage = "lift"
+            target[:2] = pos[:2] + (aim - pos)[:2] * 0.05
+            return Command(eef + (target - pos), carrying, CLOSE, 0.5 * self._speed)
+        self.stage = "move"
+        far = float(np.clip((across - 0.03) / 0.10, 0.0, 1.0))
+        target[:2] += self._side_step * far
+        return Command(eef + (target - pos), carrying, CLOSE, self._speed)
+
+
