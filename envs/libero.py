@@ -30,6 +30,8 @@ SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 MAX_SEED = 2**32 - 1
 
+_of_parent_process: list[Any] = []  # simulators inherited by a fork: freeing their OpenGL contexts here would crash
+
 
 class LiberoEnv(gym.Env[Observation, np.ndarray]):
     """
@@ -191,8 +193,13 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     def sim(self) -> "LiberoSim":
         """The simulator, created on first use in each process."""
         if self._sim is None or self._pid != os.getpid():
+            from sb3_tgrpo.envs.libero_process import prepare_process
+
+            prepare_process()
             from sb3_tgrpo.envs.libero_sim import LiberoSim
 
+            if self._sim is not None:
+                _of_parent_process.append(self._sim)
             self._sim = LiberoSim(self.task, self.assets, self.image_size)
             self._pid = os.getpid()
             self._phase = "new"
@@ -307,8 +314,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             step, self._memory = self.reward_program(self.facts(), {"step": self._elapsed}, self._memory)
             reward = float(step.reward)
             info.update(_stage_info(step))
-        limit = self.spec.max_episode_steps if self.spec is not None else None
-        truncated = not success and self._elapsed >= (limit or self._step_cap)
+        # Under gym.make the limit is that of its TimeLimit wrapper.
+        truncated = self.spec is None and not success and self._elapsed >= self._step_cap
         if success or truncated:
             self._phase = "over"
         return self._observation(), reward, success, truncated, info

@@ -20,6 +20,11 @@ def _context_class(backend: str) -> Any:
     return importlib.import_module(f"mujoco.{name}").GLContext
 
 
+def _close_all() -> None:
+    for renderer in list(_open_renderers):
+        renderer.close()
+
+
 class OffscreenRenderer:
     """
     Renders fixed cameras into arrays, visual geoms only, as LIBERO does.
@@ -49,14 +54,15 @@ class OffscreenRenderer:
 
     def _open(self) -> None:
         backend = choose_gl()
-        if backend is None:
-            raise RuntimeError(MISSING_GL)
         try:
             context_class = _context_class(backend)
             global_ = self._model.vis.global_
             global_.offwidth = max(global_.offwidth, self._viewport.width)
             global_.offheight = max(global_.offheight, self._viewport.height)
             self._gl = context_class(global_.offwidth, global_.offheight)
+            # Exit handlers run last in, first out: this one must come before that of the backend, which ends OpenGL.
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
             self._gl.make_current()
             self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:
@@ -97,10 +103,3 @@ class OffscreenRenderer:
         if self._gl is not None:
             self._gl.free()
             self._gl = None
-
-
-@atexit.register
-def _close_all() -> None:
-    # While OpenGL is still loaded: a context that is collected during interpreter shutdown prints errors.
-    for renderer in list(_open_renderers):
-        renderer.close()

@@ -7,7 +7,6 @@ the model). :class:`LiberoScene` builds through LIBERO's own code, keeps LIBERO'
 model in LIBERO's order, forward passes included, so that even the constraint solver's warm start is the same.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +14,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from sb3_tgrpo.envs.assets import Assets, libero_assets
-from sb3_tgrpo.envs.gl import choose_gl
+from sb3_tgrpo.envs.assets import Assets, import_libero, libero_assets
+from sb3_tgrpo.envs.libero_process import prepare_process
 from sb3_tgrpo.envs.libero_tasks import LiberoTask
-
-logger = logging.getLogger(__name__)
 
 CONTROL_FREQ = 20
 MAX_SEED = 2**32 - 1
@@ -38,27 +35,36 @@ def global_numpy_seed(seed: int | None = None) -> Iterator[None]:
         np.random.set_state(state)
 
 
-def build_problem(task: LiberoTask, assets: Assets, process_xml: Callable[[str], str] | None = None) -> Any:
+def _problem_class(task: LiberoTask) -> Any:
+    """LIBERO's class for the kind of scene that a BDDL file describes."""
+    prepare_process()
+    import_libero()
+    from libero.libero.envs import TASK_MAPPING
+    from libero.libero.envs.bddl_utils import robosuite_parse_problem
+
+    try:
+        name = robosuite_parse_problem(str(task.bddl_file))["problem_name"]
+    except Exception as error:  # the parser asserts, and stumbles over what it does not expect
+        raise ValueError(f"{task.bddl_file} can't be read as a BDDL problem of LIBERO's: {error!r}.") from error
+    if name not in TASK_MAPPING:
+        raise ValueError(f"{task.bddl_file}: unknown problem {name!r}. Available: {', '.join(TASK_MAPPING)}.")
+    return TASK_MAPPING[name]
+
+
+def _build_problem(domain: Any, task: LiberoTask, assets: Assets, process_xml: Callable[[str], str] | None) -> Any:
     """
     Construct LIBERO's own environment object for a task, without cameras or renderer.
 
+    :param domain: LIBERO's class for this kind of scene.
     :param task: the task.
     :param assets: the assets folder.
     :param process_xml: applied to the final MJCF document before it is compiled.
     :return: an instance of LIBERO's ``BDDLBaseDomain``.
     """
-    choose_gl()
     with libero_assets(assets.path), global_numpy_seed():
         import robosuite
-        from libero.libero.envs import TASK_MAPPING
-        from libero.libero.envs.bddl_utils import get_problem_info
 
-        problem_name = get_problem_info(str(task.bddl_file))["problem_name"]
-        if problem_name not in TASK_MAPPING:
-            raise ValueError(f"{task.bddl_file}: unknown problem {problem_name!r}. Available: {', '.join(TASK_MAPPING)}.")
-        domain = TASK_MAPPING[problem_name]
-
-        class Problem(domain):  # type: ignore[misc, valid-type]
+        class Problem(domain):
             def _initialize_sim(self, xml_string: str | None = None) -> None:
                 self._xml_processor = process_xml
                 super()._initialize_sim(xml_string)
@@ -93,13 +99,14 @@ class LiberoScene:
 
     def __init__(self, task: LiberoTask, assets: Assets) -> None:
         process_xml: Callable[[str], str] | None = None
+        domain = _problem_class(task)
         if assets.kind == "light":
             from sb3_tgrpo.envs.light_assets import lighten_model, require_light
 
             require_light(task.bddl_file)
             process_xml = lighten_model
         self.task = task
-        self.problem = build_problem(task, assets, process_xml)
+        self.problem = _build_problem(domain, task, assets, process_xml)
         # As LIBERO's reset does: hide the sites that mark grasp points and regions.
         self.problem.visualize({name: False for name in self.problem._visualizations})
         self.model: mujoco.MjModel = self.problem.sim.model._model

@@ -1,4 +1,9 @@
-"""The simulator behind :class:`~sb3_tgrpo.envs.libero.LiberoEnv`: scene, controller, goal, facts and cameras together."""
+"""
+The simulator behind :class:`~sb3_tgrpo.envs.libero.LiberoEnv`: scene, controller, goal, facts and cameras together.
+
+Import this after :func:`~sb3_tgrpo.envs.libero_process.prepare_process`: MuJoCo and robosuite load an OpenGL backend when they
+are imported.
+"""
 
 import logging
 import warnings
@@ -7,18 +12,14 @@ import mujoco
 import numpy as np
 
 from sb3_tgrpo.envs.assets import Assets
-from sb3_tgrpo.envs.gl import choose_gl
-
-choose_gl()  # before robosuite, which loads an OpenGL backend when it is imported
-
-from sb3_tgrpo.envs.libero_controller import SUBSTEPS, ArmController  # noqa: E402
-from sb3_tgrpo.envs.libero_facts import FactsReader  # noqa: E402
-from sb3_tgrpo.envs.libero_goal import Goal  # noqa: E402
-from sb3_tgrpo.envs.libero_render import OffscreenRenderer  # noqa: E402
-from sb3_tgrpo.envs.libero_scene import CONTROL_FREQ, LiberoScene  # noqa: E402
-from sb3_tgrpo.envs.libero_starts import place_with_noise  # noqa: E402
-from sb3_tgrpo.envs.libero_tasks import LiberoTask  # noqa: E402
-from sb3_tgrpo.rewards.vocabulary import State  # noqa: E402
+from sb3_tgrpo.envs.libero_controller import SUBSTEPS, ArmController
+from sb3_tgrpo.envs.libero_facts import FactsReader
+from sb3_tgrpo.envs.libero_goal import Goal
+from sb3_tgrpo.envs.libero_render import OffscreenRenderer
+from sb3_tgrpo.envs.libero_scene import CONTROL_FREQ, LiberoScene
+from sb3_tgrpo.envs.libero_starts import place_with_noise
+from sb3_tgrpo.envs.libero_tasks import LiberoTask
+from sb3_tgrpo.rewards.vocabulary import State
 
 logger = logging.getLogger(__name__)
 

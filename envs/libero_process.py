@@ -1,0 +1,25 @@
+"""What has to be in order in a process before LIBERO's libraries are imported."""
+
+import logging
+import os
+
+from sb3_tgrpo.envs.gl import choose_gl
+
+
+def _no_macro_advice(record: logging.LogRecord) -> bool:
+    return "macro" not in record.getMessage()
+
+
+def prepare_process() -> None:
+    """
+    Choose an OpenGL backend and import robosuite, quietly.
+
+    :raises RuntimeError: if there is no OpenGL library, which robosuite can't be imported without.
+    """
+    backend = choose_gl()
+    # robosuite advises every new process to write a file of private macros.
+    logging.getLogger("robosuite_logs").addFilter(_no_macro_advice)
+    import robosuite  # noqa: F401
+
+    if backend:
+        os.environ["MUJOCO_GL"] = backend  # robosuite overwrites the user's choice when it is imported
