@@ -68,7 +68,7 @@ def test_one_step() -> None:
 
 
 def test_step_signal_replaces_rewards_at_the_step_level_only() -> None:
-    fused = tgrpo_advantages([*np.zeros((2, 3)), 0.0, 1.0, 2.0], step_signal=REWARDS)
+    fused = tgrpo_advantages(np.tile([0.0, 1.0, 2.0], (2, 1)), step_signal=REWARDS)
     np.testing.assert_allclose(fused, 0.3 * STEP + 0.7 * np.array([-1.0, 0.0, 1.0]), rtol=1e-12)
 
 
