@@ -59,12 +59,16 @@ def make_client() -> Any:
     A client with the environment's credentials.
 
     :raises ImportError: naming the extra, if anthropic is not installed.
+    :raises FatalAPIError: if it finds no credentials.
     """
     try:
         import anthropic
     except ImportError as error:
         raise ImportError("Generating rewards needs anthropic >= 2: pip install 'sb3-tgrpo[rewards]'") from error
-    return anthropic.Anthropic(max_retries=0)
+    try:
+        return anthropic.Anthropic(max_retries=0)
+    except anthropic.AnthropicError as error:
+        raise FatalAPIError(f"no credentials: set ANTHROPIC_API_KEY, or pass client= ({error})") from error
 
 
 def ask(

@@ -201,7 +201,7 @@ class _Run:
             program = RewardProgram.from_spec(_strip_fence(answer.text).encode(), facts=self.facts, payment=self.payment)
         except RewardError as error:
             return Attempt(candidate, round_, "invalid", answer, problems=tuple(map(str, error.problems)))
-        report = verify_reward(program, self.traces, facts=self.facts)
+        report = verify_reward(program, self.traces, facts=self.facts, other_process=False)
         outcome = "verified" if report.passed else "failed checks"
         return Attempt(candidate, round_, outcome, answer, report, spec=program.spec)
 
