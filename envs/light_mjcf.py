@@ -180,7 +180,13 @@ def _scene(name: str, row: Row, defaults: Row) -> ET.Element:
     for texture, file in row["textures"].items():
         asset.append(_element("texture", {"name": texture, "type": "2d", "file": f"../textures/{file}"}))
     for material in row["materials"]:
-        asset.append(_element("material", material))
+        attributes = {key: value for key, value in material.items() if key != "flat"}
+        if "flat" in material:
+            attributes["texture"] = f"{material['name']}_flat"
+            colour = _colour(material["flat"]).rpartition(" ")[0]
+            flat = {"name": attributes["texture"], "type": "2d", "builtin": "flat", "rgb1": colour, "width": 1, "height": 1}
+            asset.append(_element("texture", flat))
+        asset.append(_element("material", attributes))
     _fill_body(ET.SubElement(root, "worldbody"), row, defaults, (f"v{index}" for index in count()), iter(()))
     return root
 
