@@ -38,7 +38,7 @@ def observations(n: int, image_size: int = 64, seed: int = 0, same_instruction: 
 class FollowInstruction(gym.Env):
     """One step per episode: the reward is the share of action dimensions with the sign that the instruction names."""
 
-    def __init__(self, n_dims: int = 2, episode_length: int = 1) -> None:
+    def __init__(self, n_dims: int = 1, episode_length: int = 1) -> None:
         self.observation_space = observation_space()
         self.action_space = spaces.Box(-1.0, 1.0, (n_dims,), np.float32)
         self.episode_length = episode_length

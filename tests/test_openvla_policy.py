@@ -122,7 +122,7 @@ def record_at_temperature_one(monkeypatch, policy):
 
 def normalise_over_the_vocabulary(monkeypatch, policy):
     def generate(self, patches, prompts, noise, scale):
-        tokens, log_prob, hidden = original(self, patches, prompts, noise, scale)
+        tokens, _, hidden = original(self, patches, prompts, noise, scale)
         full = self.language_model.lm_head(self.action_hidden(patches, prompts, tokens)).float() * scale
         return tokens, full.log_softmax(-1).gather(2, tokens.unsqueeze(2)).squeeze(2), hidden
 
@@ -504,5 +504,5 @@ def test_bad_instructions(policy):
 def test_cuda_asked_for_and_absent():
     with pytest.raises(RuntimeError, match="no CUDA device"):
         make_policy(device="cuda")
-    with pytest.raises((ImportError, ValueError), match="bitsandbytes|cuda"):
+    with pytest.raises((ImportError, ValueError), match=r"bitsandbytes|cuda"):
         make_policy(quantization="4bit")
