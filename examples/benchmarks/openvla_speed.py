@@ -251,7 +251,9 @@ def main() -> None:
 
         quantize_language_model(model, device)
     where = th.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
-    print(f"{options.size}: {count_parameters(model):,} parameters, {dtype}, {where}, torch {th.__version__}")
+    print(
+        f"{options.size}: {count_parameters(model):,} parameters, {dtype}, {where}, {options.clock} clock, torch {th.__version__}"
+    )
     wrapper = attach_lora(model, "language")
     model.gradient_checkpointing = options.size == "7b"
 
@@ -260,9 +262,7 @@ def main() -> None:
         pixels = th.randn(n, 6, model.config.image_size, model.config.image_size, generator=generator).to(device, dtype)
         return pixels, th.randint(3, 31000, (1, PROMPT_LENGTH), generator=generator).expand(n, -1).to(device)
 
-    print(
-        f"\n(a) rollout step from pixel_values, {ACTION_DIM} tokens, milliseconds ({options.clock} clock, best of {options.repeats})"
-    )
+    print(f"\n(a) rollout step from pixel_values, {ACTION_DIM} tokens, milliseconds, best of {options.repeats}")
     print(f"{'batch':>5} {'one by one':>12} {'ours':>10} {'ratio':>7} {'of roofline':>12}")
     for batch in options.batches:
         pixels, ids = inputs(batch)

@@ -137,16 +137,18 @@ def _lanczos_taps(source: int, target: int, device: th.device) -> tuple[th.Tenso
 def _resize_lanczos3(images: th.Tensor) -> th.Tensor:
     source, target = images.shape[1], MODEL_SIZE
     index, weights = _lanczos_taps(source, target, images.device)
-    x = images.to(th.float32)
-    # Products and sums stay separate operations: TensorFlow adds tap after tap in float32, a fused multiply-add or a
-    # matrix product rounds differently.
-    tall = th.zeros((x.shape[0], target, source, 3), device=x.device)
-    for k in range(len(index)):
-        tall = tall + x[:, index[k]] * weights[k].view(1, -1, 1, 1)
-    wide = th.zeros((x.shape[0], target, target, 3), device=x.device)
-    for k in range(len(index)):
-        wide = wide + tall[:, :, index[k]] * weights[k].view(1, 1, -1, 1)
-    return wide.round_().clamp_(0, 255).to(th.uint8)
+
+    def resize_rows(x: th.Tensor) -> th.Tensor:
+        # Products and sums stay separate operations: TensorFlow adds tap after tap in float32, a fused multiply-add or a
+        # matrix product rounds differently.
+        total = x.index_select(1, index[0]).mul_(weights[0].view(1, -1, 1, 1))
+        for k in range(1, len(index)):
+            total.add_(x.index_select(1, index[k]).mul_(weights[k].view(1, -1, 1, 1)))
+        return total
+
+    tall = resize_rows(images.to(th.float32))
+    wide = resize_rows(tall.transpose(1, 2).contiguous()).transpose(1, 2)  # whole rows are cheaper to gather than pixels
+    return wide.round_().clamp_(0, 255).to(th.uint8).contiguous()
 
 
 def resize_lanczos3(image: Images) -> Images:
@@ -180,11 +182,13 @@ def _crop_grid(size: int, device: th.device) -> tuple[th.Tensor, th.Tensor, th.T
 def _center_crop(images: th.Tensor) -> th.Tensor:
     low, high, weight = _crop_grid(images.shape[1], images.device)
     x = images.to(th.float32) * float(np.float32(1.0 / 255.0))
-    wx = weight.view(1, 1, -1, 1)
-    left, right = x[:, :, low], x[:, :, high]
-    row = left + (right - left) * wx
-    top, bottom = row[:, low], row[:, high]
-    cropped = top + (bottom - top) * weight.view(1, -1, 1, 1)
+
+    def interpolate_rows(x: th.Tensor) -> th.Tensor:
+        lower = x.index_select(1, low)
+        return x.index_select(1, high).sub_(lower).mul_(weight.view(1, -1, 1, 1)).add_(lower)
+
+    # Along the width first, as TensorFlow; whole rows are cheaper to gather than pixels.
+    cropped = interpolate_rows(interpolate_rows(x.transpose(1, 2).contiguous()).transpose(1, 2).contiguous())
     return (cropped.clamp_(0, 1) * 255.5).floor_().clamp_(0, 255).to(th.uint8)
 
 

@@ -54,6 +54,7 @@ class OpenVLAPolicy(BasePolicy):
     :param checkpoint: Hub id, folder in the upstream layout, or ``"tiny"``; None = the upstream fine-tune of the
         environment's LIBERO suite.
     :param unnorm_key: Action statistics to decode with; None = the suite's, or the checkpoint's only ones.
+    :param statistics: Action statistics by name, used instead of the checkpoint's (supervised fine-tuning has its data's).
     :param lora: ``"language"``, ``"upstream"``, keyword arguments of ``peft.LoraConfig``, or None for full fine-tuning.
     :param value_head: Add a value head (PPO, A2C). Without it values are 0.
     :param adapter: PEFT folder or hub id merged into the checkpoint before training starts.
@@ -90,6 +91,7 @@ class OpenVLAPolicy(BasePolicy):
         quantization: Literal["4bit"] | None = None,
         gradient_checkpointing: bool = False,
         vision_cache_mb: float = 2048.0,
+        statistics: Mapping[str, Any] | None = None,
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -117,9 +119,12 @@ class OpenVLAPolicy(BasePolicy):
         self._settings = {
             "unnorm_key": unnorm_key, "value_head": value_head, "adapter": adapter, "dtype": dtype, "device": device,
             "quantization": quantization, "gradient_checkpointing": gradient_checkpointing, "vision_cache_mb": vision_cache_mb,
+            "statistics": statistics,
         }  # fmt: skip
         self.vla = self._build_model(adapter, dtype, device, quantization, lora)
         self.model.gradient_checkpointing = gradient_checkpointing
+        if statistics is not None:
+            self.model.norm_stats = dict(statistics)
         self.unnorm_key = self._resolve_statistics(unnorm_key, suite)
         self.value_net = self._build_value_net() if value_head else None
         self.reference_model: OpenVLA | None = None
@@ -187,6 +192,22 @@ class OpenVLAPolicy(BasePolicy):
             raise ValueError(f"The action space has {n_dimensions} dimensions, the checkpoint's {key!r} has {n_tokens}.")
         self.n_tokens = n_tokens
         return key
+
+    def set_statistics(self, statistics: Mapping[str, Any], unnorm_key: str | None = None) -> None:
+        """
+        Decode with other action statistics from now on.
+
+        :param statistics: By name.
+        :param unnorm_key: Which of them; None = the only one.
+        :raises ValueError: If they are for another number of dimensions, or the choice is open.
+        """
+        before = self.model.norm_stats
+        self.model.norm_stats = dict(statistics)
+        try:
+            self.unnorm_key = self._resolve_statistics(unnorm_key, None)
+        except ValueError:
+            self.model.norm_stats = before
+            raise
 
     def _build_value_net(self) -> nn.Module:
         net = nn.Sequential(nn.Linear(self.model.hidden_size, _VALUE_HIDDEN), nn.Tanh(), nn.Linear(_VALUE_HIDDEN, 1))
