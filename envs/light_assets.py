@@ -131,11 +131,13 @@ def require_light(bddl_file: str | os.PathLike[str]) -> None:
     from libero.libero.envs.bddl_utils import robosuite_parse_problem
 
     problem = robosuite_parse_problem(os.fspath(bddl_file))
-    needed = [path for name in sorted({*problem["objects"], *problem["fixtures"]}) for path in _object_file(name)]
-    if scene := _SCENES.get(problem["problem_name"].lower()):
-        needed.append(f"scenes/{scene}.xml")
     available = asset_files()
-    if missing := [path for path in needed if path not in available]:
+    categories = sorted({*problem["objects"], *problem["fixtures"]})
+    missing = [name for name in categories if not available.keys() >= set(_object_file(name))]
+    scene = _SCENES.get(problem["problem_name"].lower())
+    if scene and f"scenes/{scene}.xml" not in available:
+        missing.append(f"the scene {scene}")
+    if missing:
         raise ValueError(
             f'assets="light" does not cover {os.path.basename(bddl_file)}: no light version of {", ".join(missing)}. '
             'Use assets="full" (LIBERO\'s own, downloaded on first use), or add rows to the tables in '

@@ -54,7 +54,7 @@ def asset_files() -> dict[str, bytes]:
         defaults = table.get("defaults", {})
         for name, row in table.items():
             if name != "defaults":
-                content[object_file(kind, name)] = _to_bytes(_object(name, row, defaults))
+                content[object_file(kind, name)] = _to_bytes(object_mjcf(name, row, defaults))
     scenes = load_table("scenes")
     for name in scenes:
         if name == "defaults":
@@ -130,11 +130,11 @@ def _colour(code: str) -> str:
     return f"{red:.4f} {green:.4f} {blue:.4f} 1"
 
 
-def _fill_body(body: ET.Element, row: Row, defaults: Row, visual: Iterator[str], felt: Iterator[str]) -> None:
+def _fill_body(name: str, body: ET.Element, row: Row, defaults: Row, visual: Iterator[str], felt: Iterator[str]) -> None:
     """Add what a row lists to a body element; ``visual`` and ``felt`` supply names for geoms that have none."""
     unknown = set(row) - {*_BODY_LISTS, *_BODY_ATTRIBUTES, "inertial", "bounds", "textures", "materials", "like"}
     if unknown:
-        raise ValueError(f"Light assets: unknown key(s) {sorted(unknown)} in the row of {body.get('name')}.")
+        raise ValueError(f"Light assets: unknown key(s) {sorted(unknown)} in the row of {name}.")
     if "inertial" in row:
         body.append(_element("inertial", row["inertial"]))
     for joint in row.get("joints", ()):
@@ -149,24 +149,31 @@ def _fill_body(body: ET.Element, row: Row, defaults: Row, visual: Iterator[str],
         body.append(_element("geom", geom))
     for geom in row.get("collision", ()):
         full = {**_COLLISION, **defaults.get("collision", {}), **geom}
-        if "name" not in full and (name := next(felt, None)):
-            full["name"] = name
+        if "name" not in full and (number := next(felt, None)):
+            full["name"] = number
         body.append(_element("geom", full))
     for site in row.get("sites", ()):
         body.append(_element("site", {**defaults.get("site", {}), **site}))
     for inner in row.get("bodies", ()):
         child = _element("body", {key: inner[key] for key in _BODY_ATTRIBUTES if key in inner})
-        _fill_body(child, inner, defaults, visual, felt)
+        _fill_body(name, child, inner, defaults, visual, felt)
         body.append(child)
 
 
-def _object(name: str, row: Row, defaults: Row) -> ET.Element:
+def object_mjcf(name: str, row: Row, defaults: Row) -> ET.Element:
+    """
+    :param name: the object's name
+    :param row: its row
+    :param defaults: the table's ``defaults``
+    :return: its MJCF document, in the form LIBERO's object classes expect
+    :raises ValueError: for a key that no row has
+    """
     root = ET.Element("mujoco", {"model": name})
     outer = ET.SubElement(ET.SubElement(root, "worldbody"), "body")
     body = ET.SubElement(outer, "body", {"name": "object"})
     body.attrib.update(_element("body", {key: row[key] for key in _BODY_ATTRIBUTES if key in row}).attrib)
     # robosuite numbers an object's nameless geoms in file order; LIBERO's files start with the visual mesh, number 0
-    _fill_body(body, row, defaults, (f"v{index}" for index in count()), (f"g{index}" for index in count(1)))
+    _fill_body(name, body, row, defaults, (f"v{index}" for index in count()), (f"g{index}" for index in count(1)))
     for key, site in _BOUNDS.items():
         outer.append(_element("site", {"name": site, "pos": row["bounds"][key], "size": [0.005], "rgba": [0, 0, 0, 0]}))
     return root
@@ -187,7 +194,7 @@ def _scene(name: str, row: Row, defaults: Row) -> ET.Element:
             flat = {"name": attributes["texture"], "type": "2d", "builtin": "flat", "rgb1": colour, "width": 1, "height": 1}
             asset.append(_element("texture", flat))
         asset.append(_element("material", attributes))
-    _fill_body(ET.SubElement(root, "worldbody"), row, defaults, (f"v{index}" for index in count()), iter(()))
+    _fill_body(name, ET.SubElement(root, "worldbody"), row, defaults, (f"v{index}" for index in count()), iter(()))
     return root
 
 

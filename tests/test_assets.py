@@ -1,7 +1,6 @@
 """Finding LIBERO's assets folder, and pointing LIBERO at it."""
 
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import pytest
 
 from sb3_tgrpo.envs import assets as assets_module
 from sb3_tgrpo.envs.assets import ASSETS_VARIABLE, CACHE_VARIABLE, import_libero, libero_assets, missing_files, resolve_assets
+from sb3_tgrpo.envs.light_mjcf import asset_files
 
 
 @pytest.fixture(autouse=True)
@@ -172,23 +172,13 @@ def test_an_unwritable_cache_is_replaced_by_a_temporary_folder(
     assert "can't be written to" in caplog.text
 
 
-def _light_folder(queue: "multiprocessing.Queue[str]") -> None:
-    queue.put(str(resolve_assets("light").path))
-
-
 def test_many_processes_generate_light_assets_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    queue: multiprocessing.Queue[str] = context.Queue()
-    workers = [context.Process(target=_light_folder, args=(queue,)) for _ in range(8)]
-    for worker in workers:
-        worker.start()
-    folders = {queue.get() for _ in workers}
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
+    code = "from sb3_tgrpo.envs.assets import resolve_assets; print(resolve_assets('light').path)"
+    command = [sys.executable, "-c", code]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    folders = {worker.communicate()[0].strip() for worker in workers}
+    assert [worker.returncode for worker in workers] == [0] * 6
     (folder,) = folders
-    from sb3_tgrpo.envs.light_mjcf import asset_files
-
     on_disk = {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
     assert on_disk == asset_files()
 
