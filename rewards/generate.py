@@ -259,6 +259,7 @@ def write_json(path: Path, document: Any) -> None:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
         json.dump(document, file, indent=1)
         file.write("\n")
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 

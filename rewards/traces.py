@@ -116,6 +116,7 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     path = Path(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
 
