@@ -1,0 +1,73 @@
+"""Looking at demonstrations: contact sheets and videos."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sb3_tgrpo.envs.demos import Demo
+
+_FPS = 20
+_GAP = 2
+
+
+def contact_sheet(demos: Sequence[Demo], rows: int = 8, columns: int = 8, width: int = 128) -> np.ndarray:
+    """
+    Pictures at equal distances in time, one row per demonstration, upright.
+
+    :param demos: the first ``rows`` of them are shown.
+    :param columns: pictures per demonstration, the first and the last included.
+    :param width: of a picture, pixels; larger ones are thinned out.
+    :return: uint8 (height, width, 3).
+    :raises ValueError: if there are no demonstrations, or one without pictures.
+    """
+    if not demos:
+        raise ValueError("demos is empty: there is nothing to show.")
+    lines = []
+    for demo in demos[:rows]:
+        images = demo.images()
+        chosen = images[np.linspace(0, len(images) - 1, columns).round().astype(int)]
+        step = max(1, -(-chosen.shape[2] // width))
+        pictures = chosen[:, ::-1][:, ::step, ::step]
+        padded = np.pad(pictures, ((0, 0), (0, _GAP), (0, _GAP), (0, 0)), constant_values=255)
+        lines.append(np.concatenate(list(padded), axis=1))
+    return np.concatenate(lines, axis=0)
+
+
+def write_contact_sheet(demos: Sequence[Demo], path: str | os.PathLike[str], rows: int = 8, columns: int = 8) -> None:
+    """
+    Write :func:`contact_sheet` to a picture file.
+
+    :param path: its suffix decides the format, such as ``.png``.
+    """
+    imageio = _imageio()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    imageio.imwrite(path, contact_sheet(demos, rows, columns))
+
+
+def write_video(demos: Sequence[Demo], path: str | os.PathLike[str], fps: int = _FPS) -> None:
+    """
+    Write demonstrations one after the other as a video, upright.
+
+    :param path: such as ``demos.mp4``.
+    :param fps: 20 is real time.
+    :raises ValueError: if there are no demonstrations, or one without pictures.
+    """
+    if not demos:
+        raise ValueError("demos is empty: there is nothing to show.")
+    imageio = _imageio()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with imageio.get_writer(path, fps=fps, macro_block_size=1, quality=7) as writer:
+        for demo in demos:
+            for picture in demo.images()[:, ::-1]:
+                height, width = (size - size % 2 for size in picture.shape[:2])  # the codec wants even sizes
+                writer.append_data(np.ascontiguousarray(picture[:height, :width]))
+
+
+def _imageio():  # type: ignore[no-untyped-def]
+    try:
+        import imageio.v2 as imageio
+    except ImportError as error:
+        raise ImportError('Pictures and videos need imageio: pip install "sb3-tgrpo[libero]".') from error
+    return imageio

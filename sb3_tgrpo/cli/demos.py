@@ -1,0 +1,169 @@
+"""``sb3-tgrpo demos``: collect demonstrations with a scripted expert, and look at them."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.envs.demos import Demos
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``demos`` with its two actions."""
+    parser = subparsers.add_parser("demos", help="demonstrations: collect, show")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+    collect = actions.add_parser("collect", help="let a scripted expert demonstrate a task", description=_COLLECT)
+    collect.add_argument("--env", required=True, metavar="ID", help="LIBERO/libero_object-3-v0, or libero_object-3")
+    collect.add_argument("--episodes", type=int, required=True, metavar="N", help="demonstrations in the file")
+    collect.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 file")
+    collect.add_argument("--noise", type=float, default=0.0, help="std of noise on the motion, recorded (action units)")
+    collect.add_argument("--dart", type=float, default=0.0, help="std of noise that is executed but not recorded (DART)")
+    collect.add_argument("--detour", type=float, default=0.02, help="metres by which ways vary (default %(default)s)")
+    collect.add_argument("--start-noise", type=float, default=0.0, help="metres by which drawn starts are widened")
+    collect.add_argument("--stored-starts", action="store_true", help="LIBERO's 50 stored starts instead of drawn ones")
+    collect.add_argument("--keep-failures", action="store_true", help="keep unsuccessful episodes too")
+    collect.add_argument("--drop-noops", action="store_true", help="leave out steps without motion, as OpenVLA's data do")
+    collect.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
+    collect.add_argument("--image-size", type=int, default=256, help="pixels (default %(default)s)")
+    collect.add_argument("--wrist-image", action="store_true", help="also record the gripper's camera")
+    collect.add_argument("--seed", type=int, default=0)
+    collect.add_argument("--workers", type=int, default=None, help="processes; default: one per CPU core")
+    collect.add_argument("--quiet", action="store_true", help="no progress bar")
+    collect.set_defaults(run=run_collect)
+
+    show = actions.add_parser("show", help="print a table of a file; write a video and a contact sheet")
+    show.add_argument("file", type=Path, metavar="FILE", help="HDF5 file in LIBERO's layout")
+    show.add_argument("--task", default=None, help="fail if the file is of another task")
+    show.add_argument("--image-size", type=int, default=None, help="fail if pictures have another size")
+    show.add_argument("--rows", type=int, default=20, help="demonstrations in the table (default %(default)s)")
+    show.add_argument("--key-poses", action="store_true", help="print the key poses")
+    show.add_argument("--sheet", type=Path, default=None, metavar="PNG", help="write a contact sheet, a row per demonstration")
+    show.add_argument("--video", type=Path, default=None, metavar="MP4", help="write a video")
+    show.add_argument("--demo", type=int, default=None, metavar="I", help="only this one in the video")
+    show.set_defaults(run=run_show)
+
+
+_COLLECT = (
+    "Only successes are kept unless --keep-failures is given. After an interruption the same command continues; the file "
+    "appears when it is complete. It follows from the settings and the seed, not from the number of workers."
+)
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """Collect demonstrations."""
+    from tqdm import tqdm
+
+    from sb3_tgrpo.envs.demo_collection import CollectionError, CollectionSettings, collect_demos
+
+    settings = CollectionSettings(
+        task=args.env,
+        episodes=args.episodes,
+        seed=args.seed,
+        noise=args.noise,
+        dart=args.dart,
+        detour=args.detour,
+        start_noise=args.start_noise,
+        stored_starts=args.stored_starts,
+        keep_failures=args.keep_failures,
+        drop_noops=args.drop_noops,
+        assets=args.assets,
+        image_size=args.image_size,
+        wrist_image=args.wrist_image,
+    )
+    workers = args.workers if args.workers is not None else min(_cpu_count(), args.episodes)
+    with tqdm(total=args.episodes, unit="demo", disable=args.quiet, desc=args.env) as bar:
+
+        def progress(outcomes: dict[int, dict[str, Any]]) -> None:
+            kept = [outcome for outcome in outcomes.values() if outcome["success"] or settings.keep_failures]
+            bar.n = min(len(kept), settings.episodes)
+            failures = sum(not outcome["success"] for outcome in outcomes.values())
+            bar.set_postfix(failed=failures, steps=sum(outcome["steps"] for outcome in outcomes.values()))
+
+        command = shlex.join(["sb3-tgrpo", *sys.argv[1:]])
+        try:
+            path = collect_demos(settings, args.out, workers=workers, command=command, progress=progress)
+        except CollectionError as error:
+            print(f"sb3-tgrpo: {error}", file=sys.stderr)
+            return 1
+    _print_summary(path)
+    return 0
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _print_summary(path: Path) -> None:
+    from sb3_tgrpo.envs.demos import load_demos
+
+    demos = load_demos(path)
+    print("\n".join(_header(demos)))
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Print a file's table; write pictures if asked to."""
+    from sb3_tgrpo.envs.demos import load_demos
+
+    demos = load_demos(args.file, task=args.task, image_size=args.image_size)
+    print("\n".join([*_header(demos), "", *_table(demos, args.rows)]))
+    if args.key_poses:
+        from sb3_tgrpo.envs.key_poses import key_poses
+
+        print(f"\n{key_poses(demos)}")
+    if args.sheet is not None:
+        from sb3_tgrpo.envs.demo_pictures import write_contact_sheet
+
+        write_contact_sheet(demos, args.sheet)
+        print(f"\ncontact sheet: {args.sheet}")
+    if args.video is not None:
+        from sb3_tgrpo.envs.demo_pictures import write_video
+
+        if args.demo is not None and not 0 <= args.demo < len(demos):
+            raise ValueError(f"--demo {args.demo}: the file has demonstrations 0 to {len(demos) - 1}.")
+        write_video(list(demos) if args.demo is None else [demos[args.demo]], args.video)
+        print(f"video: {args.video}")
+    return 0
+
+
+def _header(demos: "Demos") -> list[str]:
+    import numpy as np
+
+    lengths = np.array([len(demo) for demo in demos])
+    when = "after" if demos[0].lag else "before"
+    picture = "no pictures" if demos.image_shape is None else f"pictures {demos.image_shape[0]} x {demos.image_shape[1]}"
+    lines = [
+        f"{demos.path}  {demos.path.stat().st_size / 1e6:.1f} MB",
+        f"task          {demos.task or 'unknown'}: {demos.instruction}",
+        f"demos         {len(demos)}, {sum(demo.success for demo in demos)} successful, {lengths.sum()} steps; "
+        f"length median {np.median(lengths):.0f}, {lengths.min()} to {lengths.max()}",
+        f"observations  {picture}, {demos.assets} assets; taken {when} the action",
+    ]
+    record = demos.record
+    if record:
+        settings = ("seed", "noise", "dart", "detour", "start_noise", "stored_starts", "keep_failures", "drop_noops")
+        lines.append("settings      " + ", ".join(f"{name} {record[name]}" for name in settings if name in record))
+        attempts, successes = record.get("attempts"), record.get("successes")
+        lines.append(f"expert        {successes} of {attempts} episodes successful; sb3-tgrpo {record.get('version')}")
+        lines.append(f"command       {record.get('command')}")
+    return lines
+
+
+def _table(demos: "Demos", rows: int) -> list[str]:
+    import numpy as np
+
+    lines = [f"{'demo':<10} {'steps':>5} {'success':>7} {'path m':>7} {'grips':>5} {'largest action':>14}  start"]
+    for demo in demos[:rows]:
+        path = float(np.linalg.norm(np.diff(demo.ee_pos, axis=0), axis=1).sum())
+        grips = int((np.diff(np.sign(demo.actions[:, 6])) != 0).sum())
+        largest = float(np.abs(demo.actions[:, :6]).max())
+        state_id, seed = demo.record.get("init_state_id"), demo.record.get("seed")
+        start = f"stored {state_id}" if state_id is not None else f"seed {seed}" if seed is not None else "unknown"
+        success = "yes" if demo.success else "no"
+        lines.append(f"{demo.name:<10} {len(demo):>5} {success:>7} {path:>7.2f} {grips:>5} {largest:>14.2f}  {start}")
+    if len(demos) > rows:
+        lines.append(f"... and {len(demos) - rows} more (--rows)")
+    return lines
