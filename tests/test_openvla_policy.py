@@ -389,6 +389,36 @@ def test_full_fine_tuning_has_a_frozen_copy_as_reference(obs):
     assert (other.action_log_prob(obs, tokens)[0] - policy.action_log_prob(obs, tokens)[0]).abs().max() < 1e-6
 
 
+def test_graphs_are_recorded_per_shape_at_the_second_call(policy, obs, monkeypatch):
+    """The bookkeeping around CUDA graphs, with a stand-in that records nothing."""
+    from sb3_tgrpo.openvla import graph
+
+    recorded = []
+
+    class Recording:
+        def __init__(self, generate, pool, *inputs):
+            recorded.append(inputs[0].shape)
+            self.generate = generate
+
+        def replay(self, *inputs):
+            return self.generate(*inputs)
+
+    monkeypatch.setattr(graph, "Recording", Recording)
+    monkeypatch.setattr(th.cuda, "graph_pool_handle", lambda: None)
+    graphed = graph.GraphedGeneration(policy.model._generate, max_graphs=2)
+    patches, prompts = policy._patches(policy._images(obs)), policy._prompts(obs, 4)
+    noise, scale = th.zeros(4, 7, 256), th.ones(())
+    with th.no_grad():
+        results = [graphed(patches, prompts, noise, scale)[0] for _ in range(3)]
+        assert th.equal(results[0], results[2]) and len(recorded) == 1
+        for n in (1, 2, 1, 2):
+            part = {key: value[:n] for key, value in obs.items()}
+            graphed(patches[:n], policy._prompts(part, n), noise[:n], scale)
+        assert len(recorded) == 3 and len(graphed._recordings) == 2
+        policy.to(th.float64)
+        assert not policy.model._graphs._recordings
+
+
 # ---------------------------------------------------------------------- the actor-critic contract
 
 

@@ -252,7 +252,8 @@ def main() -> None:
         quantize_language_model(model, device)
     where = th.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
     print(
-        f"{options.size}: {count_parameters(model):,} parameters, {dtype}, {where}, {options.clock} clock, torch {th.__version__}"
+        f"{options.size}: {count_parameters(model):,} parameters, {dtype}, {where}, {options.clock} clock, "
+        f"torch {th.__version__}"
     )
     wrapper = attach_lora(model, "language")
     model.gradient_checkpointing = options.size == "7b"

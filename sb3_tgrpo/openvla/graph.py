@@ -1,9 +1,9 @@
 """Recording the generation of one batch shape as a CUDA graph and replaying it: a decode step is launch-bound otherwise."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch as th
 
@@ -14,10 +14,12 @@ Generated = tuple[th.Tensor, th.Tensor, th.Tensor]
 Generate = Callable[[th.Tensor, "Prompts", th.Tensor, th.Tensor], Generated]
 
 
-class _Recording:
+class Recording:
     """One recorded batch shape: fixed input tensors, the graph, fixed output tensors."""
 
-    def __init__(self, generate: Generate, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor) -> None:
+    def __init__(
+        self, generate: Generate, pool: Any, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor
+    ) -> None:
         self.inputs = tuple(t.clone() for t in (patches, prompts.input_ids, noise, scale))
         patches, input_ids, noise, scale = self.inputs
         # Kept: the graph reads the padding offsets where they lie.
@@ -26,24 +28,25 @@ class _Recording:
         stream = th.cuda.Stream()
         stream.wait_stream(th.cuda.current_stream())
         with th.cuda.stream(stream):
-            for _ in range(2):
-                generate(patches, prompts, noise, scale)
+            generate(patches, prompts, noise, scale)
         th.cuda.current_stream().wait_stream(stream)
         self.graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(self.graph):
+        with th.cuda.graph(self.graph, pool=pool):
             self.outputs = generate(patches, prompts, noise, scale)
 
     def replay(self, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor) -> Generated:
         for fixed, new in zip(self.inputs, (patches, prompts.input_ids, noise, scale), strict=True):
             fixed.copy_(new)
         self.graph.replay()
+        # Copied at once: the graphs share one memory pool, so the next replay may overwrite these.
         tokens, log_prob, hidden = self.outputs
         return tokens.clone(), log_prob.clone(), hidden.clone()
 
 
 class GraphedGeneration:
     """
-    Calls a generation function through CUDA graphs, one per batch shape, the least recently used ones dropped.
+    Calls a generation function through CUDA graphs, one per batch shape, the least recently used ones dropped. A shape is
+    recorded when it comes for the second time.
 
     Weights are read where they lie: an optimiser's in-place update is seen, a replaced parameter is not (``clear`` then).
 
@@ -51,20 +54,29 @@ class GraphedGeneration:
     :param max_graphs: Shapes kept.
     """
 
-    def __init__(self, generate: Generate, max_graphs: int = 8) -> None:
+    def __init__(self, generate: Generate, max_graphs: int = 16) -> None:
         self._generate = generate
         self._max_graphs = max_graphs
-        self._recordings: OrderedDict[tuple, _Recording] = OrderedDict()
+        self._recordings: OrderedDict[tuple, Recording] = OrderedDict()
+        self._seen: Counter[tuple] = Counter()
+        self._pool: Any = None
 
     def clear(self) -> None:
         """Forget all recordings (weights were moved, replaced or wrapped)."""
         self._recordings.clear()
+        self._seen.clear()
+        self._pool = None
 
     def __call__(self, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor) -> Generated:
         key = (tuple(patches.shape), patches.dtype, tuple(prompts.input_ids.shape), prompts.padding, tuple(noise.shape))
         if key not in self._recordings:
+            self._seen[key] += 1
+            if self._seen[key] < 2:
+                return self._generate(patches, prompts, noise, scale)
+            if self._pool is None:
+                self._pool = th.cuda.graph_pool_handle()
             if len(self._recordings) >= self._max_graphs:
                 self._recordings.popitem(last=False)
-            self._recordings[key] = _Recording(self._generate, patches, prompts, noise, scale)
+            self._recordings[key] = Recording(self._generate, self._pool, patches, prompts, noise, scale)
         self._recordings.move_to_end(key)
         return self._recordings[key].replay(patches, prompts, noise, scale)

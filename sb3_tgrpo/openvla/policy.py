@@ -154,15 +154,19 @@ class OpenVLAPolicy(BasePolicy):
         lora: str | Mapping[str, Any] | None,
     ) -> nn.Module:
         try:
-            from sb3_tgrpo.openvla.loading import load_openvla
+            from sb3_tgrpo.openvla.loading import finish, load_openvla, resolve_device, resolve_dtype
         except ImportError as error:
             raise ImportError('OpenVLAPolicy needs transformers, peft and more: pip install "sb3-tgrpo[openvla]"') from error
-        model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
-        identity = model.identity
-        if adapter is not None:
+        if adapter is None:
+            model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
+            identity = model.identity
+        else:
             from sb3_tgrpo.openvla.lora import merge_adapter
 
-            identity += merge_adapter(model, adapter)
+            target = resolve_device(device)
+            model = load_openvla(self.checkpoint, dtype=resolve_dtype(dtype, target), device="cpu" if quantization else target)
+            identity = model.identity + merge_adapter(model, adapter)
+            finish(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
         self.base_identity: th.Tensor
         digest = hashlib.sha256(identity.encode()).digest()
         self.register_buffer("base_identity", th.tensor(list(digest), dtype=th.uint8))
