@@ -185,7 +185,7 @@ def test_flicker_and_noise_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "partial/approach" in counterexample
     monkeypatch.undo()
     assert check("V14", program())[0] is True
-    tight = edited(lambda d: stages(d)[0]["done"][0].update(value=0.001))
+    tight = edited(lambda d: stages(d)[0]["done"][0].update(value=0.0003))
     assert check("V8", program(tight))[0] is True, "the kinematic expert is exact"
     assert check("V14", program(tight))[0] is False
 
