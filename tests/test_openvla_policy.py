@@ -1,5 +1,7 @@
 """What must hold of OpenVLAPolicy, and that each check notices the bug it guards against."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch as th
@@ -517,6 +519,16 @@ def test_arguments_are_checked():
         make_policy(space=spaces.Box(0, 255, (64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match="uint8 RGB"):
         make_policy(space=spaces.Dict({"image": spaces.Box(0, 1, (64, 64, 3)), "instruction": InstructionSpace()}))
+
+
+def test_image_size_is_checked_when_the_policy_is_built():
+    with pytest.raises(ValueError, match="at least 64x64"):
+        make_policy(space=observation_space(32))
+    golden = Path(__file__).parent / "golden" / "openvla-tiny"
+    with pytest.raises(ValueError, match="image_size=256"):
+        make_policy(space=observation_space(128), checkpoint=golden, unnorm_key="libero_object")
+    policy = make_policy(space=observation_space(256), checkpoint=golden, unnorm_key="libero_object")
+    assert policy.model.config.pipeline == "libero" and policy.unnorm_key == "libero_object"
 
 
 def test_bad_instructions(policy):

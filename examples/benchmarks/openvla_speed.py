@@ -60,9 +60,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _GPUS = {"H200": (4.8e12, 989e12), "H100": (3.35e12, 989e12), "A100": (2.039e12, 312e12), "4090": (1.008e12, 165e12)}
 
 
-def random_model(size: str, device: th.device, dtype: th.dtype, seed: int = 0) -> OpenVLA:
+def random_model(size: str, device: th.device, dtype: th.dtype, vocabulary: int, seed: int = 0) -> OpenVLA:
     """A model with random weights, made where it will live."""
-    model = build_empty(OpenVLAConfig.from_dict(CONFIGS[size]))
+    text = {**CONFIGS[size]["text_config"], "vocab_size": vocabulary, "pad_token_id": vocabulary - 64}
+    model = build_empty(OpenVLAConfig.from_dict({**CONFIGS[size], "text_config": text}))
     generator = th.Generator(device).manual_seed(seed)
     state = {}
     for name, tensor in model.state_dict().items():
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=4, help="trajectories in the update")
     parser.add_argument("--steps", type=int, help="steps per trajectory (default 220 on CUDA, 8 on the CPU)")
     parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=32064, help="fewer ids show what is left without the head's share")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, for a busy machine")
@@ -245,7 +247,7 @@ def main() -> None:
     dtype = th.bfloat16 if device.type == "cuda" else th.float32
     steps = options.steps or (220 if device.type == "cuda" else 8)
 
-    model = random_model(options.size, device, dtype)
+    model = random_model(options.size, device, dtype, options.vocabulary)
     if options.quantization:
         from sb3_tgrpo.openvla.quantization import quantize_language_model
 
@@ -261,7 +263,9 @@ def main() -> None:
     def inputs(n: int) -> tuple[th.Tensor, th.Tensor]:
         generator = th.Generator().manual_seed(1)
         pixels = th.randn(n, 6, model.config.image_size, model.config.image_size, generator=generator).to(device, dtype)
-        return pixels, th.randint(3, 31000, (1, PROMPT_LENGTH), generator=generator).expand(n, -1).to(device)
+        return pixels, th.randint(3, model.config.action_vocab_begin, (1, PROMPT_LENGTH), generator=generator).expand(
+            n, -1
+        ).to(device)
 
     print(f"\n(a) rollout step from pixel_values, {ACTION_DIM} tokens, milliseconds, best of {options.repeats}")
     print(f"{'batch':>5} {'one by one':>12} {'ours':>10} {'ratio':>7} {'of roofline':>12}")
@@ -292,7 +296,7 @@ def main() -> None:
         )
     print(f"{'ours':>10}: {ours:8.2f} s, peak {our_memory.peak / 1e9:.2f} GB")
     if not options.skip_usual_update:
-        reference = random_model(options.size, device, dtype)
+        reference = random_model(options.size, device, dtype, options.vocabulary)
         with PeakMemory(device) as usual_memory:
             usual = seconds(
                 lambda: usual_update(model, reference, {**data, "pixels": pixels}, options.micro_batch),

@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_tgrpo.openvla.config import OpenVLAConfig
+from sb3_tgrpo.openvla.images import LIBERO_SIZE
+
 # Suites with a fine-tune published by OpenVLA's authors.
 UPSTREAM_CHECKPOINTS = {
     "libero_spatial": "openvla/openvla-7b-finetuned-libero-spatial",
@@ -26,6 +29,21 @@ def image_space(space: spaces.Space, instruction: str | None) -> spaces.Box:
     if instruction is None and not has_instruction(space):
         raise ValueError("The observation has no 'instruction': pass policy_kwargs=dict(instruction='...').")
     return image
+
+
+def check_image_size(space: spaces.Box, channels_first: bool, config: OpenVLAConfig) -> None:
+    """The checkpoint's image recipe starts from frames of a given size."""
+    height, width = space.shape[1:] if channels_first else space.shape[:2]
+    if config.pipeline == "libero" and (height, width) != (LIBERO_SIZE, LIBERO_SIZE):
+        raise ValueError(
+            f"The checkpoint reads {LIBERO_SIZE}x{LIBERO_SIZE} frames, the environment gives {height}x{width}: make it with "
+            f"image_size={LIBERO_SIZE}."
+        )
+    if config.pipeline == "area" and min(height, width) < config.image_size:
+        raise ValueError(
+            f"The checkpoint reads frames of at least {config.image_size}x{config.image_size}, the environment gives "
+            f"{height}x{width}."
+        )
 
 
 def check_arguments(

@@ -24,6 +24,7 @@ from sb3_tgrpo.openvla.checks import (
     box_statistics,
     check_arguments,
     check_assets,
+    check_image_size,
     has_instruction,
     image_space,
     upstream_checkpoint,
@@ -122,6 +123,7 @@ class OpenVLAPolicy(BasePolicy):
             "statistics": statistics,
         }  # fmt: skip
         self.vla = self._build_model(adapter, dtype, device, quantization, lora)
+        check_image_size(self._image_space, self._channels_first, self.model.config)
         self.model.gradient_checkpointing = gradient_checkpointing
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
