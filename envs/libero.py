@@ -1,5 +1,6 @@
 """LIBERO tasks as Gymnasium environments."""
 
+import gc
 import logging
 import os
 from collections.abc import Sequence
@@ -332,6 +333,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """Free the OpenGL context and the simulator."""
         if self._sim is not None and self._pid == os.getpid():
             self._sim.close()
+            self._sim = None
+            gc.collect()  # LIBERO's objects refer to each other in circles, and hold tens of megabytes of meshes
         self._sim = None
         self._phase = "new"
 

@@ -1,6 +1,10 @@
 """LIBERO's suites and tasks: names, sentences, BDDL files and stored start states, without importing LIBERO."""
 
+import codecs
 import importlib.util
+import io
+import pickle
+import zipfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -9,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
+
+_NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 DEFAULT_STEP_CAP = 300
 """Step cap of BDDL files that belong to no suite."""
@@ -108,6 +114,27 @@ def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTa
     return LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
 
 
+class _ArrayUnpickler(pickle.Unpickler):
+    """
+    Reads a pickled numpy array and nothing else.
+
+    LIBERO saved its start states with ``torch.save``, which is a zip file around a pickle. Read this way, a worker need not
+    import torch, nor trust the file.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return codecs.encode
+        if (module.replace("numpy._core", "numpy.core"), name) in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        ):
+            # numpy 2 has moved the module that files written by numpy 1 name.
+            return super().find_class(module.replace("numpy.core", "numpy._core") if _NUMPY_2 else module, name)
+        raise pickle.UnpicklingError(f"start states may hold arrays only, found {module}.{name}.")
+
+
 @cache
 def stored_starts(task: LiberoTask) -> np.ndarray:
     """
@@ -117,10 +144,8 @@ def stored_starts(task: LiberoTask) -> np.ndarray:
     """
     if task.init_file is None:
         raise ValueError(f"{task.name} has no stored start states: omit init_state_id to draw starts.")
-    import torch
-
-    # The files are part of the installed LIBERO package and hold a pickled array, which weights_only can't read.
-    loaded: Any = torch.load(task.init_file, weights_only=False)
-    states = np.array(loaded, dtype=np.float64)
+    with zipfile.ZipFile(task.init_file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        states = np.array(_ArrayUnpickler(io.BytesIO(archive.read(name))).load(), dtype=np.float64)
     states.setflags(write=False)
     return states

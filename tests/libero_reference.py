@@ -47,3 +47,9 @@ def random_actions(seed: int, n: int = 200) -> np.ndarray:
     actions[n // 2 :, 6] = 1.0
     actions[n // 2 :, 2] -= 0.3
     return np.clip(actions, -1, 1).astype(np.float32)
+
+
+def step_with_its_own_context(env: Any, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, dict[str, Any]]:
+    """robosuite renders into whatever OpenGL context is current, which beside another environment is not its own."""
+    env.sim._render_context_offscreen.gl_ctx.make_current()
+    return env.step(action)

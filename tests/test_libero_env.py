@@ -181,6 +181,17 @@ def test_stored_starts(env: LiberoEnv) -> None:
     assert not np.array_equal(settled, env.flat_state())
 
 
+def test_start_states_hold_arrays_only(tmp_path: Path) -> None:
+    import zipfile
+    from dataclasses import replace
+
+    path = tmp_path / "evil.pruned_init"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(os.getcwd))
+    with pytest.raises(pickle.UnpicklingError, match="arrays only"):
+        stored_starts(replace(get_task("libero_object", 0), init_file=path))
+
+
 def test_start_noise_widens_and_keeps_objects_apart() -> None:
     plain, noisy = make(3), make(3, start_noise=0.05)
     names = list(plain.sim.scene.problem.objects_dict) if plain.reset(seed=0) else []
