@@ -77,10 +77,13 @@ def test_a_named_folder_must_exist_and_be_complete(monkeypatch: pytest.MonkeyPat
     with pytest.raises(FileNotFoundError, match=f"{ASSETS_VARIABLE}=.*nowhere: no such folder"):
         resolve_assets(kind)
     folder = complete_folder(tmp_path / "full")
-    (folder / "wall.xml").rename(folder / "other.xml")
+    (folder / "turbosquid_objects" / "yellow_book" / "yellow_book.xml").unlink()
     (folder / "stable_hope_objects" / "milk" / "milk.xml").unlink()
     monkeypatch.setenv(ASSETS_VARIABLE, str(folder))
-    with pytest.raises(FileNotFoundError, match=r"2 file\(s\) missing: stable_hope_objects/milk/milk.xml, wall.xml\."):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"2 file\(s\) missing: stable_hope_objects/milk/milk.xml, turbosquid_objects/yellow_book/yellow_book.xml\.",
+    ):
         resolve_assets(kind)
 
 
@@ -97,9 +100,9 @@ def test_an_incomplete_folder_found_by_search_is_skipped_with_a_warning(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     own = complete_folder(tmp_path / "home" / ".cache" / "libero" / "assets")
-    (own / "wall.xml").unlink()
+    (own / "scenes" / "libero_floor_base_style.xml").unlink()
     assert resolve_assets("auto").kind == "light"
-    assert "1 file(s) missing: wall.xml" in caplog.text
+    assert "1 file(s) missing: scenes/libero_floor_base_style.xml" in caplog.text
 
 
 def test_full_downloads_and_says_what_to_do_when_it_can_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
