@@ -19,7 +19,12 @@ def prepare_process() -> None:
     backend = choose_gl()
     # robosuite advises every new process to write a file of private macros.
     logging.getLogger("robosuite_logs").addFilter(_no_macro_advice)
-    import robosuite  # noqa: F401
-
+    # robosuite asserts at import that MUJOCO_EGL_DEVICE_ID is one of CUDA_VISIBLE_DEVICES, but EGL counts devices its own way.
+    visible = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    try:
+        import robosuite  # noqa: F401
+    finally:
+        if visible is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
     if backend:
         os.environ["MUJOCO_GL"] = backend  # robosuite overwrites the user's choice when it is imported

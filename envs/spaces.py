@@ -1,7 +1,5 @@
 """Observation spaces of the LIBERO environments."""
 
-from typing import Any
-
 import numpy as np
 from gymnasium import spaces
 
@@ -25,10 +23,6 @@ class InstructionSpace(spaces.Box):
         self.suite = suite
         self.assets = assets
         self.assets_by_name = assets_by_name
-
-    def __eq__(self, other: Any) -> bool:
-        # Spaces of different suites or assets are interchangeable for buffers and vector environments.
-        return isinstance(other, spaces.Box) and super().__eq__(other)
 
     def __repr__(self) -> str:
         return f"InstructionSpace(suite={self.suite!r}, assets={self.assets!r}, assets_by_name={self.assets_by_name})"

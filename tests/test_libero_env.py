@@ -512,6 +512,11 @@ def test_a_fresh_home_no_questions_and_a_quiet_exit(tmp_path: Path) -> None:
     assert not (home / ".libero").exists()
 
 
+def test_egl_device_beside_visible_cuda_devices(tmp_path: Path) -> None:
+    done = run_python(RENDERING, tmp_path, MUJOCO_EGL_DEVICE_ID="0", CUDA_VISIBLE_DEVICES="3")
+    assert done.returncode == 0, done.stderr
+
+
 def test_osmesa_after_torchs_compiler(tmp_path: Path) -> None:
     done = run_python(RENDERING + "import torch._dynamo", tmp_path, MUJOCO_GL="osmesa")
     assert done.returncode == 0, done.stderr
