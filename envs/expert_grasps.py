@@ -63,6 +63,18 @@ RIMS: Mapping[str, Rim] = MappingProxyType(
 )
 """By object kind: what is held by its wall."""
 
+FIXTURES: Mapping[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = MappingProxyType(
+    {
+        "wooden_cabinet": ((-0.123, -0.110, 0.0), (0.131, 0.112, 0.223)),
+        "white_cabinet": ((-0.131, -0.112, 0.0), (0.131, 0.112, 0.223)),
+        "flat_stove": ((-0.055, -0.095, -0.02), (0.245, 0.095, 0.026)),
+        "wine_rack": ((-0.134, -0.124, 0.0), (0.134, 0.129, 0.33)),
+        "desk_caddy": ((-0.075, -0.217, 0.0), (0.075, 0.217, 0.168)),
+        "microwave": ((-0.23, -0.17, 0.0), (0.23, 0.17, 0.20)),
+    }
+)
+"""By fixture kind: lower and upper corner of its box in the body's frame, closed, metres."""
+
 SPOTS: Mapping[str, Spot] = MappingProxyType({"moka_pot": Spot((0.0, 0.073, 0.040), (1.0, 0.0, 0.0))})
 """By object kind: what is held by its handle."""
 
@@ -107,27 +119,59 @@ def pose(state: State, name: str) -> tuple[Vector, Vector]:
     return np.array(state[f"{name}_pos"]), rotation_of(state[f"{name}_quat"])  # type: ignore[arg-type]
 
 
-def _neighbours(state: State, facts: TaskFacts, thing: ObjectFacts) -> list[tuple[Vector, float, float]]:
-    """Other movable objects: position, radius, and height of their top."""
+@dataclass(frozen=True)
+class Obstacle:
+    """
+    A box that stands in the way.
+
+    :param name: of the object or fixture.
+    :param center: (2,), horizontal, world frame.
+    :param axes: (2, 2), its horizontal axes as columns.
+    :param half: (2,), half sizes along them.
+    :param top: height of its top.
+    """
+
+    name: str
+    center: Vector
+    axes: Vector
+    half: Vector
+    top: float
+
+    def distance(self, points: Vector) -> Vector:
+        """Horizontal distance of points (n, 2) to the box, 0 inside, (n,)."""
+        inside = np.abs((points - self.center) @ self.axes) - self.half
+        return np.linalg.norm(np.maximum(inside, 0.0), axis=1)
+
+
+def obstacles(state: State, facts: TaskFacts, ignore: Sequence[str] = ()) -> list[Obstacle]:
+    """Movable objects and fixtures as boxes, without those named in ``ignore``."""
     found = []
-    for other in facts.objects:
-        if other.name != thing.name:
-            pos, rotation = pose(state, other.name)
-            center, half = box_of(other)
-            extent = np.abs(rotation) @ half
-            middle = pos + rotation @ center
-            found.append((middle, float(np.linalg.norm(extent[:2])) * 0.85, float(middle[2] + extent[2])))
+    boxes = [(thing.name, *box_of(thing)) for thing in facts.objects]
+    for fixture in facts.fixtures:
+        if fixture.kind in FIXTURES:
+            low, high = np.array(FIXTURES[fixture.kind])
+            boxes.append((fixture.name, (low + high) / 2, (high - low) / 2))
+    for name, center, half in boxes:
+        if name in ignore:
+            continue
+        pos, rotation = pose(state, name)
+        middle = pos + rotation @ center
+        up = int(np.argmax(np.abs(rotation[2])))
+        sides = [axis for axis in range(3) if axis != up]
+        axes = rotation[:2, sides] / np.maximum(np.linalg.norm(rotation[:2, sides], axis=0), 1e-9)
+        found.append(Obstacle(name, middle[:2], axes, half[sides], float(middle[2] + np.abs(rotation[2]) @ half)))
     return found
 
 
-def _crowding(point: Vector, direction: Vector, neighbours: list[tuple[Vector, float, float]]) -> float:
-    """How deep the two open fingers would be inside neighbours, metres; 0 if they are free."""
+def _crowding(point: Vector, direction: Vector, around: Sequence[Obstacle]) -> float:
+    """How deep the open fingers, and the palm above them, would be inside obstacles, metres; 0 if they are free."""
     depth = 0.0
-    for sign in (-1.0, 1.0):
-        finger = point[:2] + sign * 0.05 * direction[:2]
-        for middle, radius, top in neighbours:
-            if top > point[2] - FINGERTIP:
-                depth += max(0.0, radius + 0.02 - float(np.linalg.norm(finger - middle[:2])))
+    along = direction[:2] / max(float(np.linalg.norm(direction[:2])), 1e-9)
+    for reach, low, margin in ((0.05, -FINGERTIP, 0.022), (0.085, PALM_DEPTH, 0.035)):
+        parts = point[:2] + np.array([[-reach], [reach]]) * along
+        for obstacle in around:
+            if obstacle.top > point[2] + low:
+                depth += float(np.maximum(margin - obstacle.distance(parts), 0.0).sum())
     return depth
 
 
@@ -138,6 +182,7 @@ def choose_grasp(
     rng: np.random.Generator,
     spread: float = 0.0,
     failed: Sequence[Grasp] = (),
+    shift: Vector | None = None,
 ) -> Grasp:
     """
     Where to hold an object now: across its narrower side; where that is too wide, at its wall or handle, on the side that is
@@ -146,6 +191,7 @@ def choose_grasp(
     :param rng: for the choice among equally good ones.
     :param spread: how much the choice varies, metres.
     :param failed: grasps that did not work out: others are preferred.
+    :param shift: (3,), from where the object is to where it goes: a grasp is to be free of obstacles there, too.
     :raises ValueError: if the object is too wide and no wall or handle of its kind is known.
     """
     rotation = pose(state, thing.name)[1]
@@ -153,7 +199,7 @@ def choose_grasp(
         spot = SPOTS[thing.kind]
         return Grasp(np.array(spot.point), np.array(spot.axis))
     if thing.kind in RIMS:
-        return _rim_grasp(state, facts, thing, rng, spread, failed)
+        return _rim_grasp(state, facts, thing, rng, spread, failed, shift)
     center, half = box_of(thing)
     up = int(np.argmax(np.abs(rotation[2])))
     sides = [axis for axis in range(3) if axis != up]
@@ -175,11 +221,17 @@ def choose_grasp(
 
 
 def _rim_grasp(
-    state: State, facts: TaskFacts, thing: ObjectFacts, rng: np.random.Generator, spread: float, failed: Sequence[Grasp]
+    state: State,
+    facts: TaskFacts,
+    thing: ObjectFacts,
+    rng: np.random.Generator,
+    spread: float,
+    failed: Sequence[Grasp],
+    shift: Vector | None,
 ) -> Grasp:
     rim = RIMS[thing.kind]
     pos, rotation = pose(state, thing.name)
-    neighbours = _neighbours(state, facts, thing)
+    around = obstacles(state, facts, (thing.name,))
     now = finger_yaw(rotation_of(state["eef_quat"])[:, 1])  # type: ignore[arg-type]
     best: tuple[float, Grasp] | None = None
     angles = np.linspace(-np.pi, np.pi, 24, endpoint=False) + float(rng.uniform(-1, 1)) * min(spread, 0.03) * 4
@@ -192,7 +244,10 @@ def _rim_grasp(
         world, outward = pos + rotation @ point, rotation @ direction
         turn = abs(finger_yaw(outward, now) - now)
         # Near the robot's base rather than behind the object, little turning, and free of neighbours above all.
-        cost = 20 * _crowding(world, outward, neighbours) + 0.3 * turn + 0.5 * float(world[0] - pos[0])
+        crowding = _crowding(world, outward, around)
+        if shift is not None:
+            crowding += _crowding(world + shift, outward, around)
+        cost = 20 * crowding + 0.3 * turn + 0.5 * float(world[0] - pos[0])
         cost += float(rng.uniform(0, 1)) * spread
         cost += sum(max(0.0, 1.0 - float(np.linalg.norm(point - grasp.point)) / 0.06) for grasp in failed)
         if best is None or cost < best[0]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sb3_tgrpo.envs.expert_grasps import FINGERTIP, Grasp, box_of, choose_grasp, heights, pose
+from sb3_tgrpo.envs.expert_grasps import FINGERTIP, PALM_DEPTH, Grasp, box_of, choose_grasp, heights, obstacles, pose
 from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
 from sb3_tgrpo.rewards.task_facts import TaskFacts
 from sb3_tgrpo.rewards.vocabulary import State
@@ -109,22 +109,14 @@ class Place:
         return self._yaw
 
     def _obstacle_height(self, state: State, start: Vector, end: Vector, margin: float, ignore: tuple[str, ...]) -> float:
-        """Top of the highest movable object near the straight way between two points; the support where there is none."""
-        height = self.facts.support_z
-        way = end[:2] - start[:2]
-        length = float(np.linalg.norm(way))
-        for other in self.facts.objects:
-            if other.name in ignore:
-                continue
-            pos, rotation = pose(state, other.name)
-            center, half = box_of(other)
-            extent = np.abs(rotation) @ half
-            middle = pos + rotation @ center
-            along = float(np.clip((middle[:2] - start[:2]) @ way / max(length, 1e-6) ** 2, 0, 1))
-            distance = float(np.linalg.norm(middle[:2] - start[:2] - along * way))
-            if distance < margin + float(np.linalg.norm(extent[:2])):
-                height = max(height, float(middle[2] + extent[2]))
-        return height
+        """Top of the highest obstacle near the straight way between two points; the support where there is none."""
+        points = start[:2] + np.linspace(0.0, 1.0, 9)[:, None] * (end - start)[:2]
+        tops = [
+            obstacle.top
+            for obstacle in obstacles(state, self.facts, ignore)
+            if float(obstacle.distance(points).min()) < margin
+        ]
+        return max(tops, default=self.facts.support_z)
 
     # ------------------------------------------------------------------ what to do
 
@@ -146,6 +138,7 @@ class Place:
         if held:
             if self._held == _HELD_STEPS and self.stage == "grasp":
                 self._from = float(state[f"{self.thing.name}_pos"][2])  # type: ignore[index]
+                self._closest, self._waited = np.inf, 0
             self._retreat = 0
             return self._carry(state, eef)
         return self._pick(state, eef)
@@ -160,7 +153,8 @@ class Place:
     def _pick(self, state: State, eef: Vector) -> Command:
         pos, rotation = pose(state, self.thing.name)
         if self._grasp is None:
-            self._grasp = choose_grasp(state, self.facts, self.thing, self._rng, self._detour, self._failed)
+            shift = self.goal(state)[0] - pos
+            self._grasp = choose_grasp(state, self.facts, self.thing, self._rng, self._detour, self._failed, shift)
             self._closing, self._closest, self._waited = 0, np.inf, 0
             self._yaw = self._grasp.place(pos, rotation, 0.0)[1]
         point, self._yaw = self._grasp.place(pos, rotation, self._yaw)
@@ -186,10 +180,12 @@ class Place:
         self._closest = min(self._closest, distance)
         if self._waited > _STUCK_STEPS:
             self._give_up()
-        if across > 0.02 or turn > 0.3:
-            top = pos[2] + heights(self.thing, rotation)[1]
-            clear = self._obstacle_height(state, eef, point, 0.08, (self.thing.name,))
-            safe = max(top + FINGERTIP, clear + FINGERTIP, point[2]) + 0.02
+        top = pos[2] + heights(self.thing, rotation)[1] + FINGERTIP + 0.005
+        # Down only when well aligned: a finger that meets a rim from above stays there. Once down, some drift is fine.
+        tolerance, askew = (0.007, 0.1) if eef[2] > top else (0.02, 0.3)
+        if across > tolerance or turn > askew:
+            clear = self._obstacle_height(state, eef, point, 0.08, (self.thing.name,)) + FINGERTIP
+            safe = max(top, clear, point[2]) + 0.015
             hover = max(point[2] + self._hover, safe)
             far = float(np.clip((across - 0.02) / 0.10, 0.0, 1.0))
             target[2] = hover if far > 0 else max(safe, point[2])
@@ -211,7 +207,7 @@ class Place:
         below = -heights(self.thing, rotation)[0]
         across = float(np.linalg.norm((aim - pos)[:2]))
         carrying = gripper_down(self._fitting_yaw(state))
-        near = 0.012 if pos[2] > aim[2] + 0.02 else 0.025
+        near = 0.03 if self.stage == "lower" else 0.012
         if across < near:
             if pos[2] < aim[2] + 0.006:
                 self._since_release = 0
@@ -219,8 +215,16 @@ class Place:
             self.stage = "lower"
             return Command(eef + (aim - pos), carrying, CLOSE, 0.6)
         margin = 0.03 + float(np.linalg.norm((np.abs(rotation) @ box_of(self.thing)[1])[:2]))
-        obstacles = self._obstacle_height(state, pos, aim, margin, (self.thing.name, self.target)) + 0.03
-        height = max(max(clearance, obstacles) + below, self._from + 0.05) + self._extra_height
+        others = (self.thing.name, self.target, self.site.parent if self.site is not None else "")
+        above = self._obstacle_height(state, pos, aim, margin, others) + 0.03
+        hand = self._obstacle_height(state, eef, eef + aim - pos, 0.11, others) - PALM_DEPTH + 0.005
+        height = max(max(clearance, above) + below, hand - float(eef[2] - pos[2]), self._from + 0.05)
+        height += self._extra_height
+        self._waited = 0 if across < self._closest - 0.002 or pos[2] < height - 0.03 else self._waited + 1
+        self._closest = min(self._closest, across)
+        if self._waited > _STUCK_STEPS and self._extra_height < 0.15:
+            self._extra_height += 0.05
+            self._waited = 0
         target = aim.copy()
         target[2] = height
         if pos[2] < height - 0.03:
