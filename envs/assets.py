@@ -128,6 +128,8 @@ def _candidates() -> Iterator[Path]:
     for location in (package.submodule_search_locations or []) if package else []:
         yield Path(location) / "libero" / "assets"
     yield Path.home() / ".cache" / "libero" / "assets"
+    if not (_hub_cache() / f"datasets--{HUB_REPOSITORY.replace('/', '--')}").is_dir():
+        return  # spares every worker process the import
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
@@ -137,6 +139,15 @@ def _candidates() -> Iterator[Path]:
         yield Path(snapshot_download(HUB_REPOSITORY, repo_type="dataset", local_files_only=True))
     except LocalEntryNotFoundError:
         return
+
+
+def _hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloads, by its own rules."""
+    if named := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(named).expanduser()
+    home = os.environ.get("HF_HOME")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home).expanduser() if home else (Path(base) if base else Path.home() / ".cache") / "huggingface") / "hub"
 
 
 def _download_full() -> Path:

@@ -44,7 +44,8 @@ def object_file(kind: str, name: str) -> str:
     return f"{kind}/{name}.xml" if kind == "articulated_objects" else f"{kind}/{name}/{name}.xml"
 
 
-def asset_files() -> dict[str, bytes]:
+@cache
+def asset_files() -> Mapping[str, bytes]:
     """
     :return: every file of the light assets folder: relative path in LIBERO's layout -> content
     """

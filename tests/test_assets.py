@@ -20,6 +20,8 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.delenv(ASSETS_VARIABLE, raising=False)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", _no_network)
     clear_caches()
     yield
@@ -90,6 +92,10 @@ def test_a_named_folder_must_exist_and_be_complete(monkeypatch: pytest.MonkeyPat
 def test_libero_download_folder_and_hub_cache_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cached = complete_folder(tmp_path / "hub")
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **kwargs: str(cached))
+    assert resolve_assets("auto").kind == "light"  # nothing in the cache: the hub's client is not asked
+    hub = tmp_path / "home" / ".cache" / "huggingface" / "hub"
+    (hub / "datasets--lerobot--libero-assets").mkdir(parents=True)
+    clear_caches()
     assert resolve_assets("auto").path == cached
     clear_caches()
     own = complete_folder(tmp_path / "home" / ".cache" / "libero" / "assets")
