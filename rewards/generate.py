@@ -15,11 +15,12 @@ from typing import Any
 
 from sb3_tgrpo.rewards import api, prompt
 from sb3_tgrpo.rewards.errors import Problem, RewardError
+from sb3_tgrpo.rewards.kinematic import task_traces
 from sb3_tgrpo.rewards.measure import measure
 from sb3_tgrpo.rewards.program import DEFAULT_PAYMENT, Payment, RewardProgram
 from sb3_tgrpo.rewards.spec import RewardSpec
 from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts
-from sb3_tgrpo.rewards.traces import Trace, load_traces
+from sb3_tgrpo.rewards.traces import Trace
 from sb3_tgrpo.rewards.verify import VerificationReport, verify_reward
 
 DEFAULT_MODEL = "claude-opus-5-5"
@@ -89,7 +90,8 @@ def generate_reward(
     :param model: model id; None = ``SB3_TGRPO_MODEL`` or :data:`DEFAULT_MODEL`.
     :param candidates: independent attempts; there is no temperature to set, so their difference is the model's own.
     :param max_rounds: answers per candidate; each after the first has seen the verifier's table of the one before.
-    :param traces: recorded episodes to verify on; None = the shipped ones.
+    :param traces: recorded episodes to verify on; None = the shipped ones, or kinematic ones
+        where none ships.
     :param out: folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
         task, model and prompt) uses them instead of asking again. None = nothing is kept.
     :param payment: rule that episodes are paid by.
@@ -104,7 +106,7 @@ def generate_reward(
     facts = load_task_facts(task)
     run = _Run(
         facts=facts,
-        traces=list(load_traces(task) if traces is None else traces),
+        traces=list(task_traces(facts) if traces is None else traces),
         model=model or os.environ.get("SB3_TGRPO_MODEL") or DEFAULT_MODEL,
         payment=payment,
         folder=None if out is None else Path(out),

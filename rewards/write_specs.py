@@ -13,28 +13,17 @@ from typing import Any
 
 from sb3_tgrpo.rewards.episodes import play
 from sb3_tgrpo.rewards.generate import write_json
-from sb3_tgrpo.rewards.kinematic import kinematic_traces
+from sb3_tgrpo.rewards.kinematic import task_traces
 from sb3_tgrpo.rewards.measure import Measurements, measure
 from sb3_tgrpo.rewards.program import RewardProgram
 from sb3_tgrpo.rewards.rungs import Place, idle_parts, missed_rungs
 from sb3_tgrpo.rewards.spec import RewardSpec
 from sb3_tgrpo.rewards.task_facts import TaskFacts, available_tasks, data_folder, load_task_facts
 from sb3_tgrpo.rewards.templates import write_spec
-from sb3_tgrpo.rewards.traces import Trace, load_traces
+from sb3_tgrpo.rewards.traces import Trace
 from sb3_tgrpo.rewards.verify import VerificationReport, verify_reward
 
 ORIGIN = "written by hand against the schema, prompt and verifier; no API was reachable"
-
-
-def task_traces(facts: TaskFacts) -> list[Trace]:
-    """The shipped episodes of a task; where none succeeds, kinematic ones."""
-    try:
-        traces = load_traces(facts.task_id)
-    except ValueError:
-        traces = []
-    if any(trace.kind == "expert" and trace.success_step is not None for trace in traces):
-        return traces
-    return kinematic_traces(facts)
 
 
 def fit(spec: RewardSpec, facts: TaskFacts, traces: Sequence[Trace]) -> RewardSpec:

@@ -16,7 +16,7 @@ from sb3_tgrpo.rewards import RewardProgram, load_reward, load_task_facts, verif
 from sb3_tgrpo.rewards import episodes as surgery
 from sb3_tgrpo.rewards.check import nominal_state
 from sb3_tgrpo.rewards.checks import Verifier
-from sb3_tgrpo.rewards.kinematic import kinematic_traces
+from sb3_tgrpo.rewards.kinematic import kinematic_traces, task_traces
 from sb3_tgrpo.rewards.measure import guess_grasp, measure, world_box
 from sb3_tgrpo.rewards.mutants import first_failure, mutants
 from sb3_tgrpo.rewards.program import Evaluation
@@ -24,7 +24,7 @@ from sb3_tgrpo.rewards.spec import RewardSpec
 from sb3_tgrpo.rewards.task_facts import TaskFacts, available_tasks, data_folder, parse_task_id
 from sb3_tgrpo.rewards.templates import write_spec
 from sb3_tgrpo.rewards.traces import Trace, load_traces, save_traces
-from sb3_tgrpo.rewards.write_specs import ORIGIN, fit, task_traces
+from sb3_tgrpo.rewards.write_specs import ORIGIN, fit
 
 TASK = "libero_object-4"
 FACTS = load_task_facts(TASK)
@@ -348,7 +348,7 @@ import hashlib, pickle
 from sb3_tgrpo.rewards import load_reward, load_task_facts
 from sb3_tgrpo.rewards.episodes import play
 from sb3_tgrpo.rewards.task_facts import available_tasks
-from sb3_tgrpo.rewards.write_specs import task_traces
+from sb3_tgrpo.rewards.kinematic import task_traces
 digest = hashlib.sha256()
 for task in available_tasks()[::4]:
     for trace in task_traces(load_task_facts(task))[:1]:

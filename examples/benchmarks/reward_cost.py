@@ -1,5 +1,5 @@
 """
-What a reward costs per step: facts, program, both, beside robosuite's own grasp check and LIBERO's success check on the same states.
+What a reward costs per step: facts, program, both; beside robosuite's own grasp check and LIBERO's success check.
 
     python examples/benchmarks/reward_cost.py [TASK]
 

@@ -128,9 +128,9 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _traces(program: "RewardProgram", path: Path | None) -> "list[Trace]":
+    from sb3_tgrpo.rewards.kinematic import task_traces
     from sb3_tgrpo.rewards.task_facts import load_task_facts
     from sb3_tgrpo.rewards.traces import load_traces
-    from sb3_tgrpo.rewards.write_specs import task_traces
 
     return load_traces(path) if path is not None else task_traces(load_task_facts(program.task))
 
@@ -138,10 +138,10 @@ def _traces(program: "RewardProgram", path: Path | None) -> "list[Trace]":
 def run_show(args: argparse.Namespace) -> int:
     """A reward as Python, as JSON, its shipped report, or the facts that its author had."""
     from sb3_tgrpo.rewards import load_reward
+    from sb3_tgrpo.rewards.kinematic import task_traces
     from sb3_tgrpo.rewards.measure import measure
     from sb3_tgrpo.rewards.prompt import facts_block
     from sb3_tgrpo.rewards.task_facts import data_folder, load_task_facts
-    from sb3_tgrpo.rewards.write_specs import task_traces
 
     program = load_reward(args.reward)
     if args.format == "python":
