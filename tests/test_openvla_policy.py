@@ -258,6 +258,20 @@ def test_samples_follow_the_recorded_density(policy):
     th.testing.assert_close(log_prob[:, 0].exp(), probabilities[tokens[:, 0] - 768], atol=1e-5, rtol=1e-4)
 
 
+def test_always_one_token_per_dimension_even_if_the_end_token_wins(obs):
+    """Decoding over the whole vocabulary would stop here, or return an id that is no action."""
+    policy = make_policy()
+    with th.no_grad():
+        head = policy.model.language_model.lm_head.base_layer.weight
+        patches, prompts = policy._patches(policy._images(obs)), policy._prompts(obs, 4)
+        head[2] = 10 * policy.model.prompt_hidden(patches, prompts)[0]
+        full = policy.model.language_model.lm_head(policy.model.prompt_hidden(patches, prompts)[:1])
+        assert full.argmax() == 2
+    for temperature in (0.0, 1.0):
+        tokens, _, _ = policy._generate(obs, temperature)
+        assert tokens.shape == (4, 7) and tokens.min() >= 768 and tokens.max() < 1024
+
+
 def test_temperature_and_generator():
     policy = make_policy()
     patches = policy._patches(policy._images(tensors(observations(2))))

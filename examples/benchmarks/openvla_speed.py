@@ -10,6 +10,7 @@ reference. It is written tightly here (no ``generate()`` machinery) and uses the
 """
 
 import argparse
+import ctypes
 import gc
 import os
 import threading
@@ -163,6 +164,8 @@ class PeakMemory:
         if self.device.type == "cuda":
             th.cuda.empty_cache()
             th.cuda.reset_peak_memory_stats()
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # memory freed by whoever ran before would hide what comes
         self.base, self.running = self._used(), True
         self.thread = threading.Thread(target=self._watch, daemon=True)
         if self.device.type == "cpu":
