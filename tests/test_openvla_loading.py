@@ -239,6 +239,38 @@ def test_adapters_must_be_merged_before_saving(tmp_path):
         save_openvla(model, tmp_path)
 
 
+def test_which_layers_would_be_four_bit(monkeypatch):
+    """A dry run with a stand-in for bitsandbytes that keeps full precision: what is replaced, and that outputs stay."""
+    import sys
+    import types
+
+    from sb3_tgrpo.openvla.quantization import quantize_language_model
+
+    class Linear4bit(th.nn.Linear):
+        def __init__(self, inputs, outputs, bias, compute_dtype, quant_type, compress_statistics):
+            super().__init__(inputs, outputs, bias=bias)
+
+        def to(self, device):
+            return self
+
+    fake = types.ModuleType("bitsandbytes")
+    fake.nn = types.SimpleNamespace(
+        Linear4bit=Linear4bit,
+        Params4bit=lambda data, requires_grad, **_: th.nn.Parameter(data, requires_grad=requires_grad),
+    )
+    monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
+    model = load_openvla("tiny")
+    pixels, ids = th.zeros(1, 6, 64, 64), [[1, 260, 261, 259]]
+    before = model.generate_action_tokens(pixels, ids)
+    with pytest.raises(ValueError, match="needs device='cuda'"):
+        quantize_language_model(model, th.device("cpu"))
+    quantize_language_model(model, th.device("cuda"))
+    replaced = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    assert len(replaced) == 7 * 2 and all(name.startswith("language_model.model.layers.") for name in replaced)
+    assert model.is_loaded_in_4bit and th.equal(model.generate_action_tokens(pixels, ids)[0], before[0])
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
 # ---------------------------------------------------------------------- actions
 
 
