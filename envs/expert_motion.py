@@ -13,8 +13,15 @@ ROTATION_SCALE = 0.5
 """Radians per unit of action."""
 OPEN, CLOSE = -1.0, 1.0
 
-_POSITION_GAIN = 0.6
-_ROTATION_GAIN = 0.5
+_START_REACH, _SHOULDER = 0.45, 0.07
+"""From the start position of the gripper back to the robot's shoulder, and up, metres."""
+_HAND, _WRIST = 0.21, 0.088
+"""From the fingertips up to the wrist, and its offset, metres."""
+_STRETCH, _MAX_LEAN = 0.64, 0.6
+"""The arm from shoulder to wrist is 0.70 m long when straight."""
+
+_POSITION_GAIN = 1.5
+_ROTATION_GAIN = 1.0
 
 
 def rotation_of(quat: tuple[float, ...] | Vector) -> Vector:
@@ -67,6 +74,33 @@ def gripper_down(yaw: float, tilt: float = 0.0) -> Vector:
     return about(2, yaw) @ about(1, tilt) @ np.diag([1.0, -1.0, -1.0])
 
 
+def lean(target: Vector, eef_start: Vector) -> Vector:
+    """
+    How the hand leans back towards the robot where a vertical one would need a straight arm.
+
+    A Panda whose elbow is straight is at a joint limit, and the controller does not get it out of there.
+
+    :param target: where the gripper is to go, (3,).
+    :param eef_start: where it is when the arm is at its start posture, (3,): this tells where the robot stands.
+    :return: rotation matrix (3, 3), to be applied to the gripper's rotation.
+    """
+    shoulder = eef_start + np.array([-_START_REACH, 0.0, _SHOULDER])
+    way = target + np.array([0.0, 0.0, _HAND]) - shoulder
+    across = float(np.hypot(way[0], way[1]))
+    stretch = float(np.hypot(across - _WRIST, way[2]))
+    angle = float(np.clip((stretch - _STRETCH) / _HAND, 0.0, _MAX_LEAN))
+    # About the horizontal axis that takes the hand, above the fingertips, towards the robot.
+    axis = np.array([way[1], -way[0], 0.0]) / max(across, 1e-9)
+    return about_axis(axis, angle)
+
+
+def about_axis(axis: Vector, angle: float) -> Vector:
+    """Rotation matrix about a unit vector, radians."""
+    x, y, z = axis
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+
+
 def finger_yaw(direction: Vector, near: float = 0.0) -> float:
     """
     The yaw at which the fingers open along a horizontal direction. There are two, half a turn apart.
@@ -103,10 +137,8 @@ def action_towards(command: Command, eef_pos: Vector, eef_rotation: Vector) -> V
     :param eef_rotation: how it is turned, (3, 3).
     :return: float32 (7,), each in [-1, 1].
     """
-    shift = (command.position - eef_pos) * (_POSITION_GAIN / POSITION_SCALE)
-    largest = float(np.abs(shift).max())
-    if largest > command.speed:  # keep the direction
-        shift *= command.speed / largest
+    # Each axis on its own: the arm drifts sideways on its way down, and this keeps all authority for correcting it.
+    shift = np.clip((command.position - eef_pos) * (_POSITION_GAIN / POSITION_SCALE), -command.speed, command.speed)
     turn = rotation_vector(command.rotation @ eef_rotation.T) * (_ROTATION_GAIN / ROTATION_SCALE)
     largest = float(np.abs(turn).max())
     if largest > 1:

@@ -6,11 +6,21 @@ A task's goal is a conjunction of atoms; each kind of atom has one skill (:mod:`
 from the current state, so that it carries on after a perturbation, a dropped object or a start in the middle of the task.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from sb3_tgrpo.envs.expert_motion import OPEN, ActionNoise, Command, Vector, action_towards, gripper_down, rotation_of
+from sb3_tgrpo.envs.expert_motion import (
+    OPEN,
+    ActionNoise,
+    Command,
+    Vector,
+    action_towards,
+    gripper_down,
+    lean,
+    rotation_of,
+)
 from sb3_tgrpo.rewards.task_facts import GoalAtom, TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.vocabulary import State
 
@@ -83,8 +93,9 @@ class ScriptedExpert:
         :return: the action, float32 (7,) in [-1, 1].
         """
         command = self.command(state)
+        rotation = lean(command.position, np.array(self.task_facts.eef_start_pos)) @ command.rotation
         eef = np.array(state["eef_pos"]), rotation_of(state["eef_quat"])  # type: ignore[arg-type]
-        action = action_towards(command, *eef)
+        action = action_towards(replace(command, rotation=rotation), *eef)
         return self._noise(action) if self.noise > 0 else action
 
     def command(self, state: State) -> Command:
