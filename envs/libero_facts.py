@@ -98,8 +98,8 @@ def _find_handle(scene: LiberoScene, joint: str, owner: Any) -> Handle:
     axis = sign * model.jnt_axis[joint_id]
     centers = model.geom_pos[geoms]
     if model.jnt_type[joint_id] == mujoco.mjtJoint.mjJNT_HINGE:
-        arms = centers - model.jnt_pos[joint_id]
-        outward = np.cross(axis, arms[np.argmax(np.linalg.norm(np.cross(axis, arms), axis=1))])
+        panel = int(np.argmax(model.geom_rbound[geoms]))
+        outward = np.cross(axis, centers[panel] - model.jnt_pos[joint_id])
         outward /= np.linalg.norm(outward)
         name = f"{owner.name}_door_handle"
     else:

@@ -74,3 +74,38 @@ def test_in_basket_on_light_assets() -> None:
 )
 def test_predicates_equal_liberos(suite: str, task: int) -> None:
     assert_both(compare_with_libero(suite, task, "full", 300))
+
+
+@pytest.mark.full_assets
+@pytest.mark.parametrize(
+    ("suite", "task", "name", "joint", "n_geoms"),
+    [
+        ("libero_goal", 0, "wooden_cabinet_1_middle_handle", "wooden_cabinet_1_middle_level", 3),  # a bar on two posts
+        ("libero_10", 9, "microwave_1_door_handle", "microwave_1_microjoint", 3),
+        ("libero_goal", 7, "flat_stove_1_knob", "flat_stove_1_button", 18),  # all of it
+    ],
+)
+def test_handles(suite: str, task: int, name: str, joint: str, n_geoms: int) -> None:
+    """LIBERO names no handles; they are found by where they are."""
+    env = LiberoEnv(suite, task, assets="full", observations=())
+    env.reset(seed=0)
+    model, data = env.model, env.data
+    (handle,) = env.sim.facts_reader.entities.handles
+    assert (handle.name, handle.joint, len(handle.geoms)) == (name, joint, n_geoms)
+    low = model.joint(joint).range[0]
+    positions = []
+    for value in (low, 0.0):
+        data.qpos[model.joint(joint).qposadr[0]] = value
+        mujoco.mj_forward(model, data)
+        state = env.facts()
+        assert state[f"{joint}_qpos"] == value
+        positions.append(np.array(state[f"{name}_pos"]))
+        assert np.linalg.norm(data.geom_xpos[list(handle.geoms)] - positions[-1], axis=1).max() < 0.08
+    travel = np.linalg.norm(positions[0] - positions[1])
+    if "cabinet" in name:
+        assert travel == pytest.approx(abs(low), abs=1e-6)  # a drawer's handle goes as far as the drawer
+    elif "door" in name:
+        assert travel > 0.3
+    else:
+        assert travel < 0.02  # a knob turns in place
+    env.close()
