@@ -30,6 +30,7 @@ def run(engine: str, items: list[tuple[str, Any]], folder: Path, timeout: float 
     request = folder / "request.pickle"
     request.write_bytes(pickle.dumps((engine, items, str(canary))))
     environment = {"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0", "SECRET": "planted"}
+    environment |= {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}
     files = set(folder.iterdir())
     try:
         done = subprocess.run(
