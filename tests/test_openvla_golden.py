@@ -156,8 +156,6 @@ def sines(names_and_shapes):
     return state
 
 
-
-
 @pytest.mark.parametrize(
     ("config", "n_tensors", "first", "last", "total", "absolute"),
     [

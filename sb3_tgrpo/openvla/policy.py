@@ -30,6 +30,7 @@ from sb3_tgrpo.openvla.checks import (
     upstream_checkpoint,
 )
 from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
+from sb3_tgrpo.openvla.state import check_base, drop_frozen, forgive_frozen
 
 if TYPE_CHECKING:
     from sb3_tgrpo.openvla.model import OpenVLA, Prompts
@@ -138,7 +139,9 @@ class OpenVLAPolicy(BasePolicy):
         self._reference_cache = FrameCache(0 if self._vision_frozen else max_bytes)
         self._prompt_ids: dict[str, list[int]] = {}
         self._prompt_batches: dict[bytes, Prompts] = {}
-        self._register_state_dict_hooks()
+        self.register_state_dict_post_hook(drop_frozen)
+        self.register_load_state_dict_pre_hook(check_base)
+        self.register_load_state_dict_post_hook(forgive_frozen)
         self.optimizer = self.optimizer_class(
             [parameter for parameter in self.parameters() if parameter.requires_grad],
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -242,16 +245,17 @@ class OpenVLAPolicy(BasePolicy):
 
     # ------------------------------------------------------------------ saving: everything trained, nothing frozen
 
-    def _register_state_dict_hooks(self) -> None:
-        self.register_state_dict_post_hook(_drop_frozen)
-        self.register_load_state_dict_pre_hook(_check_base)
-        self.register_load_state_dict_post_hook(_forgive_frozen)
-
-    def _saved_names(self) -> set[str]:
+    def saved_names(self) -> set[str]:
+        """Names of the state dict's entries that are saved: trained parameters, the reference's copy, the fingerprint."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if self.reference_model is not None:
             names |= {f"reference_model.{name}" for name in self.reference_model.state_dict()}
         return names | {"base_identity"}
+
+    def clear_caches(self) -> None:
+        """Forget what was computed from frames (the weights have changed in another way than by training)."""
+        for cache in (self._patch_cache, self._pixel_cache, self._reference_cache):
+            cache.clear()
 
     # ------------------------------------------------------------------ observations
 
@@ -506,45 +510,6 @@ class OpenVLAPolicy(BasePolicy):
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload from sb3-tgrpo")
         return str(url)
-
-
-# ---------------------------------------------------------------------- state-dict hooks
-
-
-def _drop_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    assert isinstance(module, OpenVLAPolicy)
-    kept = {prefix + name for name in module._saved_names()}
-    for name in [name for name in state_dict if name.startswith(prefix) and name not in kept]:
-        del state_dict[name]
-
-
-def _check_base(
-    module: nn.Module,
-    state_dict: Mapping[str, Any],
-    prefix: str,
-    local_metadata: Any,
-    strict: bool,
-    missing_keys: list[str],
-    unexpected_keys: list[str],
-    error_msgs: list[str],
-) -> None:
-    assert isinstance(module, OpenVLAPolicy)
-    saved = state_dict.get(prefix + "base_identity")
-    if saved is not None and not th.equal(saved.cpu(), module.base_identity.cpu()):
-        raise ValueError(
-            f"These parameters were trained on another base than {module.checkpoint!r}: pass the checkpoint (and adapter) "
-            "they belong to through policy_kwargs, at loading through custom_objects={'policy_kwargs': ...}."
-        )
-    if module.reference_model is None and any(name.startswith(prefix + "reference_model.") for name in state_dict):
-        module.freeze_reference()
-
-
-def _forgive_frozen(module: nn.Module, incompatible_keys: Any) -> None:
-    assert isinstance(module, OpenVLAPolicy)
-    saved = module._saved_names()
-    incompatible_keys.missing_keys[:] = [name for name in incompatible_keys.missing_keys if name in saved]
-    for cache in (module._patch_cache, module._reference_cache):
-        cache.clear()
 
 
 def _rows(images: th.Tensor, rows: list[int]) -> th.Tensor:

@@ -1,0 +1,52 @@
+"""What a saved policy holds: everything that was trained and nothing frozen. State-dict hooks of ``OpenVLAPolicy``."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import torch as th
+from torch import nn
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+
+
+def drop_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    """After ``state_dict()``: leave out the backbone, which the checkpoint holds."""
+    policy = cast("OpenVLAPolicy", module)
+    kept = {prefix + name for name in policy.saved_names()}
+    for name in [name for name in state_dict if name.startswith(prefix) and name not in kept]:
+        del state_dict[name]
+
+
+def check_base(
+    module: nn.Module,
+    state_dict: Mapping[str, Any],
+    prefix: str,
+    local_metadata: Any,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """
+    Before loading: refuse parameters of another base, and make room for a saved reference copy.
+
+    :raises ValueError: If the fingerprints differ.
+    """
+    policy = cast("OpenVLAPolicy", module)
+    saved = state_dict.get(prefix + "base_identity")
+    if saved is not None and not th.equal(saved.cpu(), policy.base_identity.cpu()):
+        raise ValueError(
+            f"These parameters were trained on another base than {policy.checkpoint!r}: pass the checkpoint (and adapter) "
+            "they belong to through policy_kwargs, at loading through custom_objects={'policy_kwargs': ...}."
+        )
+    if policy.reference_model is None and any(name.startswith(prefix + "reference_model.") for name in state_dict):
+        policy.freeze_reference()
+
+
+def forgive_frozen(module: nn.Module, incompatible_keys: Any) -> None:
+    """After loading: the backbone is not missing, it was never saved."""
+    policy = cast("OpenVLAPolicy", module)
+    saved = policy.saved_names()
+    incompatible_keys.missing_keys[:] = [name for name in incompatible_keys.missing_keys if name in saved]
+    policy.clear_caches()
