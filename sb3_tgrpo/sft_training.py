@@ -117,13 +117,16 @@ class Processes:
             th.distributed.all_reduce(tensor)
 
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
-        """Add gradients over all processes; a parameter without one (a part that is not used) counts as zero."""
+        """Add gradients over all processes. A parameter that none of them used keeps none: AdamW would decay it otherwise."""
         if self.world == 1:
             return
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = th.zeros_like(parameter)
-            th.distributed.all_reduce(parameter.grad)
+        used = th.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
+        th.distributed.all_reduce(used)
+        for parameter, count in zip(parameters, used.tolist(), strict=True):
+            if count > 0:
+                if parameter.grad is None:  # this process had no rows
+                    parameter.grad = th.zeros_like(parameter)
+                th.distributed.all_reduce(parameter.grad)
 
 
 class FrameStore:
