@@ -175,6 +175,20 @@ def _crowding(point: Vector, direction: Vector, around: Sequence[Obstacle]) -> f
     return depth
 
 
+def check_graspable(thing: ObjectFacts) -> None:
+    """
+    :raises ValueError: if an object, as it stands at the start, is too wide for the gripper and no wall or handle of its kind
+        is known.
+    """
+    if thing.kind in RIMS or thing.kind in SPOTS:
+        return
+    half = box_of(thing)[1]
+    up = int(np.argmax(np.abs(rotation_of(thing.start_quat)[2])))
+    width = 2 * min(half[axis] for axis in range(3) if axis != up)
+    if width > MAX_WIDTH:
+        raise ValueError(f"{thing.name} is {width:.3f} m wide; the gripper goes around {MAX_WIDTH} m.")
+
+
 def choose_grasp(
     state: State,
     facts: TaskFacts,
@@ -192,7 +206,6 @@ def choose_grasp(
     :param spread: how much the choice varies, metres.
     :param failed: grasps that did not work out: others are preferred.
     :param shift: (3,), from where the object is to where it goes: a grasp is to be free of obstacles there, too.
-    :raises ValueError: if the object is too wide and no wall or handle of its kind is known.
     """
     rotation = pose(state, thing.name)[1]
     if thing.kind in SPOTS:
@@ -204,8 +217,6 @@ def choose_grasp(
     up = int(np.argmax(np.abs(rotation[2])))
     sides = [axis for axis in range(3) if axis != up]
     close, along = sorted(sides, key=lambda axis: half[axis])
-    if 2 * half[close] > MAX_WIDTH:
-        raise ValueError(f"{thing.name} is {2 * half[close]:.3f} m wide; the gripper goes around {MAX_WIDTH} m.")
     bottom, top = heights(thing, rotation)
     # In the middle of its height, but not deeper than the palm allows nor lower than the fingers reach above the support.
     middle = (bottom + top) / 2

@@ -2,7 +2,17 @@
 
 import numpy as np
 
-from sb3_tgrpo.envs.expert_grasps import FINGERTIP, PALM_DEPTH, Grasp, box_of, choose_grasp, heights, obstacles, pose
+from sb3_tgrpo.envs.expert_grasps import (
+    FINGERTIP,
+    PALM_DEPTH,
+    Grasp,
+    box_of,
+    check_graspable,
+    choose_grasp,
+    heights,
+    obstacles,
+    pose,
+)
 from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
 from sb3_tgrpo.rewards.task_facts import TaskFacts
 from sb3_tgrpo.rewards.vocabulary import State
@@ -30,6 +40,7 @@ class Place:
     :param k: index of the atom.
     :param rng: of this episode's variation.
     :param detour: its size, metres.
+    :raises ValueError: if the object is too wide for the gripper.
     """
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
@@ -37,6 +48,7 @@ class Place:
         self.facts = facts
         self.predicate = atom.predicate
         self.thing = next(thing for thing in facts.objects if thing.name == atom.args[0])
+        check_graspable(self.thing)
         self.target = atom.args[1]
         self.site = next((site for site in facts.sites if site.name == self.target), None)
         self.target_object = next((thing for thing in facts.objects if thing.name == self.target), None)

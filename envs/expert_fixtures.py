@@ -1,0 +1,201 @@
+"""Drawers, doors and knobs: opening, closing, turning; and pushing things over the table."""
+
+import numpy as np
+
+from sb3_tgrpo.envs.expert_grasps import FINGERTIP, heights, pose
+from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
+from sb3_tgrpo.rewards.task_facts import HandleFacts, JointFacts, TaskFacts
+from sb3_tgrpo.rewards.vocabulary import State
+
+_CLOSING_STEPS = 12
+_CLEAR = 0.10
+
+
+def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
+    """
+    The handle and joint behind an atom's argument.
+
+    :param name: a region that moves with a joint, or a fixture that has one.
+    :raises ValueError: if there is none.
+    """
+    site = next((site for site in facts.sites if site.name == name), None)
+    for joint in facts.joints:
+        if joint.name == (site.joint if site is not None else "") or joint.fixture == name:
+            handle = next(handle for handle in facts.handles if handle.joint == joint.name)
+            return handle, joint
+    raise ValueError(f"{facts.task_id}: {name} has no joint to move.")
+
+
+def opening_direction(facts: TaskFacts, handle: HandleFacts) -> Vector:
+    """Horizontal unit vector (3,) along which a drawer opens: its handle sticks out that way."""
+    fixture = next(fixture for fixture in facts.fixtures if fixture.name == handle.fixture)
+    rotation = rotation_of(fixture.start_quat)
+    way = np.array(handle.start_pos) - np.array(fixture.start_pos)
+    # Along one of the fixture's own axes, whichever is nearest.
+    local = rotation.T @ np.array([way[0], way[1], 0.0])
+    axis = np.zeros(3)
+    axis[int(np.argmax(np.abs(local[:2])))] = np.sign(local[int(np.argmax(np.abs(local[:2])))])
+    return rotation @ axis
+
+
+class _Handle:
+    """What the skills on handles share."""
+
+    def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
+        self.facts = facts
+        self.handle, self.joint = handle_of(facts, facts.goal[k].args[0])
+        self._atom = f"goal_{k}"
+        self.stage = "approach"
+        size = min(1.0, detour / 0.05)
+        self._speed = 1.0 - 0.25 * size * float(rng.uniform(0, 1))
+        self._offset = 0.006 * size * rng.uniform(-1, 1, 3)
+        self._left = False
+        self._closing = 0
+
+    def finished(self, state: State) -> bool:
+        """The gripper has let go of the handle."""
+        if not self._left:
+            away = float(np.linalg.norm(np.array(state["eef_pos"]) - np.array(state[f"{self.handle.name}_pos"])))
+            self._left = not state[f"{self.handle.name}_touched"] and away > 0.07
+        return self._left
+
+    def _position(self, state: State) -> Vector:
+        return np.array(state[f"{self.handle.name}_pos"]) + self._offset
+
+
+class TurnKnob(_Handle):
+    """Take a knob by its blade and turn it."""
+
+    def command(self, state: State) -> Command:
+        eef, knob = np.array(state["eef_pos"]), self._position(state)
+        angle = float(state[f"{self.joint.name}_qpos"])  # type: ignore[arg-type]
+        # The blade stands along the fixture's y axis when the knob is at zero, and turns with the joint.
+        fixture = next(fixture for fixture in self.facts.fixtures if fixture.name == self.handle.fixture)
+        across = rotation_of(fixture.start_quat)[:, 0]
+        now = finger_yaw(rotation_of(state["eef_quat"])[:, 1])  # type: ignore[arg-type]
+        blade = finger_yaw(across) + angle
+        yaw = now + (blade - now + np.pi / 2) % np.pi - np.pi / 2
+        point = knob + np.array([0.0, 0.0, 0.012])
+        if state[self._atom]:
+            self.stage = "release"
+            up = 0.0 if state[f"{self.handle.name}_touched"] else 0.1
+            return Command(eef + np.array([0.0, 0.0, up]), gripper_down(now), OPEN)
+        away, down = float(np.linalg.norm((point - eef)[:2])), float(eef[2] - point[2])
+        turned = abs(yaw - now)
+        if away < 0.015 and down < 0.012 and (turned < 0.15 or self._closing > 0):
+            self._closing += 1
+            if self._closing > _CLOSING_STEPS:
+                self.stage = "turn"
+                return Command(point, gripper_down(now + 0.35), CLOSE)
+            self.stage = "grasp"
+            return Command(point, gripper_down(yaw), CLOSE)
+        self._closing = 0
+        self.stage = "approach"
+        target = point.copy()
+        if (away > 0.007 or turned > 0.1) and down > 0.012:
+            target[2] += 0.06
+        return Command(target, gripper_down(yaw), OPEN, self._speed)
+
+
+class OpenDrawer(_Handle):
+    """Take a drawer's bar from the front, with the hand lying, and pull."""
+
+    def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
+        super().__init__(facts, k, rng, detour)
+        out = self.out = opening_direction(facts, self.handle)
+        up = np.array([0.0, 0.0, 1.0])
+        self._rotation = np.stack([np.cross(up, -out), up, -out], axis=1)
+
+    def command(self, state: State) -> Command:
+        eef, bar = np.array(state["eef_pos"]), self._position(state)
+        error = bar - eef
+        ahead = float(-error @ self.out)  # distance in front of the bar
+        beside = float(np.linalg.norm(error + ahead * self.out))
+        if state[self._atom]:
+            self.stage = "release"
+            gone = ahead > 0.06
+            return Command(eef + 0.1 * (np.array([0.0, 0.0, 1.0]) if gone else self.out), self._rotation, OPEN)
+        if self._closing > 0 or (beside < 0.008 and abs(ahead - 0.0) < 0.010):
+            self._closing += 1
+            if beside > 0.03 or ahead > 0.04:
+                self._closing = 0
+            if self._closing > _CLOSING_STEPS:
+                self.stage = "pull"
+                return Command(eef + 0.08 * self.out, self._rotation, CLOSE, 0.7)
+            self.stage = "grasp"
+            return Command(bar, self._rotation, CLOSE)
+        self.stage = "approach"
+        target = bar.copy()
+        if beside > (0.008 if ahead > 0.03 else 0.015):
+            target += _CLEAR * self.out
+        return Command(target, self._rotation, OPEN, self._speed)
+
+
+class CloseDrawer(_Handle):
+    """Push a drawer shut with closed fingers against its bar."""
+
+    def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
+        super().__init__(facts, k, rng, detour)
+        self.out = opening_direction(facts, self.handle)
+
+    def command(self, state: State) -> Command:
+        eef, bar = np.array(state["eef_pos"]), self._position(state)
+        error = bar - eef
+        ahead = float(-error @ self.out)
+        beside = float(np.linalg.norm((error + ahead * self.out)[:2]))
+        yaw = finger_yaw(np.cross(self.out, [0.0, 0.0, 1.0]))
+        down = gripper_down(yaw)
+        if state[self._atom]:
+            self.stage = "release"
+            return Command(eef + 0.1 * self.out, down, CLOSE)
+        low = abs(float(error[2])) < 0.015
+        if ahead > 0.01 and beside < 0.02 and low:
+            self.stage = "push"
+            return Command(bar - 0.08 * self.out, down, CLOSE, 0.6)
+        self.stage = "approach"
+        target = bar + 0.07 * self.out
+        if ahead < 0.04 or beside > 0.02:  # over it, then down in front
+            target[2] = max(float(bar[2]) + 0.14, float(eef[2]) if beside > 0.05 else 0.0)
+        return Command(target, down, CLOSE, self._speed)
+
+
+class Push:
+    """
+    Push a flat thing over the table with the fingertips inside its rim.
+
+    :param k: index of an ``on`` atom whose region belongs to the table.
+    """
+
+    def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
+        atom = facts.goal[k]
+        self.thing = next(thing for thing in facts.objects if thing.name == atom.args[0])
+        self.target = atom.args[1]
+        self._atom = f"goal_{k}"
+        self.stage = "approach"
+        self._aim = 0.01 * min(1.0, detour / 0.05) * rng.uniform(-1, 1, 2)
+
+    def finished(self, state: State) -> bool:
+        """The gripper does not touch it any more."""
+        return not state[f"{self.thing.name}_touched"]
+
+    def command(self, state: State) -> Command:
+        eef = np.array(state["eef_pos"])
+        pos, rotation = pose(state, self.thing.name)
+        goal = pose(state, self.target)[0]
+        way = (goal - pos)[:2] + self._aim
+        distance = max(float(np.linalg.norm(way)), 1e-6)
+        down = gripper_down(0.0)
+        if state[self._atom]:
+            self.stage = "release"
+            return Command(eef + np.array([0.0, 0.0, 0.1]), down, CLOSE)
+        height = float(pos[2]) + heights(self.thing, rotation)[1] + FINGERTIP - 0.009
+        inside = float(np.linalg.norm((eef - pos)[:2])) < 0.055
+        if inside and eef[2] < height + 0.008:
+            self.stage = "push"
+            target = np.array([*(eef[:2] + way / distance * min(distance + 0.01, 0.05)), height])
+            return Command(target, down, CLOSE, 0.5)
+        self.stage = "approach"
+        target = np.array([*(pos[:2] + way / distance * 0.015), height])
+        if float(np.linalg.norm((eef - target)[:2])) > 0.015:
+            target[2] += 0.06
+        return Command(target, down, CLOSE)
