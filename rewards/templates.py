@@ -239,15 +239,12 @@ class Author:
             variable: Json = {"kind": "outside", "point": thing, "site": target, "axes": "xy"}
             half = (site.half_size[0], site.half_size[1], 10.0)
             away = outside(self._at(thing), site.start_pos, site.start_quat, half)
-            steps, done = (0.20, 0.10, 0.04), -0.005
+            done = -0.005
         else:
             variable = _gap(thing, target, "xy")
             away = distance_xy(self._at(thing), self._at(target))
-            steps, done = (0.20, 0.10, 0.06), 0.035
-            if site is not None:  # a tilted rack: the accepted strip starts off its centre
-                done = 0.05
-                steps = (0.25, 0.15, 0.08)
-        thresholds = [step for step in steps if step < 0.9 * away]
+            done = 0.035 if site is None else 0.05  # the strip that a tilted rack accepts begins off its centre
+        thresholds = [share * away for share in (0.65, 0.4, 0.2) if share * away > done + 0.02]
         return (
             _compare(variable, "below", done),
             _ladder(variable, "below", thresholds),
