@@ -144,3 +144,14 @@ def test_sine_of_the_c_library():
     for value, expected in [(0.19634704291820526, 0.19508787989616394), (3.337965965270996, -0.1951136440038681)]:
         assert float(images._sinf(np.float32(value))) == pytest.approx(expected, abs=1e-12)
         assert np.float32(np.sin(value)) != np.float32(expected)
+
+
+def test_images_and_policy_import_without_transformers():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, sb3_tgrpo.openvla.policy; from sb3_tgrpo.openvla import preprocess_libero_image; "
+        "print([m for m in ('transformers', 'peft', 'tokenizers', 'tensorflow', 'timm') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=4, help="trajectories in the update")
     parser.add_argument("--steps", type=int, help="steps per trajectory (default 220 on CUDA, 8 on the CPU)")
     parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--gradient-checkpointing", action="store_true", help="on both sides; always with 7b")
     parser.add_argument("--vocabulary", type=int, default=32064, help="fewer ids show what is left without the head's share")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -261,7 +262,8 @@ def main() -> None:
         f"torch {th.__version__}"
     )
     wrapper = attach_lora(model, "language")
-    model.gradient_checkpointing = options.size == "7b"
+    checkpointing = options.gradient_checkpointing or options.size == "7b"
+    model.gradient_checkpointing = checkpointing
 
     def inputs(n: int) -> tuple[th.Tensor, th.Tensor]:
         generator = th.Generator().manual_seed(1)
@@ -299,6 +301,9 @@ def main() -> None:
         )
     print(f"{'ours':>10}: {ours:8.2f} s, peak {our_memory.peak / 1e9:.2f} GB")
     if not options.skip_usual_update:
+        if checkpointing:  # transformers' own, which needs training mode
+            model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.train()
         reference = random_model(options.size, device, dtype, options.vocabulary)
         with PeakMemory(device) as usual_memory:
             usual = seconds(
