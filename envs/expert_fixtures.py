@@ -9,6 +9,8 @@ from sb3_tgrpo.rewards.vocabulary import State
 
 _CLOSING_STEPS = 12
 _CLEAR = 0.10
+_SLOPE = 0.0
+"""How much the hand that takes a drawer's bar points down, radians: lying flat, the arm comes to its limits."""
 
 
 def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
@@ -66,22 +68,27 @@ class _Handle:
 class TurnKnob(_Handle):
     """Take a knob by its blade and turn it."""
 
+    _yaw: float | None = None
+    """Of the gripper that fits the knob at zero: one of two, kept."""
+
     def command(self, state: State) -> Command:
         eef, knob = np.array(state["eef_pos"]), self._position(state)
         angle = float(state[f"{self.joint.name}_qpos"])  # type: ignore[arg-type]
         # The blade stands along the fixture's y axis when the knob is at zero, and turns with the joint.
         fixture = next(fixture for fixture in self.facts.fixtures if fixture.name == self.handle.fixture)
         across = rotation_of(fixture.start_quat)[:, 0]
-        now = finger_yaw(rotation_of(state["eef_quat"])[:, 1])  # type: ignore[arg-type]
-        blade = finger_yaw(across) + angle
-        yaw = now + (blade - now + np.pi / 2) % np.pi - np.pi / 2
+        fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
+        if self._yaw is None:
+            self._yaw = finger_yaw(across, finger_yaw(fingers))
+        now = finger_yaw(fingers, self._yaw + angle)
+        yaw = self._yaw + angle
         point = knob + np.array([0.0, 0.0, 0.012])
         if state[self._atom]:
             self.stage = "release"
             up = 0.0 if state[f"{self.handle.name}_touched"] else 0.1
             return Command(eef + np.array([0.0, 0.0, up]), gripper_down(now), OPEN)
         away, down = float(np.linalg.norm((point - eef)[:2])), float(eef[2] - point[2])
-        turned = abs(yaw - now)
+        turned = abs(yaw - now)  # how much the hand still has to turn to fit the blade
         if away < 0.015 and down < 0.012 and (turned < 0.15 or self._closing > 0):
             self._closing += 1
             if self._closing > _CLOSING_STEPS:
@@ -104,7 +111,9 @@ class OpenDrawer(_Handle):
         super().__init__(facts, k, rng, detour)
         out = self.out = opening_direction(facts, self.handle)
         up = np.array([0.0, 0.0, 1.0])
-        self._rotation = np.stack([np.cross(up, -out), up, -out], axis=1)
+        pointing = -out * np.cos(_SLOPE) - up * np.sin(_SLOPE)
+        fingers = up * np.cos(_SLOPE) - out * np.sin(_SLOPE)
+        self._rotation = np.stack([np.cross(fingers, pointing), fingers, pointing], axis=1)
 
     def command(self, state: State) -> Command:
         eef, bar = np.array(state["eef_pos"]), self._position(state)

@@ -7,7 +7,7 @@ from sb3_tgrpo.envs.expert_place import Place
 from sb3_tgrpo.envs.experts import Skill
 from sb3_tgrpo.rewards.task_facts import TaskFacts
 
-PUSHED = ("plate",)
+PUSHED: tuple[str, ...] = ("plate",)
 """Kinds of objects that are pushed over the table instead of carried."""
 
 
