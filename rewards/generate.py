@@ -3,6 +3,7 @@ Have a language model write a reward, verify it on recorded episodes, and tell i
 with the part that it leaves to the reader.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -75,6 +76,7 @@ def generate_reward(
     candidates: int = 2,
     max_rounds: int = 3,
     *,
+    facts: TaskFacts | None = None,
     traces: Sequence[Trace] | None = None,
     out: str | os.PathLike[str] | None = None,
     payment: Payment = DEFAULT_PAYMENT,
@@ -90,6 +92,7 @@ def generate_reward(
     :param model: model id; None = ``SB3_TGRPO_MODEL`` or :data:`DEFAULT_MODEL`.
     :param candidates: independent attempts; there is no temperature to set, so their difference is the model's own.
     :param max_rounds: answers per candidate; each after the first has seen the verifier's table of the one before.
+    :param facts: facts of the task, for one that ships none: ``TaskFacts.from_dict(LiberoEnv(...).task_facts())``.
     :param traces: recorded episodes to verify on; None = the shipped ones, or kinematic ones
         where none ships.
     :param out: folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
@@ -103,7 +106,7 @@ def generate_reward(
     """
     if candidates < 1 or max_rounds < 1:
         raise ValueError(f"candidates and max_rounds must be at least 1, got {candidates} and {max_rounds}.")
-    facts = load_task_facts(task)
+    facts = load_task_facts(task) if facts is None else facts
     run = _Run(
         facts=facts,
         traces=list(task_traces(facts) if traces is None else traces),
@@ -160,8 +163,6 @@ class _Run:
 
     def answer(self, name: str, messages: list[dict[str, Any]]) -> api.Answer:
         """The kept answer of an earlier run to the same question, or a new one, kept before anything is made of it."""
-        import hashlib
-
         key = hashlib.sha256(json.dumps([prompt.prompt_hash(), self.model, messages]).encode()).hexdigest()
         path = None if self.folder is None else self.folder / f"{name}.answer.json"
         if path is not None and path.is_file():
