@@ -506,6 +506,33 @@ def test_gripper_convention_is_liberos_only_for_libero():
     assert set(libero.unscale_action(every)[:, 6].tolist()) == {-1.0, 1.0}
 
 
+def test_the_whole_libero_route_equals_its_steps(tmp_path):
+    """A policy on a checkpoint with upstream's image recipe, against the public functions one after the other."""
+    from sb3_tgrpo.openvla import load_openvla, preprocess_libero_image, prompt_token_ids, to_pixel_values
+    from sb3_tgrpo.openvla.tiny import tiny_tokenizer_json
+
+    golden = Path(__file__).parent / "golden"
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((golden / "openvla-tiny" / name).read_bytes())
+    (tmp_path / "tokenizer.json").write_text(tiny_tokenizer_json())
+    with np.load(golden / "libero_preprocess.npz") as data:
+        frames, cropped = data["raw_agentview"], data["after_center_crop"]
+    space = observation_space(256, suite="libero_spatial", assets="full", assets_by_name=False)
+    space = spaces.Dict({"image": spaces.Box(0, 255, (3, 256, 256), np.uint8), "instruction": space["instruction"]})
+    policy = make_policy(space=space, checkpoint=tmp_path)
+    assert (policy.unnorm_key, policy.gripper) == ("libero_spatial", "libero")
+    obs = {"image": np.moveaxis(frames, -1, 1), "instruction": np.stack([encode("Pick up the black bowl")] * 4)}
+    actions, _ = policy.predict(obs, deterministic=True)
+
+    model = load_openvla(tmp_path)
+    assert np.array_equal(preprocess_libero_image(frames), cropped)
+    ids = [prompt_token_ids(model.tokenizer, "pick up the black bowl")] * 4
+    tokens, _ = model.generate_action_tokens(to_pixel_values(cropped), ids)
+    expected = model.decode_actions(tokens, "libero_spatial")
+    expected[:, 6] = np.where(expected[:, 6] > 0.5, -1.0, 1.0)
+    np.testing.assert_allclose(actions, np.clip(expected, -1, 1), atol=1e-6)
+
+
 def test_arguments_are_checked():
     cases = [
         (dict(temperature=0.0), "temperature"),
