@@ -92,7 +92,7 @@ def plot(rows: list[dict[str, float]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", type=int, default=9, help="task of LIBERO-Object (default: 9, the orange juice)")
-    parser.add_argument("--steps", type=int, default=40_000, help="environment steps that count")
+    parser.add_argument("--steps", type=int, default=32_000, help="environment steps that count")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/libero_example"))
