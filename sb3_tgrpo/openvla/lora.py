@@ -205,7 +205,7 @@ def export_adapter(wrapper: "PeftModel", folder: str | os.PathLike[str], base: s
     """
     folder = Path(folder)
     wrapper.peft_config["default"].base_model_name_or_path = base
-    wrapper.save_pretrained(str(folder), safe_serialization=True)
+    wrapper.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").write_text(_model_card(wrapper.peft_config["default"], base, unnorm_key, assets), encoding="utf-8")
     return folder
 
