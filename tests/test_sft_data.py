@@ -103,7 +103,7 @@ def test_dataset_content(file: Path):
     assert len(dataset) == 160 and len(dataset.demonstrations) == 8
     assert (dataset.name, dataset.assets) == ("libero_object", "light")
     assert dataset.instructions == ["pick up the milk and place it in the basket"]
-    frames = np.array([150, 3, 3, 27])
+    frames = np.array([150, 17, 3, 3, 27])
     images = dataset.images(frames)
     with h5py.File(file) as handle:
         for image, frame in zip(images, frames, strict=True):
