@@ -147,6 +147,7 @@ class _Rows:
         }
         if "wrist_image" in observation:
             row["eye_in_hand_rgb"] = observation["wrist_image"]
+        row |= {f"facts/{key}": np.asarray(value) for key, value in facts.items()}
         for name, value in row.items():
             self._rows.setdefault(name, []).append(np.array(value))
 
@@ -157,9 +158,12 @@ class _Rows:
             kept = moving_steps(arrays["actions"])
             record = {**record, "dropped": len(arrays["actions"]) - len(kept)}
             arrays = {name: values[kept] for name, values in arrays.items()}
+        facts = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("facts/")}
         top = {name: arrays.pop(name) for name in ("actions", "states", "robot_states")}
         model_file = self._env.sim.scene.problem.sim.model.get_xml()
-        return RecordedDemo(**top, observations=arrays, success=success, model_file=model_file, record=record)
+        return RecordedDemo(
+            **top, observations=arrays, success=success, facts=facts, model_file=model_file, record=record
+        )
 
 
 def _make_env(settings: CollectionSettings) -> "LiberoEnv":
@@ -342,6 +346,7 @@ def _read_shards(folder: Path, chosen: list[int]) -> Iterator[RecordedDemo]:
                 robot_states=group["robot_states"][()],
                 observations={name: values[()] for name, values in group["obs"].items()},
                 success=record.pop("success"),
+                facts={name: values[()] for name, values in group["facts"].items()},
                 model_file=str(group.attrs["model_file"]),
                 record=record,
             )

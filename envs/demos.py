@@ -14,6 +14,7 @@ Demonstration files: LIBERO's own HDF5 layout, read and written.
           agentview_rgb  (T, H, W, 3) uint8, as the simulator gives it (upside down); eye_in_hand_rgb likewise
           ee_states      (T, 6): ee_pos (T, 3) and ee_ori (T, 3, axis-angle)
           gripper_states (T, 2), joint_states (T, 7)
+        facts            ours: the task's facts by name, (T,) or (T, k), before each action; other readers pass it over
 
 In LIBERO's own files the observation of row t was taken *after* action t; in those made by OpenVLA's preparation, and in ours,
 before it. :class:`Demo` pairs each action with the observation that precedes it, whatever the file.
@@ -51,6 +52,7 @@ class RecordedDemo:
     :param observations: by the layout's names below ``obs``, each with T rows.
     :param success: whether it ended in success.
     :param model_file: MJCF document of the scene.
+    :param facts: the task's facts by name, each with T rows; may be empty.
     :param record: JSON values for the attribute ``sb3_tgrpo``.
     """
 
@@ -59,6 +61,7 @@ class RecordedDemo:
     robot_states: np.ndarray
     observations: Mapping[str, np.ndarray]
     success: bool
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)
     model_file: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,6 +109,7 @@ def write_demo(group: "h5py.Group", demo: RecordedDemo) -> None:
     n_steps = len(demo.actions)
     arrays = {"actions": demo.actions, "states": demo.states, "robot_states": demo.robot_states}
     arrays |= {f"obs/{name}": values for name, values in demo.observations.items()}
+    arrays |= {f"facts/{name}": values for name, values in demo.facts.items()}
     if wrong := {name: len(values) for name, values in arrays.items() if len(values) != n_steps}:
         raise ValueError(f"demo has {n_steps} actions, but other lengths of {wrong}.")
     ends = np.zeros(n_steps, np.uint8)
@@ -166,6 +170,7 @@ class Demo:
     :param joint_states: (T, 7), the arm's joints.
     :param success: whether it ended in success; files that do not say hold successes only.
     :param init_state: (n,), the simulator's state at the start, None if the file has none.
+    :param facts: the task's facts by name, (T,) or (T, k); empty in files that are not ours.
     :param record: what our own files add: seed, start, noise and so on.
     :param lag: 1 if the file's observations follow its actions (LIBERO's own), so that the first action is left out; else 0.
     """
@@ -180,6 +185,7 @@ class Demo:
     joint_states: np.ndarray
     success: bool
     init_state: np.ndarray | None
+    facts: Mapping[str, np.ndarray]
     record: Mapping[str, Any]
     lag: int
 
@@ -384,6 +390,7 @@ def _read_demo(path: Path, name: str, group: "h5py.Group", lag: int) -> Demo:
     states = _rows(path, name, group, "states", None, n_steps)[lag:] if "states" in group else None
     init_state = np.asarray(group.attrs["init_state"]) if "init_state" in group.attrs else None
     record = _json(group.attrs.get(OWN))
+    facts = {key: np.asarray(values[()])[: n_steps - lag] for key, values in group.get("facts", {}).items()}
     return Demo(
         path=path,
         name=name,
@@ -391,6 +398,7 @@ def _read_demo(path: Path, name: str, group: "h5py.Group", lag: int) -> Demo:
         states=states,
         success=bool(record.get("success", True)),
         init_state=states[0] if init_state is None and states is not None else init_state,
+        facts=facts,
         record=record,
         lag=lag,
         **low,

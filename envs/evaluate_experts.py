@@ -41,7 +41,8 @@ class Result:
         n = len(self.lengths) + len(self.failed)
         length = f"{np.median(self.lengths):.0f} ({max(self.lengths)})" if self.lengths else "-"
         share = f"{100 * len(self.lengths) / n:.0f} %"
-        return f"| {self.task} | {self.instruction} | {self.assets} | {len(self.lengths)}/{n} | {share} | {length} | {self.limit} |"
+        successes = f"{len(self.lengths)}/{n}"
+        return f"| {self.task} | {self.instruction} | {self.assets} | {successes} | {share} | {length} | {self.limit} |"
 
 
 HEADER = "| task | instruction | assets | successes | rate | median steps (most) | limit |\n|---|---|---|---|---|---|---|"

@@ -159,7 +159,7 @@ def approach_and_retreat(facts: TaskFacts, start: Start) -> Controller:
 
 def wrong_object(facts: TaskFacts, start: Start, swaps: dict[str, str]) -> Controller:
     """The expert's motion with other objects, until each has been let go."""
-    goal = tuple(replace(atom, args=tuple(swaps.get(arg, arg) for arg in atom.args[:1]) + atom.args[1:]) for atom in facts.goal)
+    goal = tuple(replace(atom, args=(swaps.get(atom.args[0], atom.args[0]), *atom.args[1:])) for atom in facts.goal)
     expert = ScriptedExpert(replace(facts, goal=goal), seed=start.seed)
     done_at: int | None = None
 
@@ -230,7 +230,7 @@ class Recorder:
     def experts(self) -> list[Episode]:
         """Successful episodes: from stored starts as it is, and from drawn ones with detours."""
         found: list[Episode] = []
-        stored = (Start(0, k) for k in range(0, 50, 50 // _TRIES or 1))
+        stored = (Start(0, k) for k in range(_TRIES))
         drawn = (Start(seed, None, 0.03) for seed in range(1, _TRIES))
         for starts, wanted in ((stored, N_EXPERTS - 2), (drawn, N_EXPERTS)):
             for start in starts:
@@ -323,7 +323,8 @@ def main(argv: list[str] | None = None) -> int:
         save_traces(path, traces)
         experts = sum(trace.kind == "expert" for trace in traces)
         without += [] if experts else [recorder.task]
-        print(f"{recorder.task}: {len(traces)} traces, {experts} of an expert, {path.stat().st_size / 1000:.0f} kB", flush=True)
+        size = path.stat().st_size / 1000
+        print(f"{recorder.task}: {len(traces)} traces, {experts} of an expert, {size:.0f} kB", flush=True)
     if without:
         print(f"No successful expert episode: {', '.join(without)}.", file=sys.stderr)
     return 1 if without else 0

@@ -111,7 +111,7 @@ def run_show(args: argparse.Namespace) -> int:
     demos = load_demos(args.file, task=args.task, image_size=args.image_size)
     print("\n".join([*_header(demos), "", *_table(demos, args.rows)]))
     if args.key_poses:
-        from sb3_tgrpo.envs.key_poses import key_poses
+        from sb3_tgrpo.envs.demo_key_poses import key_poses
 
         print(f"\n{key_poses(demos)}")
     if args.sheet is not None:
