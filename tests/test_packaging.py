@@ -104,9 +104,8 @@ def test_imports_point_one_way() -> None:
             assert module.startswith(("sb3_tgrpo.rewards", "sb3_tgrpo.version")), f"{path.name} imports {module}"
     for path in ROOT.joinpath("envs").rglob("*.py"):
         for _, module in pattern.findall(path.read_text()):
-            assert module in ("sb3_tgrpo", "sb3_tgrpo.version") or module.startswith(("sb3_tgrpo.envs", "sb3_tgrpo.rewards")), (
-                f"{path.name}: {module}"
-            )
+            own = module in ("sb3_tgrpo", "sb3_tgrpo.version") or module.startswith(("sb3_tgrpo.envs", "sb3_tgrpo.rewards"))
+            assert own, f"{path.name} imports {module}"
     algorithm = [*ROOT.glob("sb3_tgrpo/*.py"), *ROOT.glob("sb3_tgrpo/openvla/*.py")]
     for path in algorithm:
         for indent, module in pattern.findall(path.read_text()):
