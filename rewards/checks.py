@@ -57,7 +57,7 @@ class Verifier:
     def v3(self) -> Result:
         """Finishing pays more than lingering to the horizon at the highest level, whatever the episode does."""
         length = max((trace.n_steps for trace, _ in self.experts), default=self.facts.horizon)
-        bonus = max((s.terms["success_bonus"] for _, p in self.experts for s in p.steps), default=0.0)
+        bonus = self.program.success_points
         if self.program.payment == "per_step":
             needed = self.program.max_level * max(self.facts.horizon - length, 0)
         else:
@@ -139,7 +139,7 @@ class Verifier:
 
     def v8(self) -> Result:
         if not self.experts:
-            return None, {"why": "no expert episode"}, ""
+            return False, {"experts": 0}, "there is no expert episode to replay"
         for trace, played in self.experts:
             problem = self._replay_problem(trace, played)
             if problem:

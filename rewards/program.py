@@ -93,7 +93,8 @@ class RewardProgram:
     Build one with :meth:`from_spec`, :meth:`from_python` or :func:`load_reward`.
 
     ``task`` is the task's id; ``keys`` are the state keys that are read; ``max_level`` is the level when everything is done;
-    ``bound`` limits the absolute value of any one reward; ``spec`` is None for a program written in Python.
+    ``success_points`` is the bonus; ``bound`` limits the absolute value of any one reward; ``spec`` is None for a program
+    written in Python.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class RewardProgram:
         self._core = core
         self._rebuild = rebuild
         self._start_objects = start_objects
-        self._success_points = success_points
+        self.success_points = success_points
         self._min_level = min_level
         self.task = task
         self.keys = keys
@@ -283,7 +284,7 @@ class RewardProgram:
             reward = 0.0
         else:
             reward = best - memory.best if self.payment == "latched" else level - memory.level
-        bonus = self._success_points if success and not memory.succeeded else 0.0
+        bonus = self.success_points if success and not memory.succeeded else 0.0
         reward += bonus
         progress = 1.0 if success else max(0.0, min(1.0, level / self.max_level))
         terms = {

@@ -264,7 +264,9 @@ class Author:
         tx, ty, tz = self._at(target)
         gx, gy, gz = self._at(thing)
         pose_at, grasp_at = (tx + x, ty + y, tz + z), (gx, gy, gz + self.measured.grasps[thing].height)
-        return {"key_pose": name, "reach": round(min(0.3, max(0.05, 0.8 * distance(pose_at, grasp_at))), 3), "weight": 0.2}
+        # Reaches back past where the object is lifted, so that every centimetre of the way counts.
+        reach = min(0.6, max(0.15, 1.5 * distance(pose_at, grasp_at)))
+        return {"key_pose": name, "reach": round(reach, 3), "weight": 0.2}
 
     def _lower(self, k: int, thing: str, target: str) -> Json | None:
         """Height of the object over its place, down to a little over where the goal was reached."""

@@ -251,6 +251,13 @@ def test_mutants_are_mostly_rejected() -> None:
     assert {"schema", "V8"} <= set(killers)
 
 
+def test_without_an_expert_nothing_is_verified() -> None:
+    others = [trace for trace in TRACES if trace.kind != "expert"]
+    report = verify_reward(program(), others, facts=FACTS, other_process=False)
+    assert report.failed == ("V8",)
+    assert report["V9"].passed is None
+
+
 def test_verification_asks_for_episodes_of_the_task() -> None:
     with pytest.raises(ValueError, match="traces is empty"):
         verify_reward(program(), [])
