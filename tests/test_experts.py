@@ -204,7 +204,7 @@ def test_expert_solves_light_tasks(task: str) -> None:
 @pytest.mark.full_assets
 @pytest.mark.parametrize("task", ["libero_spatial-9", "libero_goal-8", "libero_goal-9", "libero_10-4"])
 def test_expert_solves_full_tasks(task: str) -> None:
-    """A bowl high up at the end of the arm's reach, an obstacle beside the way, a tilted rack, two mugs one after the other."""
+    """A bowl at the end of the arm's reach, an obstacle beside the way, a tilted rack, two mugs one after the other."""
     env = LiberoEnv(*parse_task_id(task), observations=(), assets="full")
     assert solve(env, ScriptedExpert(task), start=0)
     env.close()
@@ -220,7 +220,7 @@ def test_expert_solves_libero_object_from_stored_starts(index: int) -> None:
 
 
 def test_arguments() -> None:
-    with pytest.raises(ValueError, match="detour must be between 0 and 0.2 metres, got 1"):
+    with pytest.raises(ValueError, match=r"detour must be between 0 and 0\.2 metres, got 1"):
         ScriptedExpert("libero_object-1", detour=1)
     with pytest.raises(ValueError, match="task must look like"):
         ScriptedExpert("nonsense")
