@@ -389,7 +389,7 @@ import sys
 sys.modules["anthropic"] = None
 import sb3_tgrpo.rewards as r
 r.RewardProgram, r.load_reward, r.VOCABULARY, r.load_traces
-heavy = {"torch", "matplotlib", "gymnasium", "stable_baselines3", "mujoco", "libero"} & set(sys.modules)
+heavy = {"torch", "matplotlib", "stable_baselines3", "mujoco", "robosuite", "libero", "transformers"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
