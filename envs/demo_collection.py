@@ -137,7 +137,7 @@ class _Rows:
         row = {
             "actions": np.asarray(action, np.float64),
             "states": env.flat_state(),
-            "robot_states": np.concatenate([state[6:], state[:3], facts["eef_quat"]]),  # type: ignore[arg-type]
+            "robot_states": np.concatenate([state[6:], state[:3], facts["eef_quat"]]),
             "agentview_rgb": observation["image"],
             "ee_states": state[:6],
             "ee_pos": state[:3],

@@ -74,9 +74,9 @@ class TurnKnob(_Handle):
     def command(self, state: State) -> Command:
         eef, knob = np.array(state["eef_pos"]), self._position(state)
         angle = float(state[f"{self.joint.name}_qpos"])  # type: ignore[arg-type]
-        # The blade stands along the fixture's y axis when the knob is at zero, and turns with the joint.
+        # The blade stands along the fixture's x axis when the knob is at zero, and turns with the joint.
         fixture = next(fixture for fixture in self.facts.fixtures if fixture.name == self.handle.fixture)
-        across = rotation_of(fixture.start_quat)[:, 0]
+        across = rotation_of(fixture.start_quat)[:, 1]
         fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
         if self._yaw is None:
             self._yaw = finger_yaw(across, finger_yaw(fingers))
