@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sb3_tgrpo.envs.expert_grasps import FINGERTIP, heights, pose
+from sb3_tgrpo.envs.expert_grasps import FINGERTIP, pose
 from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
 from sb3_tgrpo.rewards.task_facts import HandleFacts, JointFacts, TaskFacts
 from sb3_tgrpo.rewards.vocabulary import State
@@ -170,7 +170,7 @@ class CloseDrawer(_Handle):
 
 class Push:
     """
-    Push a flat thing over the table with the fingertips inside its rim.
+    Push a flat thing over the table, with the broad side of the closed fingers behind it.
 
     :param k: index of an ``on`` atom whose region belongs to the table.
     """
@@ -181,6 +181,8 @@ class Push:
         self.target = atom.args[1]
         self._atom = f"goal_{k}"
         self.stage = "approach"
+        low, high = np.array(self.thing.aabb_lo), np.array(self.thing.aabb_hi)
+        self._radius = float(np.max(high[:2] - low[:2])) / 2
         self._aim = 0.01 * min(1.0, detour / 0.05) * rng.uniform(-1, 1, 2)
 
     def finished(self, state: State) -> bool:
@@ -189,22 +191,24 @@ class Push:
 
     def command(self, state: State) -> Command:
         eef = np.array(state["eef_pos"])
-        pos, rotation = pose(state, self.thing.name)
-        goal = pose(state, self.target)[0]
-        way = (goal - pos)[:2] + self._aim
-        distance = max(float(np.linalg.norm(way)), 1e-6)
-        down = gripper_down(0.0)
+        pos, _ = pose(state, self.thing.name)
+        way = (pose(state, self.target)[0] - pos)[:2] + self._aim
+        way /= max(float(np.linalg.norm(way)), 1e-6)
+        side = np.array([-way[1], way[0]])
+        fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
+        down = gripper_down(finger_yaw(side, finger_yaw(fingers)))
         if state[self._atom]:
             self.stage = "release"
-            return Command(eef + np.array([0.0, 0.0, 0.1]), down, CLOSE)
-        height = float(pos[2]) + heights(self.thing, rotation)[1] + FINGERTIP - 0.009
-        inside = float(np.linalg.norm((eef - pos)[:2])) < 0.055
-        if inside and eef[2] < height + 0.008:
+            return Command(eef + np.array([*(-0.05 * way), 0.1]), down, CLOSE)
+        height = float(pos[2]) + FINGERTIP + 0.002
+        behind = self._radius + 0.02
+        along, beside = float((eef - pos)[:2] @ way), float((eef - pos)[:2] @ side)
+        if abs(beside) < 0.02 and -behind - 0.02 < along < -0.5 * self._radius and eef[2] < height + 0.012:
             self.stage = "push"
-            target = np.array([*(eef[:2] + way / distance * min(distance + 0.01, 0.05)), height])
+            target = np.array([*(pos[:2] - (self._radius - 0.04) * way), height])
             return Command(target, down, CLOSE, 0.5)
         self.stage = "approach"
-        target = np.array([*(pos[:2] + way / distance * 0.015), height])
-        if float(np.linalg.norm((eef - target)[:2])) > 0.015:
-            target[2] += 0.06
+        target = np.array([*(pos[:2] - behind * way), height])
+        if float(np.linalg.norm((eef - target)[:2])) > 0.012:
+            target[2] += 0.07
         return Command(target, down, CLOSE)
