@@ -61,7 +61,7 @@ def test_cartpole(seed: int) -> None:
     """450 mean reward within 150k valid steps; the reward is the same at every step, so the trajectory level does it alone."""
     env = make_group_env("CartPole-v1", group_size=8, n_groups=4, stop_on="never")
     model = TGRPO("MlpPolicy", env, learning_rate=2e-3, n_epochs=10, batch_size=512, kl_coef=0.0, seed=seed, device="cpu")
-    model.learn(140_000)
+    model.learn(130_000)
     assert model.num_timesteps <= 150_000
     evaluation = Monitor(gym.make("CartPole-v1"))
     evaluation.reset(seed=1000)
