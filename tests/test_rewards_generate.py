@@ -223,6 +223,8 @@ def test_kept_answers_are_not_paid_for_twice(tmp_path: Path) -> None:
 def test_answers_are_kept_before_they_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_tgrpo.rewards import generate as module
 
+    generate(Reply(text=GOOD))  # the prompt's own examples are compiled once
+
     def explode(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("planted")
 
