@@ -53,6 +53,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     train.add_argument("--weight-decay", type=float, default=0.01)
     train.add_argument("--ema", type=float, default=None, help="decay of averaged weights; default: 0.995 for tiny, else none")
     train.add_argument("--augment", action="store_true", help="OpenVLA's image augmentation")
+    train.add_argument("--center-images", action="store_true", help="subtract the mean image; always for --checkpoint tiny")
     train.add_argument("--patience", type=int, default=None, help="stop after so many validations without progress")
     train.add_argument("--eval-every", type=int, default=None, metavar="STEPS")
     train.add_argument("--seed", type=int, default=0)
@@ -122,7 +123,7 @@ def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
         weight_decay=args.weight_decay,
         ema_decay=args.ema if args.ema is not None else (0.995 if tiny else None),
         augmentation=args.augment,
-        center_images=tiny and lora is None,
+        center_images=args.center_images or (tiny and lora is None),
         statistics="checkpoint" if args.keep_statistics else "data",
         validation_fraction=args.validation,
         tensorboard_log=str(args.out / "tensorboard") if args.tensorboard else None,
