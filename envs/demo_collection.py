@@ -161,9 +161,7 @@ class _Rows:
         facts = {name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("facts/")}
         top = {name: arrays.pop(name) for name in ("actions", "states", "robot_states")}
         model_file = self._env.sim.scene.problem.sim.model.get_xml()
-        return RecordedDemo(
-            **top, observations=arrays, success=success, facts=facts, model_file=model_file, record=record
-        )
+        return RecordedDemo(**top, observations=arrays, success=success, facts=facts, model_file=model_file, record=record)
 
 
 def _make_env(settings: CollectionSettings) -> "LiberoEnv":

@@ -322,9 +322,7 @@ def _frames(states: Sequence[State], steps: Mapping[str, int], facts: TaskFacts)
     return frames
 
 
-def _stage_frame(
-    step: int, steps: Mapping[str, int], states: Sequence[State], moved: list[str], facts: TaskFacts
-) -> str:
+def _stage_frame(step: int, steps: Mapping[str, int], states: Sequence[State], moved: list[str], facts: TaskFacts) -> str:
     """A stage's end belongs to the object until it is lifted, and to its goal from then on."""
     grasps = {name: at for name, at in steps.items() if name.startswith("grasp")}
     if not grasps:

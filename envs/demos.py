@@ -295,9 +295,7 @@ def load_demos(
                 f"{path} holds pictures of {shape[0]} x {shape[1]} pixels, not {image_size} x {image_size}: choose image_size "
                 f"accordingly or collect with --image-size {image_size}."
             )
-        return Demos(
-            path, found, _instruction(data, path), str(data.attrs.get("assets", "full")), shape, record, demos
-        )
+        return Demos(path, found, _instruction(data, path), str(data.attrs.get("assets", "full")), shape, record, demos)
 
 
 def _json(text: Any) -> dict[str, Any]:

@@ -247,5 +247,3 @@ class Place:
         far = float(np.clip((across - 0.03) / 0.10, 0.0, 1.0))
         target[:2] += self._side_step * far
         return Command(eef + (target - pos), carrying, CLOSE, self._speed)
-
-
