@@ -41,3 +41,8 @@ def test_libero(tmp_path: Path) -> None:
 def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     table = run(str(ROOT / "examples/benchmarks/algorithm_overhead.py"), *arguments, cwd=tmp_path)
     assert re.search(r"\| TGRPO, groups of 4 +\| +\d+ \| +\d+\.\d+ \|", table)
+
+
+def test_collect_demos(tmp_path: Path) -> None:
+    output = run(str(ROOT / "examples/collect_demos.py"), "--episodes", "2", cwd=tmp_path)
+    assert "2 demonstrations of" in output and (tmp_path / "demos.hdf5").exists()
