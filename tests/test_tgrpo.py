@@ -379,8 +379,10 @@ def test_groups_per_update_and_pausing() -> None:
     model = TGRPO("MlpPolicy", env, groups_per_update=6, **FAST)
     model.learn(1)
     assert model.rollout_buffer.mask.shape[1:] == (6, 2)
-    assert env.active.all()
-    model.learn(40, reset_num_timesteps=False)
+    assert env.active.all() and env.start_state()["n_starts"] == [3, 3]
+    model.learn(1, reset_num_timesteps=False)
+    # The next rollout goes on from where the groups wait, at their next starts: none is skipped
+    assert env.start_state()["n_starts"] == [6, 6]
     # Each of the two groups played three episodes; their lengths are those of the episodes, not of the longest
     lengths = model.rollout_buffer.mask.any(axis=2).sum(axis=0)
     assert len(set(lengths)) > 1
