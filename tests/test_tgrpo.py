@@ -196,6 +196,13 @@ def test_recorded_log_prob_is_the_density_sampled_from(temperature: float) -> No
     obs = th.as_tensor(np.tile(discrete.reset(seed=0)[0], (20_000, 1)))
     with th.no_grad():
         actions, log_prob = policy.sample_actions(obs)
+    every = th.arange(3)
+    with th.no_grad():
+        scored, _ = policy.action_log_prob(obs[:3], every)
+        policy.temperature = 1.0
+        plain, _ = policy.action_log_prob(obs[:3], every)
+    assert plain.std() > 0.1
+    th.testing.assert_close(scored.squeeze(1), (plain.squeeze(1) / temperature).log_softmax(dim=0))
     for action in range(3):
         chosen = actions == action
         assert chosen.float().mean().item() == pytest.approx(log_prob[chosen][:1].exp().sum().item(), abs=0.015)
