@@ -200,10 +200,9 @@ class TGRPO(OnPolicyAlgorithm):
         for name in ("kl_coef", "alpha_step", "alpha_traj", "min_spread"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        for name, choices in (("ratio_level", RatioLevel), ("outcome_reward", OutcomeReward | None)):
-            valid = get_args(choices) if name == "ratio_level" else (*get_args(OutcomeReward), None)
-            if getattr(self, name) not in valid:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {valid}.")
+        for name, choices in (("ratio_level", get_args(RatioLevel)), ("outcome_reward", (*get_args(OutcomeReward), None))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {choices}.")
         if self.outcome_reward is not None and self.alpha_step != 0.0:
             raise ValueError(
                 f"outcome_reward={self.outcome_reward!r} leaves no rewards of steps to compare: set alpha_step=0 "
