@@ -163,6 +163,14 @@ def test_gives_up_after_three_restarts(make: MakeGroups) -> None:
         env.step(np.array([10, 5]))
 
 
+def test_a_finished_group_clears_the_count_of_restarts(make: MakeGroups) -> None:
+    env = make(n_envs=2, group_size=2, subprocess=True)
+    env.reset(seed=0)
+    for actions in ([10, 5], [10, 5], [1, 10], [10, 5], [10, 5]):  # four restarts, but never more than two in a group
+        env.step(np.array(actions))
+    assert env.step(np.array([10, 10]))[4]["valid"].all()
+
+
 @pytest.mark.parametrize("subprocess", [False, True])
 def test_exception_reaches_the_caller(make: MakeGroups, subprocess: bool) -> None:
     env = make(subprocess=subprocess)
