@@ -3,13 +3,13 @@
 import numpy as np
 
 from sb3_tgrpo.envs.expert_grasps import FINGERTIP, pose
-from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
+from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of, rotation_vector
 from sb3_tgrpo.rewards.task_facts import HandleFacts, JointFacts, TaskFacts
 from sb3_tgrpo.rewards.vocabulary import State
 
 _CLOSING_STEPS = 12
 _CLEAR = 0.10
-_SLOPE = 0.0
+_SLOPE = 0.25
 """How much the hand that takes a drawer's bar points down, radians: lying flat, the arm comes to its limits."""
 
 
@@ -105,7 +105,7 @@ class TurnKnob(_Handle):
 
 
 class OpenDrawer(_Handle):
-    """Take a drawer's bar from the front, with the hand lying, and pull."""
+    """Take a drawer's bar from the front, with the hand nearly lying, and pull."""
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
         super().__init__(facts, k, rng, detour)
@@ -119,14 +119,14 @@ class OpenDrawer(_Handle):
         eef, bar = np.array(state["eef_pos"]), self._position(state)
         error = bar - eef
         ahead = float(-error @ self.out)  # distance in front of the bar
-        beside = float(np.linalg.norm(error + ahead * self.out))
+        beside = error + ahead * self.out
         if state[self._atom]:
             self.stage = "release"
             gone = ahead > 0.06
             return Command(eef + 0.1 * (np.array([0.0, 0.0, 1.0]) if gone else self.out), self._rotation, OPEN)
-        if self._closing > 0 or (beside < 0.008 and abs(ahead - 0.0) < 0.010):
+        if self._closing > 0 or (float(np.linalg.norm(beside)) < 0.012 and abs(ahead) < 0.010):
             self._closing += 1
-            if beside > 0.03 or ahead > 0.04:
+            if float(np.linalg.norm(beside)) > 0.03 or ahead > 0.04:
                 self._closing = 0
             if self._closing > _CLOSING_STEPS:
                 self.stage = "pull"
@@ -135,7 +135,13 @@ class OpenDrawer(_Handle):
             return Command(bar, self._rotation, CLOSE)
         self.stage = "approach"
         target = bar.copy()
-        if beside > (0.008 if ahead > 0.03 else 0.015):
+        across = float(np.linalg.norm(beside[:2]))
+        turn = float(np.linalg.norm(rotation_vector(self._rotation @ rotation_of(state["eef_quat"]).T)))  # type: ignore[arg-type]
+        if across > 0.02 or turn > 0.2 or (ahead < 0.06 and float(np.linalg.norm(beside)) > 0.02):
+            # High over what stands on the table: the hand that lies reaches far below its fingers.
+            target += _CLEAR * self.out
+            target[2] += 0.10
+        elif abs(float(beside[2])) > 0.010 and ahead > 0.03:
             target += _CLEAR * self.out
         return Command(target, self._rotation, OPEN, self._speed)
 
