@@ -1,7 +1,7 @@
 """Looking at demonstrations: contact sheets and videos."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,29 @@ def write_video(demos: Sequence[Demo], path: str | os.PathLike[str], fps: int = 
     """
     if not demos:
         raise ValueError("demos is empty: there is nothing to show.")
+    write_pictures((picture for demo in demos for picture in demo.images()[:, ::-1]), path, fps)
+
+
+def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str], fps: int = _FPS) -> None:
+    """
+    Write pictures as a video; the file appears when it is complete.
+
+    :param pictures: uint8 (height, width, 3) each.
+    :param path: such as ``episode.mp4``.
+    :param fps: 20 is real time.
+    """
     imageio = _imageio()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(path, fps=fps, macro_block_size=1, quality=7) as writer:
-        for demo in demos:
-            for picture in demo.images()[:, ::-1]:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        with imageio.get_writer(unfinished, fps=fps, macro_block_size=1, quality=7) as writer:
+            for picture in pictures:
                 height, width = (size - size % 2 for size in picture.shape[:2])  # the codec wants even sizes
                 writer.append_data(np.ascontiguousarray(picture[:height, :width]))
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _imageio():  # type: ignore[no-untyped-def]

@@ -30,6 +30,7 @@ CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
 SETTLE_STEPS = 10
 SETTLE_ACTION = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 MAX_SEED = 2**32 - 1
+_RESET_OPTIONS = {"init_state_id", "start_noise", "noise_seed", "earlier_resets"}
 
 _of_parent_process: list[Any] = []  # simulators inherited by a fork: freeing their OpenGL contexts here would crash
 
@@ -265,17 +266,26 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
         :param seed: 0 to 2**32 - 1.
         :param options: ``{"init_state_id": k}`` restores the k-th stored start instead. Fixtures are then placed by
-            ``seed`` (0 if None), as in LIBERO's evaluation, where the stored state does not hold them.
+            ``seed`` (0 if None), as in LIBERO's evaluation, where the stored state does not hold them. Two more go with it:
+            ``"start_noise"``, metres by which the stored start is widened (``"noise_seed"``, 0 by default, draws it); and
+            ``"earlier_resets"``, the number of resets that LIBERO's environment would have had since ``seed``, as the
+            official evaluation seeds once per task: fixtures then stand where its random numbers have got to.
         :return: observation and info; the latter names the ``scene_seed`` used and the ``init_state_id``.
         :raises ValueError: for an unknown option, a seed or an ``init_state_id`` out of range.
         """
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}.")
         super().reset(seed=seed)
-        state_id = self._parse_options(options)
+        state_id, options = self._parse_options(options)
         if state_id is not None:
             scene_seed = 0 if seed is None else seed
-            self.sim.reset(scene_seed, start=stored_starts(self.task)[state_id])
+            self.sim.reset(
+                scene_seed,
+                start=stored_starts(self.task)[state_id],
+                start_noise=options.get("start_noise", 0.0),
+                noise_seed=(options.get("noise_seed", 0), state_id),
+                earlier_resets=options.get("earlier_resets", 0),
+            )
         else:
             scene_seed = int(self.np_random.integers(2**31)) if seed is None else seed
             self.sim.reset(scene_seed, start_noise=self.start_noise)
@@ -356,19 +366,27 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         if self._phase == "over" and not over:
             raise RuntimeError(f"{method}() was called after the end of the episode: call reset() first.")
 
-    def _parse_options(self, options: dict[str, Any] | None) -> int | None:
+    def _parse_options(self, options: dict[str, Any] | None) -> tuple[int | None, dict[str, Any]]:
         options = options or {}
-        if unknown := sorted(set(options) - {"init_state_id"}):
-            raise ValueError(f"Unknown reset options {unknown}. Available: init_state_id.")
+        if unknown := sorted(set(options) - _RESET_OPTIONS):
+            raise ValueError(f"Unknown reset options {unknown}. Available: {', '.join(sorted(_RESET_OPTIONS))}.")
         state_id = options.get("init_state_id")
         if state_id is None:
-            return None
+            if options.keys() - {"init_state_id"}:
+                raise ValueError(f"The reset options {sorted(options)} belong to a stored start: pass init_state_id too.")
+            return None, {}
         if isinstance(state_id, bool) or not isinstance(state_id, int | np.integer):
             raise ValueError(f"init_state_id must be an integer, got {state_id!r}.")
         count = len(stored_starts(self.task))
         if not 0 <= state_id < count:
             raise ValueError(f"init_state_id={state_id}: {self.task.name} has stored starts 0 to {count - 1}.")
-        return int(state_id)
+        if not 0 <= options.get("start_noise", 0.0) < 1:
+            raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {options['start_noise']!r}.")
+        for name in ("noise_seed", "earlier_resets"):
+            value = options.get(name, 0)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+                raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
+        return int(state_id), options
 
 
 def _load_reward(reward: Any) -> Any:

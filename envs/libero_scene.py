@@ -121,28 +121,33 @@ class LiberoScene:
             if "burner" in obj.object_properties["vis_site_names"]
         ]
 
-    def reset(self, seed: int) -> None:
+    def reset(self, seed: int, earlier_resets: int = 0) -> None:
         """
         Place robot, fixtures and objects as ``seed(seed); reset()`` of a fresh LIBERO environment would.
 
         :param seed: 0 to 2**32 - 1.
+        :param earlier_resets: how often that environment has been reset since it was seeded: its random numbers go on from
+            there, and each reset adds to its samplers.
         """
         from robosuite.utils.errors import RandomizationError
 
+        n_property_draws = 1
         with global_numpy_seed(seed):
-            for attempt in range(_MAX_ATTEMPTS):
-                self._place_robot()
-                try:
-                    placements = self._sample(n_property_draws=attempt + 2)
-                except RandomizationError:
-                    continue
-                self._apply(placements)
-                break
-            else:
-                raise RuntimeError(
-                    f"LIBERO's sampler found no collision-free placement for {self.task.name} with seed {seed} in "
-                    f"{_MAX_ATTEMPTS} attempts: the regions of {self.task.bddl_file} are too small for its objects."
-                )
+            for _ in range(earlier_resets + 1):
+                for _ in range(_MAX_ATTEMPTS):
+                    self._place_robot()
+                    n_property_draws += 1
+                    try:
+                        placements = self._sample(n_property_draws)
+                    except RandomizationError:
+                        continue
+                    break
+                else:
+                    raise RuntimeError(
+                        f"LIBERO's sampler found no collision-free placement for {self.task.name} with seed {seed} in "
+                        f"{_MAX_ATTEMPTS} attempts: the regions of {self.task.bddl_file} are too small for its objects."
+                    )
+            self._apply(placements)
         mujoco.mj_forward(self.model, self.data)
 
     def _place_robot(self) -> None:

@@ -7,6 +7,7 @@ are imported.
 
 import logging
 import warnings
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -108,23 +109,32 @@ class LiberoSim:
         self._atoms: list[bool] | None = None
         self._state = np.zeros(8)
 
-    def reset(self, seed: int, start: np.ndarray | None = None, start_noise: float = 0.0) -> None:
+    def reset(
+        self,
+        seed: int,
+        start: np.ndarray | None = None,
+        start_noise: float = 0.0,
+        noise_seed: int | Sequence[int] | None = None,
+        earlier_resets: int = 0,
+    ) -> None:
         """
         Place everything; nothing has settled yet.
 
         :param seed: of LIBERO's sampler.
         :param start: a flattened state to restore afterwards.
         :param start_noise: metres.
+        :param noise_seed: of the noise; None = ``seed``.
+        :param earlier_resets: see :meth:`LiberoScene.reset`.
         """
-        self.scene.reset(seed)
+        self.scene.reset(seed, earlier_resets)
         self.controller.reset()
         self.clock.reset()
         self.pictures = {}
         self._atoms = None
         if start is not None:
             self.set_state(start)
-        elif start_noise > 0:
-            place_with_noise(self.scene, seed, start_noise)
+        if start_noise > 0:
+            place_with_noise(self.scene, seed if noise_seed is None else noise_seed, start_noise)
 
     def set_state(self, flat: np.ndarray) -> None:
         """Restore a flattened state."""

@@ -1,5 +1,6 @@
 """Wider start distributions than LIBERO's."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import mujoco
@@ -36,7 +37,7 @@ def _touching_pairs(scene: LiberoScene, owner: np.ndarray) -> set[tuple[int, int
     return {(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True) if a != b}
 
 
-def place_with_noise(scene: LiberoScene, seed: int, start_noise: float) -> None:
+def place_with_noise(scene: LiberoScene, seed: int | Sequence[int], start_noise: float) -> None:
     """
     Shift each movable object of a placed scene by up to ``start_noise`` metres along x and along y.
 
@@ -44,7 +45,7 @@ def place_with_noise(scene: LiberoScene, seed: int, start_noise: float) -> None:
     contact which LIBERO's own placement kept apart are drawn again.
 
     :param scene: right after its ``reset``.
-    :param seed: the noise follows from it alone.
+    :param seed: a number or several; the noise follows from it alone.
     :param start_noise: metres.
     :raises RuntimeError: if no shift without collision is found: the noise is too large for the scene.
     """
@@ -56,7 +57,7 @@ def place_with_noise(scene: LiberoScene, seed: int, start_noise: float) -> None:
         name: model.joint(thing.joints[-1]).qposadr[0] for name, thing in scene.problem.objects_dict.items()
     }
     before = data.qpos.copy()
-    rng = np.random.default_rng([_STREAM, seed])
+    rng = np.random.default_rng([_STREAM, *([seed] if isinstance(seed, int) else seed)])
     for _ in range(_MAX_TRIES):
         shifts = {name: rng.uniform(-start_noise, start_noise, 2) for name in addresses}
         for name, address in addresses.items():

@@ -145,6 +145,10 @@ class SubprocessWorker:
             if request == self._request:
                 return answer
 
+    def fileno(self) -> int:
+        """Readable once an answer is there, or the process is gone: for ``multiprocessing.connection.wait``."""
+        return self._connection.fileno()
+
     def restart(self) -> None:
         self._kill()
         self._start()

@@ -1,5 +1,6 @@
 """OpenVLA: two vision towers, a projector and Llama, with batched cached decoding of action tokens and nothing else."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -349,12 +350,13 @@ class OpenVLA(nn.Module):
         patches: th.Tensor,
         prompts: Prompts,
         temperature: float = 0.0,
-        generator: th.Generator | None = None,
+        generator: th.Generator | Sequence[th.Generator] | None = None,
         n_tokens: int = DEFAULT_ACTION_DIM,
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
         :meth:`generate_action_tokens` for images already projected.
 
+        :param generator: One for the batch, or one per row (each then draws what it would draw alone).
         :return: tokens, log-probabilities, and the hidden state after the prompt ``(batch, hidden)``.
         """
         if temperature < 0:
@@ -362,8 +364,8 @@ class OpenVLA(nn.Module):
         shape = (len(patches), n_tokens, self.config.n_action_bins)
         if temperature > 0:
             # Float32 exponentials can be 0 once in 2**24 draws; the smallest normal number keeps the noise finite.
-            draws = th.empty(shape, device=generator.device if generator is not None else self.device)
-            noise = -draws.exponential_(generator=generator).clamp_min_(th.finfo(th.float32).tiny).log_().to(self.device)
+            draws = _exponential(shape, generator, self.device)
+            noise = -draws.clamp_min_(th.finfo(th.float32).tiny).log_().to(self.device)
             scale = th.tensor(1.0 / temperature, device=self.device)
         else:
             noise, scale = th.zeros(shape, device=self.device), th.ones((), device=self.device)
@@ -427,3 +429,13 @@ class OpenVLA(nn.Module):
         """
         values = normalise(np.asarray(actions, dtype=np.float64), self.statistics(unnorm_key))
         return bin_tokens(values, self.config.action_vocab_end, self.config.n_action_bins)
+
+
+def _exponential(
+    shape: tuple[int, ...], generator: th.Generator | Sequence[th.Generator] | None, device: th.device
+) -> th.Tensor:
+    """Standard exponential draws from the global generator, one generator, or one per row."""
+    if generator is None or isinstance(generator, th.Generator):
+        return th.empty(shape, device=device if generator is None else generator.device).exponential_(generator=generator)
+    rows = [th.empty(shape[1:], device=each.device).exponential_(generator=each) for each in generator]
+    return th.stack(rows)

@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -307,6 +307,25 @@ class OpenVLAPolicy(BasePolicy):
                 patches, self._prompts(obs, len(images)), temperature, n_tokens=self.n_tokens
             )
         return tokens.view(-1, *self.action_space.shape), log_prob, hidden  # type: ignore[misc]
+
+    @th.no_grad()
+    def choose_tokens(
+        self, obs: PyTorchObs, temperature: float = 0.0, generators: Sequence[th.Generator] | None = None
+    ) -> th.Tensor:
+        """
+        Tokens for evaluation: no cache is used or filled, and each row draws from a generator of its own, so that a row's
+        tokens depend on the size of the batch alone, not on the other rows.
+
+        :param obs: Batch of observations.
+        :param temperature: 0 is greedy.
+        :param generators: One per row; None = torch's global generator.
+        :return: token ids ``(batch, *action shape)``.
+        """
+        images = self._images(obs)
+        patches = self.model.project(self.model.pixel_values(self.model.preprocess(images)))
+        prompts = self._prompts(obs, len(images))
+        tokens, _, _ = self.model.generate_from_patches(patches, prompts, temperature, generators, n_tokens=self.n_tokens)
+        return tokens.view(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
