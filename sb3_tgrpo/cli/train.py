@@ -1,0 +1,121 @@
+"""``sb3-tgrpo train``: the main job."""
+
+import argparse
+import shlex
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from sb3_tgrpo.train_config import BUDGETS, TrainConfig, flags, load_config
+
+_DESCRIPTION = (
+    "Evaluate a start policy on LIBERO's stored starts, train it by TGRPO, evaluate again, and report. Without arguments: the "
+    "tiny policy that ships, on CPU, with built-in assets. The same command continues an interrupted run; a finished one is "
+    "shown again."
+)
+_SECTIONS = {
+    "task": "task",
+    "start": "start policy",
+    "algorithm": "algorithm",
+    "evaluation": "evaluation",
+    "run": "run",
+}
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``train``."""
+    parser = subparsers.add_parser(
+        "train", help="the main job: evaluate, train by TGRPO, evaluate again", description=_DESCRIPTION
+    )
+    parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="run folder (default: runs/<task>)")
+    parser.add_argument(
+        "--config", type=Path, default=None, metavar="FILE", help="settings, such as a run folder's config.json"
+    )
+    parser.add_argument("--budget", choices=tuple(BUDGETS), default=None, help="recipe to start from (default: default)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, metavar="N", help="several runs, and all of them pooled")
+    parser.add_argument(
+        "--measure-signal", type=int, nargs="?", const=40, default=None, metavar="GROUPS",
+        help="instead of training: play so many groups (default 40) and measure the signal in their gradients",
+    )  # fmt: skip
+    parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
+    groups = {name: parser.add_argument_group(title) for name, title in _SECTIONS.items()}
+    for section, name, hint, default, text in flags():
+        _add_flag(groups[section], name, hint, default, text)
+    parser.set_defaults(run=run)
+
+
+def _add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
+    """A flag for a setting; one that is not given leaves the setting as it is."""
+    optional = get_origin(hint) in (Union, types.UnionType)
+    inner = next(option for option in get_args(hint) if option is not type(None)) if optional else hint
+    shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, tuple) else default
+    arguments: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{text} (default: {shown})"}
+    if inner is bool:
+        arguments["action"] = argparse.BooleanOptionalAction
+        arguments["help"] = text
+    elif get_origin(inner) is Literal:
+        arguments["type"] = _optional(str) if optional else str
+        arguments["choices"] = [*get_args(inner), *([None] if optional else [])]
+        arguments["metavar"] = "{" + ",".join([*get_args(inner), *(["none"] if optional else [])]) + "}"
+    elif get_origin(inner) is tuple:
+        arguments |= {"type": get_args(inner)[0], "nargs": "+", "metavar": "X"}
+    else:
+        arguments |= {"type": _optional(inner) if optional else inner, "metavar": {int: "N", float: "X", str: "TEXT"}[inner]}
+    group.add_argument(f"--{name.replace('_', '-')}", **arguments)
+
+
+def _optional(kind: type) -> Any:
+    def convert(text: str) -> Any:
+        return None if text.lower() == "none" else kind(text)
+
+    convert.__name__ = kind.__name__  # argparse names it in errors
+    return convert
+
+
+def config_from(args: argparse.Namespace) -> TrainConfig:
+    """
+    Recipe, then file, then flags.
+
+    :raises ValueError: if both a recipe and a file are given, or values do not fit together.
+    """
+    if args.config is not None and args.budget is not None:
+        raise ValueError("--config holds all settings, so --budget would have no effect: leave one out.")
+    config = load_config(args.config) if args.config is not None else BUDGETS[args.budget or "default"]
+    given = {name: getattr(args, name) for _, name, *_ in flags() if hasattr(args, name)}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return config.updated(given)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or measure."""
+    from sb3_tgrpo.live_view import make_view
+    from sb3_tgrpo.main_job import TrainingError, measure, run_seeds, run_training
+    from sb3_tgrpo.report import result_lines
+
+    config = config_from(args)
+    command = shlex.join(["sb3-tgrpo", *sys.argv[1:]])
+    name = config.task.env.removeprefix("LIBERO/").removesuffix("-v0")
+    folder = args.out if args.out is not None else Path("runs") / name
+    if args.seeds is not None and hasattr(args, "seed"):
+        raise ValueError("--seed and --seeds contradict each other: leave one out.")
+    try:
+        with make_view(f"TGRPO on {name}: {folder}", args.plain or None) as view:
+            if args.measure_signal is not None:
+                report = measure(config, folder, args.measure_signal, view=view)
+            elif args.seeds is not None:
+                results = run_seeds(config, args.seeds, folder, view=view, command=command)
+            else:
+                results = run_training(config, folder, view=view, command=command)
+    except TrainingError as error:
+        print(f"sb3-tgrpo: {error}", file=sys.stderr)
+        return 1
+    if args.measure_signal is not None:
+        print(report)
+        return 0
+    print("\nSuccess on the stored starts, before -> after; difference with its 95 % bootstrap interval:")
+    print("\n".join(result_lines(results)))
+    if results["assets"] == "light":
+        print("Played with the built-in light assets: LIBERO's physics and starts, our own pictures.")
+    print(f"\nReport: {folder / 'report.html'}")
+    return 0

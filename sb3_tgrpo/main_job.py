@@ -1,0 +1,371 @@
+"""
+The main job: a start policy, evaluated, trained by TGRPO, and evaluated again on the same stored starts, in one folder.
+
+Every part is kept in the run folder, so the same call goes on after an interruption of any kind and ends with the same result;
+after completion it returns the results at once. Only the last policy is judged, never the best of several.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from stable_baselines3.common.vec_env import VecTransposeImage
+
+from sb3_tgrpo.live_view import RunView
+from sb3_tgrpo.run_folder import JsonLines, RunFolder, environment_record, now
+from sb3_tgrpo.train_config import TrainConfig, difference
+from sb3_tgrpo.train_stages import (
+    METRICS_FILE,
+    Setup,
+    evaluate,
+    film,
+    make_model,
+    make_policy,
+    make_training_env,
+    mode_name,
+    resolve_setup,
+    start_checkpoint,
+    train,
+)
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.diagnostics import SignalReport
+    from sb3_tgrpo.evaluation import Evaluation
+
+RESULTS_FILE = "results.json"
+
+Pairs = dict[float, "tuple[Evaluation, Evaluation]"]
+
+
+class TrainingError(RuntimeError):
+    """A run that can't go on, with what to change."""
+
+
+def run_training(
+    config: TrainConfig,
+    folder: str | os.PathLike[str],
+    *,
+    view: RunView | None = None,
+    shared: str | os.PathLike[str] | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """
+    Evaluate, train, evaluate, report; or go on where an earlier call was interrupted.
+
+    :param config: what to do.
+    :param folder: the run folder, created if needed.
+    :param view: told of progress; None = plain lines.
+    :param shared: folder of what several runs have in common, the start policy and its greedy evaluation; None = ``folder``.
+    :param command: for the record.
+    :return: the results, as in ``results.json``.
+    :raises ValueError: if the folder holds a run of other settings, or settings do not fit together.
+    :raises TrainingError: on numbers that are not finite, memory that runs out, or simulators that keep failing, with what
+        to change.
+    """
+    run = RunFolder(folder)
+    view = view or RunView()
+    with run.locked(), _explained(config):
+        _record_config(config, run, command)
+        results = run.read(RESULTS_FILE)
+        if results is not None:
+            return results
+        th.set_num_threads(config.threads)
+        common = run if shared is None else RunFolder(shared)
+        checkpoint = start_checkpoint(config, common, view)
+        setup = resolve_setup(config, checkpoint)
+        before = _evaluate_start(config, setup, common, run, view)
+        policy = train(config, setup, run, view)
+        pairs: Pairs = {}
+        for temperature, first in before.items():
+            pairs[temperature] = (first, evaluate(policy, config, setup, run, view, _name("after", temperature), temperature))
+        videos = _film(config, setup, run, view, policy, pairs)
+        results = _results(config, setup, run, pairs, videos)
+        _write_report(config, run, results, view)
+        run.write(RESULTS_FILE, results)  # the last file: it says that the run is complete
+        return results
+
+
+def run_seeds(
+    config: TrainConfig,
+    seeds: Sequence[int],
+    folder: str | os.PathLike[str],
+    *,
+    view: RunView | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """
+    The same training with several seeds, from one start policy, and all of them pooled.
+
+    :param config: what to do; its own seed is not used.
+    :param seeds: each gets the folder ``seed_<n>``.
+    :param folder: folder of them all.
+    :return: the pooled results, as in the folder's ``results.json``.
+    :raises ValueError: for fewer than two seeds, or equal ones; and as :func:`run_training`.
+    """
+    from sb3_tgrpo.evaluation import Evaluation
+    from sb3_tgrpo.report import write_pooled_report
+
+    if len(set(seeds)) != len(seeds) or len(seeds) < 2:
+        raise ValueError(f"seeds={list(seeds)} must be two or more different seeds.")
+    every = RunFolder(folder)
+    view = view or RunView()
+    runs = {}
+    with every.locked():
+        _record_config(replace(config, seed=seeds[0]), every, command)
+        for seed in seeds:
+            view.rows = []
+            view.print(f"seed {seed}")
+            mine = replace(config, seed=seed)
+            runs[seed] = run_training(mine, every / f"seed_{seed}", view=view, shared=folder, command=command)
+        loaded: dict[float, tuple[list[Evaluation], list[Evaluation]]] = {}
+        for temperature in config.evaluation.eval_temperatures:
+            firsts, seconds = [], []
+            for seed in seeds:
+                mine = replace(config, seed=seed)
+                run = RunFolder(every / f"seed_{seed}")
+                place = _before_folder(mine, every, run, temperature)
+                firsts.append(Evaluation.load(place / "evaluations" / _name("before", temperature) / "evaluation.json"))
+                seconds.append(Evaluation.load(run / "evaluations" / _name("after", temperature) / "evaluation.json"))
+            loaded[temperature] = (firsts, seconds)
+        first = next(iter(runs.values()))
+        results = {
+            **{key: first[key] for key in ("env", "assets", "start", "reward", "image_size")},
+            "seeds": list(seeds),
+            "modes": {mode_name(t): _pooled(*evaluations, list(seeds)) for t, evaluations in loaded.items()},
+            "seconds": sum(result["seconds"]["total"] for result in runs.values()),
+            "finished": now(),
+        }
+        every.write(RESULTS_FILE, results)
+        write_pooled_report(config, every, results)
+    return results
+
+
+def measure(
+    config: TrainConfig, folder: str | os.PathLike[str], n_groups: int, *, view: RunView | None = None
+) -> "SignalReport":
+    """
+    How much signal there is in the gradients of single groups at the start policy (:mod:`sb3_tgrpo.diagnostics`).
+
+    :param config: the training it is measured for.
+    :param folder: gets ``signal.json``.
+    :param n_groups: groups to play.
+    """
+    from sb3_tgrpo.diagnostics import measure_signal
+
+    run = RunFolder(folder)
+    view = view or RunView()
+    with run.locked(), _explained(config):
+        th.set_num_threads(config.threads)
+        setup = resolve_setup(config, start_checkpoint(config, run, view))
+        view.begin_stage("measure the signal", n_groups, "groups")
+        env = VecTransposeImage(make_training_env(config, setup), skip=True)
+        try:
+            report = measure_signal(make_model(config, setup, run, env), n_groups, progress=view.advance)
+        finally:
+            env.close()
+        view.end_stage(f"{report.n_steps:,} steps")
+        run.write("signal.json", {"config": config.to_dict(), "setup": vars(setup), "report": report.to_dict()})
+    return report
+
+
+# ---------------------------------------------------------------------- parts
+
+
+def _name(when: str, temperature: float) -> str:
+    return f"{when}_{mode_name(temperature).replace('=', '')}"
+
+
+def _record_config(config: TrainConfig, run: RunFolder, command: str | None) -> None:
+    """Write the configuration, or check that it is the one of an earlier call."""
+    earlier = run.read("config.json")
+    if earlier is None:
+        run.write("config.json", config.to_dict())
+        run.write("run.json", {"command": command, "started": now(), "seed": config.seed, **environment_record()})
+        return
+    # Where and how fast it runs may change on the way; what it computes may not.
+    changed = [text for text in difference(earlier, config.to_dict()) if text.split(" ")[0] not in _MAY_CHANGE]
+    if changed:
+        raise ValueError(
+            f"{run.path} holds a run of other settings ({'; '.join(changed)}). Choose another folder with --out, or delete it."
+        )
+
+
+_MAY_CHANGE = {"threads", "workers", "save_every", "evaluation.eval_workers"}
+
+
+def _before_folder(config: TrainConfig, common: RunFolder, run: RunFolder, temperature: float) -> RunFolder:
+    """The start policy's evaluation is common to all runs where nothing in it is drawn by the run's seed."""
+    return run if temperature or config.task.start_noise else common
+
+
+def _evaluate_start(
+    config: TrainConfig, setup: Setup, common: RunFolder, run: RunFolder, view: RunView
+) -> "dict[float, Evaluation]":
+    found = {}
+    cache: list[Any] = []
+
+    def policy() -> Any:
+        if not cache:
+            cache.append(make_policy(config, setup))
+        return cache[0]
+
+    for temperature in config.evaluation.eval_temperatures:
+        place = _before_folder(config, common, run, temperature)
+        found[temperature] = evaluate(policy, config, setup, place, view, _name("before", temperature), temperature)
+    return found
+
+
+def _film(config: TrainConfig, setup: Setup, run: RunFolder, view: RunView, policy: Any, pairs: Pairs) -> dict[str, Any]:
+    """
+    Videos of one start before and after: of the first that failed before and succeeds after, so that there is something to
+    see, or of start 0 if there is none. Never a measure of anything.
+    """
+    temperature, (before, after) = next(iter(pairs.items()))
+    changed = [b.init_state_id for b, a in zip(before.episodes, after.episodes, strict=True) if a.success and not b.success]
+    start = changed[0] if changed else 0
+    assert start is not None
+    folder = run / "videos"
+    folder.mkdir(exist_ok=True)
+    for name in ("before", "after"):
+        if not (folder / f"{name}.mp4").is_file():
+            view.begin_stage(f"video {name}")
+            player = policy if name == "after" else make_policy(config, setup)
+            film(player, config, setup, folder / f"{name}.mp4", temperature, start)
+    view.end_stage()
+    return {"mode": mode_name(temperature), "init_state_id": start, "chosen": bool(changed)}
+
+
+def _results(config: TrainConfig, setup: Setup, run: RunFolder, pairs: Pairs, videos: dict[str, Any]) -> dict[str, Any]:
+    rows = JsonLines(run / METRICS_FILE).read()
+    seconds = {
+        "rollout": sum(row.get("time/rollout_seconds", 0.0) for row in rows),
+        "env": sum(row.get("time/env_seconds", 0.0) for row in rows),
+        "update": sum(row.get("time/update_seconds", 0.0) for row in rows),
+    }
+    started = run.read("run.json")["started"]
+    elapsed = time.time() - _seconds_of(started)
+    return {
+        "env": config.task.env,
+        "assets": setup.assets_kind,
+        "image_size": setup.image_size,
+        "reward": setup.reward_text,
+        "start": Path(setup.checkpoint).name if os.path.isdir(setup.checkpoint) else setup.checkpoint,
+        "seed": config.seed,
+        "modes": {mode_name(t): _pooled([first], [second], [config.seed]) for t, (first, second) in pairs.items()},
+        "timesteps": rows[-1]["timesteps"] if rows else 0,
+        "updates": len(rows),
+        "videos": videos,
+        "seconds": {**seconds, "total": elapsed},
+        "finished": now(),
+    }
+
+
+def _pooled(before: "Sequence[Evaluation]", after: "Sequence[Evaluation]", seeds: Sequence[int]) -> dict[str, Any]:
+    """Success before and after, of each seed and together, with the intervals that the bootstrap gives."""
+    from sb3_tgrpo.evaluation import paired_comparison
+
+    units: list[Any] = ["start", *(["evaluation"] if len(before) > 1 else [])]
+    found: dict[str, Any] = {
+        "per_seed": [
+            {
+                "seed": seed,
+                "before": _rate(first),
+                "after": _rate(second),
+                "paired": paired_comparison(first, second).to_dict(),
+            }
+            for seed, first, second in zip(seeds, before, after, strict=True)
+        ],
+        "paired": {unit: paired_comparison(list(before), list(after), unit=unit).to_dict() for unit in units},
+    }
+    for name, evaluations in (("before", before), ("after", after)):
+        episodes = [episode for evaluation in evaluations for episode in evaluation.episodes]
+        found[name] = {
+            "successes": sum(episode.success for episode in episodes),
+            "episodes": len(episodes),
+            "length": sum(episode.length for episode in episodes) / len(episodes),
+            "furthest": [episode.max_stage for episode in episodes],
+            "n_stages": episodes[0].n_stages,
+        }
+    return found
+
+
+def _rate(evaluation: "Evaluation") -> dict[str, Any]:
+    return {
+        "successes": evaluation.rate.successes,
+        "episodes": evaluation.rate.trials,
+        "interval": list(evaluation.interval()),
+    }
+
+
+def _write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any], view: RunView) -> None:
+    from sb3_tgrpo.report import write_report
+
+    view.begin_stage("report")
+    view.end_stage(str(write_report(config, run, results)))
+
+
+def _seconds_of(stamp: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(stamp).timestamp()
+
+
+# ---------------------------------------------------------------------- what went wrong
+
+
+@contextmanager
+def _explained(config: TrainConfig) -> Iterator[None]:
+    """Failures that have a remedy, told with it."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except (MemoryError, RuntimeError, ValueError) as error:
+        remedy = explain(error, config)
+        if remedy is None:
+            raise
+        raise TrainingError(remedy) from error
+
+
+def explain(error: BaseException, config: TrainConfig) -> str | None:
+    """
+    What to change so that a failure does not happen again, None if there is nothing to tell.
+
+    :param error: what was raised.
+    :param config: the run.
+    """
+    text = str(error)
+    low = text.lower()
+    algorithm = config.algorithm
+    goes_on = "The same command goes on from the last saved update."
+    if isinstance(error, th.OutOfMemoryError) or "cuda out of memory" in low:
+        return (
+            f"The GPU's memory ran out. Lower micro_batch_size (now {algorithm.micro_batch_size}), which does not change the "
+            f"result, or use LoRA (lora, now {config.start.lora}). {goes_on}"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
+        return (
+            f"Memory ran out. Lower parallel_groups (now {algorithm.parallel_groups}; each of its "
+            f"{algorithm.parallel_groups * algorithm.group_size} simulators is a process), groups_per_update (now "
+            f"{algorithm.groups_per_update}; their images are kept until the update) or micro_batch_size (now "
+            f"{algorithm.micro_batch_size})."
+        )
+    if "after 3 restarts" in low:
+        killed = "exit status -9" in low
+        reason = (
+            "the system killed it, as it does when memory runs out: lower parallel_groups"
+            if killed
+            else ("see the messages of its process above")
+        )
+        return f"A simulator keeps failing: {text} ({reason}, now {algorithm.parallel_groups}). {goes_on}"
+    if "probability tensor contains" in low or "is nan" in low or "is inf" in low or "is not finite" in low:
+        return (
+            f"A number is not finite any more: {text} Lower learning_rate (now {algorithm.learning_rate:g}), set target_kl "
+            f"(now {algorithm.target_kl}) or lower max_grad_norm (now {algorithm.max_grad_norm:g}), in a new folder (--out)."
+        )
+    return None

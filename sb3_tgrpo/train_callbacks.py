@@ -1,0 +1,200 @@
+"""Callbacks for a training that can be watched, measured and resumed; for TGRPO in any script, not only for the main job."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_tgrpo.run_folder import JsonLines
+
+
+class TimedVecEnv(VecEnvWrapper):
+    """
+    Counts the seconds spent waiting for the environments, in ``seconds``.
+
+    :param venv: any ``VecEnv``.
+    """
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv)
+        self.seconds = 0.0
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        started = time.perf_counter()
+        self.venv.step_async(actions)
+        self.seconds += time.perf_counter() - started
+
+    def step_wait(self) -> VecEnvStepReturn:
+        started = time.perf_counter()
+        result = self.venv.step_wait()
+        self.seconds += time.perf_counter() - started
+        return result
+
+
+class MetricsCallback(BaseCallback):
+    """
+    One row per update, of numbers: what SB3's logger holds (``rollout/...``, ``train/...``, ``time/...``), and of the groups
+    that were sampled for it
+
+    - ``rollout/group_reward``: mean return of a member;
+    - ``rollout/member_success_rate``: share of members that succeeded;
+    - ``rollout/progress``: how far a member came, mean of the highest ``info["progress"]``;
+    - ``stages``: steps spent with 0, 1, 2, ... stages done (``info["stage"]``), and ``furthest``: members by the highest;
+    - ``time/env_seconds`` and ``time/policy_seconds``: parts of ``time/rollout_seconds`` (with :class:`TimedVecEnv`).
+
+    :param path: file to append the rows to, as JSON lines; None: only :attr:`rows`. When a training is resumed, rows after
+        the model's ``num_timesteps`` are dropped.
+    :param on_row: called with each row.
+    :param on_progress: called at each step of the environment, with the model's ``num_timesteps`` and the number of groups
+        that have ended since the last update.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        on_row: Callable[[dict[str, Any]], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.rows: list[dict[str, Any]] = []
+        self._file = None if path is None else JsonLines(Path(path))
+        self._on_row, self._on_progress = on_row, on_progress
+        self._pending: dict[str, Any] | None = None
+
+    def _on_training_start(self) -> None:
+        if self._file is not None:
+            self.rows = [row for row in self._file.read() if row["timesteps"] <= self.num_timesteps]
+            self._file.rewrite(self.rows)
+
+    def _on_rollout_start(self) -> None:
+        self._finish_row()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._stages: Counter[int] = Counter()
+        self._furthest: Counter[int] = Counter()
+        self._successes: list[bool] = []
+        self._progress: list[float] = []
+        self._stage_of = np.zeros(self.training_env.num_envs, dtype=int)
+        self._progress_of = np.zeros(self.training_env.num_envs)
+        self._groups = 0
+        self._env_seconds = _env_seconds(self.training_env)
+
+    def _on_step(self) -> bool:
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        for i, info in enumerate(infos):
+            if info.get("resampled"):
+                self._stage_of[i], self._progress_of[i] = 0, 0.0
+            elif info.get("valid", True) and "stage" in info:
+                self._stages[info["stage"]] += 1
+                self._stage_of[i] = max(self._stage_of[i], info["stage"])
+                self._progress_of[i] = max(self._progress_of[i], info["progress"])
+            if dones[i]:
+                if "is_success" in info:
+                    self._successes.append(bool(info["is_success"]))
+                self._furthest[int(self._stage_of[i])] += 1
+                self._progress.append(float(self._progress_of[i]))
+                self._stage_of[i], self._progress_of[i] = 0, 0.0
+        self._groups += int(dones.reshape(-1, getattr(self.model, "group_size", None) or 1).all(axis=1).sum())
+        if self._on_progress is not None:
+            self._on_progress(self.num_timesteps, self._groups)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        values = self.logger.name_to_value
+        row: dict[str, Any] = {name: value for name, value in values.items() if name.startswith("rollout/")}
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        if hasattr(buffer, "mask"):
+            row["rollout/group_reward"] = float(buffer.returns.mean())
+            row["rollout/groups"] = int(buffer.mask.shape[1])
+        if self._successes:
+            row["rollout/member_success_rate"] = float(np.mean(self._successes))
+        if self._stages:
+            row["rollout/progress"] = float(np.mean(self._progress))
+            row["stages"] = _as_list(self._stages)
+            row["furthest"] = _as_list(self._furthest)
+        seconds = values.get("time/rollout_seconds")
+        if seconds is not None:
+            row["time/rollout_seconds"] = seconds
+            waited = _env_seconds(self.training_env) - self._env_seconds
+            if waited > 0:
+                row["time/env_seconds"], row["time/policy_seconds"] = waited, max(seconds - waited, 0.0)
+        self._pending = row
+
+    def _on_training_end(self) -> None:
+        self._finish_row()
+
+    def _finish_row(self) -> None:
+        """The update of the last rollout is over: its numbers are in the logger."""
+        if self._pending is None:
+            return
+        values = self.logger.name_to_value
+        if "train/loss" not in values:  # stopped before the update
+            return
+        kept = {name: value for name, value in values.items() if name.startswith(("train/", "time/update"))}
+        row = {"update": len(self.rows) + 1, "timesteps": self.num_timesteps, **self._pending, **kept}
+        row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
+        self._pending = None
+        self.rows.append(row)
+        if self._file is not None:
+            self._file.append(row)
+        if self._on_row is not None:
+            self._on_row(row)
+
+
+class ResumeCallback(BaseCallback):
+    """
+    Saves the model between updates, where a training that is resumed from it ends exactly as one that was never interrupted:
+    ``TGRPO.load(path, env=env).learn(total - model.num_timesteps, reset_num_timesteps=False)``.
+
+    Put it after :class:`MetricsCallback`, whose rows must not be behind.
+
+    :param path: the file, replaced at each time.
+    :param every: updates between saves.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every={every} must be at least 1 update.")
+        self.path, self.every = Path(path), every
+        self._updates = -1
+
+    def _on_rollout_start(self) -> None:
+        self._updates += 1
+        if self._updates and self._updates % self.every == 0:
+            save_atomically(self.model, self.path)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def save_atomically(model: Any, path: Path) -> None:
+    """Save a model so that the file is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial.zip")
+    model.save(partial)
+    os.replace(partial, path)
+
+
+def _env_seconds(env: VecEnv) -> float:
+    """Seconds waited for the environments so far, 0 if nobody counts."""
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, TimedVecEnv):
+            return env.seconds
+        env = env.venv
+    return 0.0
+
+
+def _as_list(counts: "Counter[int]") -> list[int]:
+    return [counts.get(k, 0) for k in range(max(counts) + 1)]

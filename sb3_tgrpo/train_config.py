@@ -1,0 +1,283 @@
+"""
+Everything the main job can be told, in one place: what is trained, from where, how, and how it is judged.
+
+The numbers of the recipe are the defaults below. A configuration is stored as JSON in the run folder and can be used again.
+"""
+
+# ruff: noqa: RUF009  # setting() makes dataclass fields
+
+import json
+import os
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Assets = Literal["auto", "full", "light"]
+Payment = Literal["per_step", "latched", "potential"]
+StopOn = Literal["success", "termination", "never"]
+Starts = Literal["drawn", "stored"]
+
+START_FOLDER = Path(__file__).parent / "data" / "start"
+
+
+def setting(default: Any, text: str) -> Any:
+    """A field with its description, which is also the help of its flag."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What is trained on."""
+
+    env: str = setting("LIBERO/libero_object-9-v0", "Gymnasium id of the task")
+    assets: Assets | None = setting(None, "assets; none: those that the start policy was trained on")
+    image_size: int | None = setting(None, "pixels; none: those of the checkpoint's image recipe")
+    reward: str = setting("shipped", "'shipped', 'sparse', another task's name, or a path to a specification (.json)")
+    payment: Payment = setting("latched", "how the reward's level is paid")
+    starts: Starts = setting("drawn", "training starts: drawn by LIBERO's sampler, or the stored ones")
+    start_noise: float = setting(0.0, "metres by which drawn starts are widened")
+    max_episode_steps: int | None = setting(None, "step limit in training; none: the suite's")
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Where the policy starts: a checkpoint, or demonstrations and supervised fine-tuning (``--from-scratch``)."""
+
+    checkpoint: str | None = setting(None, "start policy: folder, hub id or 'tiny'; none: the one that ships")
+    from_scratch: bool = setting(False, "collect demonstrations and train the start policy first")
+    lora: str | None = setting(None, "adapter: 'language', 'upstream', or none to train all weights")
+    demos: int = setting(60, "demonstrations")
+    dart: float = setting(0.15, "standard deviation of executed, unrecorded noise (DART)")
+    detour: float = setting(0.0, "metres by which the expert varies its ways")
+    sft_steps: int = setting(2400, "updates of supervised fine-tuning")
+    sft_learning_rate: float = setting(2e-3, "its peak learning rate")
+    sft_batch_size: int = setting(32, "frames per update")
+    sft_ema: float | None = setting(0.995, "decay of averaged weights")
+    sft_min_range: float = setting(0.2, "action dimensions narrower than this count as constant")
+    sft_validation: float = setting(0.1, "share of the demonstrations held out")
+    action_bins: int = setting(256, "bins per action dimension of the tiny policy")
+    start_seed: int = setting(1000, "seed of demonstrations and fine-tuning, the same for all runs")
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """How it is trained: the arguments of TGRPO."""
+
+    total_timesteps: int = setting(60_000, "environment steps that count")
+    learning_rate: float = setting(1e-4, "of AdamW, constant")
+    group_size: int = setting(4, "trajectories from one start")
+    groups_per_update: int = setting(16, "groups sampled for one update")
+    parallel_groups: int = setting(1, "groups played at once (processes: this times group_size)")
+    stop_on: StopOn = setting("success", "when a group ends")
+    temperature: float = setting(1.0, "sampling temperature")
+    alpha_step: float = setting(0.3, "weight of the step level")
+    alpha_traj: float = setting(0.7, "weight of the trajectory level")
+    outcome_reward: Literal["success", "return"] | None = setting(None, "one reward per trajectory (GRPO; stop_on never)")
+    kl_coef: float = setting(0.04, "weight of the KL to the start policy")
+    clip_range: float = setting(0.2, "bound on the ratio")
+    n_epochs: int = setting(1, "passes over the groups")
+    batch_size: int | None = setting(None, "steps per optimizer step; none: one group")
+    micro_batch_size: int | None = setting(512, "steps per forward pass: memory, not the result")
+    max_grad_norm: float = setting(1.0, "bound on the gradient's norm")
+    target_kl: float | None = setting(None, "end an update beyond 1.5 times this KL")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How it is judged: the same stored starts before and after, and only the last policy."""
+
+    eval_starts: int = setting(50, "stored starts, from the first")
+    eval_episodes: int = setting(1, "episodes per start")
+    eval_temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures; 0 is greedy")
+    eval_workers: int = setting(2, "episodes played at once")
+
+
+def _leaves(config: Any, where: str = "") -> list[tuple[str, str, Any]]:
+    found = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            found += _leaves(value, f"{item.name}.")
+        else:
+            found.append((where, item.name, value))
+    return found
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """
+    A whole run.
+
+    :raises ValueError: for a value out of range, naming it.
+    """
+
+    task: TaskConfig = TaskConfig()
+    start: StartConfig = StartConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = setting(0, "of starts, sampling and the order of minibatches")
+    device: str = setting("auto", "auto, cpu or cuda")
+    threads: int = setting(1, "threads of the policy on the CPU")
+    workers: int = setting(2, "processes that collect demonstrations")
+    save_every: int = setting(1, "updates between checkpoints to resume from")
+    wandb: str | None = setting(None, "Weights & Biases project to log to as well")
+
+    def __post_init__(self) -> None:
+        for where, name, value in _leaves(self):
+            if name in _POSITIVE and value is not None and not value > 0:
+                raise ValueError(f"{where}{name} must be positive, got {value}.")
+            if name in _NOT_NEGATIVE and not value >= 0:
+                raise ValueError(f"{where}{name} must not be negative, got {value}.")
+        if self.algorithm.group_size < 2:
+            raise ValueError(f"group_size={self.algorithm.group_size}: a group compares its members, so it needs at least 2.")
+        if self.algorithm.groups_per_update % self.algorithm.parallel_groups != 0:
+            raise ValueError(
+                f"groups_per_update={self.algorithm.groups_per_update} must be a multiple of "
+                f"parallel_groups={self.algorithm.parallel_groups}."
+            )
+        if self.start.from_scratch and self.start.checkpoint is not None:
+            raise ValueError(f"from_scratch trains a start policy of its own: leave out checkpoint={self.start.checkpoint!r}.")
+        temperatures = self.evaluation.eval_temperatures
+        if not temperatures or min(temperatures) < 0 or len(set(temperatures)) < len(temperatures):
+            raise ValueError(f"eval_temperatures={temperatures} must be one or more different numbers, none below 0.")
+        if self.task.starts == "stored" and self.task.start_noise:
+            raise ValueError(f"start_noise={self.task.start_noise} widens drawn starts: leave it out with starts='stored'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, by section."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "the configuration") -> "TrainConfig":
+        """
+        :param values: as :meth:`to_dict` gives them; what is missing has its default.
+        :param source: named in errors.
+        :raises ValueError: for an unknown key or a value of the wrong type, naming the valid ones.
+        """
+        return _build(cls, values, source, "")
+
+    def updated(self, flat: Mapping[str, Any]) -> "TrainConfig":
+        """
+        :param flat: new values by field name; names are unique over all sections.
+        :return: a changed copy.
+        :raises ValueError: for an unknown name.
+        """
+        known = {name for _, name, _ in _leaves(self)}
+        if unknown := sorted(set(flat) - known):
+            raise ValueError(f"Unknown settings {unknown}. Available: {', '.join(sorted(known))}.")
+        sections: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if is_dataclass(value) and not isinstance(value, type):
+                mine = {inner.name: flat[inner.name] for inner in fields(value) if inner.name in flat}
+                sections[item.name] = replace(value, **mine)
+            elif item.name in flat:
+                sections[item.name] = flat[item.name]
+        return replace(self, **sections)
+
+
+_POSITIVE = {
+    "demos", "sft_steps", "sft_learning_rate", "sft_batch_size", "action_bins", "total_timesteps", "learning_rate",
+    "groups_per_update", "parallel_groups", "temperature", "clip_range", "n_epochs", "batch_size", "micro_batch_size",
+    "max_grad_norm", "target_kl", "eval_starts", "eval_episodes", "eval_workers", "threads", "workers", "save_every",
+    "image_size", "max_episode_steps",
+}  # fmt: skip
+_NOT_NEGATIVE = {
+    "alpha_step", "alpha_traj", "kl_coef", "start_noise", "dart", "detour", "sft_min_range", "sft_validation", "seed",
+    "start_seed",
+}  # fmt: skip
+
+BUDGETS: dict[str, TrainConfig] = {
+    "default": TrainConfig(),
+    "long": TrainConfig(algorithm=AlgorithmConfig(total_timesteps=600_000)),
+}
+"""Recipes by name: ``default`` for minutes on two cores, ``long`` for hours."""
+
+
+def load_config(path: str | os.PathLike[str]) -> TrainConfig:
+    """
+    :param path: JSON file, such as a run folder's ``config.json``.
+    :raises ValueError: if it is not JSON, or not a configuration.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    return TrainConfig.from_dict(values, str(path))
+
+
+def shipped_start() -> Path:
+    """
+    Folder of the start policy that ships with the package.
+
+    :raises FileNotFoundError: if this installation has none.
+    """
+    if not (START_FOLDER / "config.json").is_file():
+        raise FileNotFoundError(
+            "This installation has no start policy: pass --checkpoint FOLDER, or --from-scratch to train one (with "
+            "demonstrations that a scripted expert gives)."
+        )
+    return START_FOLDER
+
+
+def difference(first: Any, second: Any, prefix: str = "") -> list[str]:
+    """Names of the settings in which two :meth:`TrainConfig.to_dict` differ, with both values."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = sorted({*first, *second})
+        return [text for key in keys for text in difference(first.get(key), second.get(key), f"{prefix}{key}.")]
+    return [] if first == second else [f"{prefix[:-1]} was {first!r}, is {second!r}"]
+
+
+def flags() -> list[tuple[str, str, Any, Any, str]]:
+    """Section, name, type, default and help of every setting; those outside the sections belong to ``run``."""
+    found = []
+    sections: list[tuple[str, Any]] = [(f.name, type(f.default)) for f in fields(TrainConfig) if is_dataclass(f.default)]
+    for section, owner in [*sections, ("run", TrainConfig)]:
+        hints = get_type_hints(owner)
+        for item in fields(owner):
+            if "help" in item.metadata:
+                found.append((section, item.name, hints[item.name], item.default, item.metadata["help"]))
+    return found
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def _build(cls: Any, values: Any, source: str, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: {where or 'the top level'} must be an object, got {values!r}.")
+    hints = get_type_hints(cls)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"{source}: unknown {where}{unknown[0]}. Available: {', '.join(hints)}.")
+    arguments = {}
+    for name, value in values.items():
+        if is_dataclass(hints[name]):
+            arguments[name] = _build(hints[name], value, source, f"{where}{name}.")
+        else:
+            arguments[name] = _checked(hints[name], value, f"{source}: {where}{name}")
+    return cls(**arguments)
+
+
+def _checked(hint: Any, value: Any, what: str) -> Any:
+    """The value as the type asks for it."""
+    origin, options = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in options:
+            return None
+        hint = next(option for option in options if option is not type(None))
+        origin, options = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise ValueError(f"{what} must be one of {', '.join(map(repr, options))}, got {value!r}.")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{what} must be a list, got {value!r}.")
+        return tuple(_checked(options[0], item, what) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ValueError(f"{what} must be of type {hint.__name__}, got {value!r}.")
+    return value

@@ -1,0 +1,442 @@
+"""The parts of a run: start policy, environments, evaluation, training. Each can be interrupted and goes on where it was."""
+
+import dataclasses
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import VecTransposeImage
+
+from sb3_tgrpo.live_view import RunView
+from sb3_tgrpo.run_folder import JsonLines, RunFolder
+from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv, save_atomically
+from sb3_tgrpo.train_config import Assets, TrainConfig, shipped_start
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.envs import GroupVecEnv
+    from sb3_tgrpo.evaluation import Evaluation
+    from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+    from sb3_tgrpo.tgrpo import TGRPO
+
+TINY_IMAGE_SIZE = 128
+UPSTREAM_IMAGE_SIZE = 256
+METRICS_FILE = "metrics.jsonl"
+MODEL_FILE = "model.zip"
+RESUME_FILE = "resume.zip"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """
+    What a configuration comes down to on this machine.
+
+    :param checkpoint: start policy.
+    :param assets: what to ask the environment for.
+    :param assets_kind: what that is here, ``"full"`` or ``"light"``.
+    :param image_size: pixels.
+    :param reward_text: the reward, in words.
+    """
+
+    checkpoint: str
+    assets: Assets
+    assets_kind: str
+    image_size: int
+    reward_text: str
+
+
+# ---------------------------------------------------------------------- the start
+
+
+def start_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> str:
+    """
+    The start policy's checkpoint; under ``from_scratch`` it is made first, in the folder.
+
+    :param config: the run.
+    :param folder: where a start policy is made.
+    :param view: told of progress.
+    """
+    if config.start.checkpoint is not None:
+        return config.start.checkpoint
+    if not config.start.from_scratch:
+        return str(shipped_start())
+    demos = _collect(config, folder, view)
+    return str(_fine_tune(config, folder, demos, view))
+
+
+def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
+    from sb3_tgrpo.envs.demo_collection import CollectionError, CollectionSettings, collect_demos
+    from sb3_tgrpo.rewards.task_facts import parse_task_id
+
+    suite, index = parse_task_id(config.task.env)
+    file = folder / "start" / "demos.hdf5"
+    wanted = config.start.demos
+    if file.is_file():
+        view.skip_stage("demonstrations", f"{wanted} of {suite}-{index}")
+        return file
+    settings = CollectionSettings(
+        task=f"{suite}-{index}",
+        episodes=wanted,
+        seed=config.start.start_seed,
+        dart=config.start.dart,
+        detour=config.start.detour,
+        start_noise=config.task.start_noise,
+        assets=config.task.assets or "light",
+        image_size=config.task.image_size or TINY_IMAGE_SIZE,
+    )
+    view.begin_stage("demonstrations", wanted, "demonstrations")
+
+    def progress(outcomes: dict[int, dict[str, Any]]) -> None:
+        successes = sum(outcome["success"] for outcome in outcomes.values())
+        view.advance(min(successes, wanted), f"{len(outcomes) - successes} failed")
+
+    try:
+        collect_demos(settings, file, workers=config.workers, command="sb3-tgrpo train --from-scratch", progress=progress)
+    except CollectionError as error:
+        raise RuntimeError(str(error)) from error
+    view.end_stage(f"{wanted} of {suite}-{index}")
+    return file
+
+
+def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunView) -> Path:
+    from sb3_tgrpo.sft import SFT, STATE_FILE
+    from sb3_tgrpo.sft_data import DemonstrationDataset
+
+    recipe = config.start
+    checkpoint, state = folder / "start" / "checkpoint", folder / "start"
+    if (checkpoint / "config.json").is_file() and not (state / STATE_FILE).is_file():
+        view.skip_stage("supervised fine-tuning", f"{recipe.sft_steps} updates")
+        return checkpoint
+    dataset = DemonstrationDataset(demos, min_range=recipe.sft_min_range)
+    sft = SFT(
+        "OpenVLAPolicy",
+        dataset,
+        learning_rate=recipe.sft_learning_rate,
+        batch_size=recipe.sft_batch_size,
+        ema_decay=recipe.sft_ema,
+        center_images=True,
+        validation_fraction=recipe.sft_validation,
+        policy_kwargs={"checkpoint": _base(config, folder), "lora": None},
+        seed=recipe.start_seed,
+        device=config.device,
+    )
+    view.begin_stage("supervised fine-tuning", recipe.sft_steps, "updates", done=0)
+    every = max(recipe.sft_steps // 40, 1)
+
+    def show(running: Any) -> None:
+        text = f"validation loss {running.history[-1]['loss']:.3f}" if running.history else ""
+        view.advance(running.num_updates, text)
+
+    sft.learn(recipe.sft_steps, folder=state, resume=True, eval_every=every, callback=show)
+    sft.save_checkpoint(checkpoint, command="sb3-tgrpo train --from-scratch")
+    (state / STATE_FILE).unlink()  # the checkpoint is complete: this marks it, and the state is no longer needed
+    view.end_stage(f"{recipe.sft_steps} updates" + (f", validation loss {sft.history[-1]['loss']:.3f}" if sft.history else ""))
+    return checkpoint
+
+
+def _base(config: TrainConfig, folder: RunFolder) -> str:
+    """What fine-tuning starts from: tiny, with the recipe's number of bins."""
+    from sb3_tgrpo.openvla.loading import read_config, save_openvla
+    from sb3_tgrpo.openvla.tiny import build_tiny
+
+    if read_config("tiny").raw["n_action_bins"] == config.start.action_bins:
+        return "tiny"
+    base = folder / "start" / "base"
+    ours = {**read_config("tiny").raw["sb3_tgrpo"], "assets": config.task.assets or "light"}
+    save_openvla(build_tiny(), base, config={"n_action_bins": config.start.action_bins, "sb3_tgrpo": ours})
+    return str(base)
+
+
+# ---------------------------------------------------------------------- environments and policies
+
+
+def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
+    """
+    Choose assets, image size and reward.
+
+    :raises ValueError: if the reward is unknown or the task has none.
+    """
+    from sb3_tgrpo.envs.assets import resolve_assets
+    from sb3_tgrpo.openvla.loading import read_config
+
+    model = read_config(checkpoint)
+    ours = model.raw.get("sb3_tgrpo", {})
+    trained_on: Assets | None = "light" if checkpoint == "tiny" else ours.get("assets")
+    assets: Assets = config.task.assets or trained_on or "auto"
+    recorded = ours.get("sft", {}).get("demonstrations", {}).get("image_size")
+    default_size = recorded[0] if recorded else TINY_IMAGE_SIZE if model.pipeline == "area" else UPSTREAM_IMAGE_SIZE
+    program = reward_program(config)
+    text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, paid {program.payment}"
+    return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text)
+
+
+def reward_program(config: TrainConfig) -> Any:
+    """The reward that the configuration names, None for the sparse one."""
+    from sb3_tgrpo.rewards import RewardError, load_reward
+    from sb3_tgrpo.rewards.task_facts import parse_task_id
+
+    if config.task.reward == "sparse":
+        return None
+    name = config.task.env if config.task.reward == "shipped" else config.task.reward
+    try:
+        if config.task.reward == "shipped":
+            name = "{}-{}".format(*parse_task_id(config.task.env))
+        return load_reward(name, payment=config.task.payment)
+    except RewardError as error:
+        raise ValueError(f"reward={config.task.reward!r}: {error}") from error
+
+
+def env_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
+    """Keyword arguments of ``gymnasium.make`` for training and evaluation alike."""
+    kwargs: dict[str, Any] = {"assets": setup.assets, "image_size": setup.image_size}
+    program = reward_program(config)
+    if program is not None:
+        kwargs["reward"] = program
+    if config.task.start_noise:
+        kwargs["start_noise"] = config.task.start_noise
+    return kwargs
+
+
+def make_training_env(config: TrainConfig, setup: Setup) -> "GroupVecEnv":
+    """The groups to train on."""
+    from sb3_tgrpo.envs import make_group_env
+
+    kwargs = env_kwargs(config, setup)
+    if config.task.max_episode_steps is not None:
+        kwargs["max_episode_steps"] = config.task.max_episode_steps
+    options = None
+    if config.task.starts == "stored":
+        count = config.evaluation.eval_starts
+
+        def options(rng: Any) -> dict[str, Any]:
+            return {"init_state_id": int(rng.integers(count))}
+
+    return make_group_env(
+        config.task.env,
+        config.algorithm.group_size,
+        config.algorithm.parallel_groups,
+        stop_on=config.algorithm.stop_on,
+        env_kwargs=kwargs,
+        subprocess=True,
+        start_options=options,
+    )
+
+
+def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
+    """The start policy alone."""
+    import sb3_tgrpo  # noqa: F401  # registers the ids
+    from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+
+    env = gym.make(config.task.env, **env_kwargs(config, setup))
+    spaces = env.observation_space, env.action_space
+    env.close()
+    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), device=config.device, **policy_kwargs(config, setup))
+    policy.set_training_mode(False)
+    return policy
+
+
+def policy_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
+    """Keyword arguments of the policy."""
+    return {"checkpoint": setup.checkpoint, "lora": config.start.lora, "value_head": False}
+
+
+def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -> "TGRPO":
+    """The algorithm at its start."""
+    from sb3_tgrpo.tgrpo import TGRPO
+
+    algorithm = dataclasses.asdict(config.algorithm)
+    for name in ("total_timesteps", "group_size", "parallel_groups", "stop_on"):  # of the environment and of learn()
+        del algorithm[name]
+    return TGRPO(
+        "OpenVLAPolicy",
+        env,
+        **algorithm,
+        policy_kwargs=policy_kwargs(config, setup),
+        tensorboard_log=_tensorboard_folder(folder),
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _tensorboard_folder(folder: RunFolder) -> str | None:
+    return str(folder / "tensorboard") if importlib.util.find_spec("tensorboard") is not None else None
+
+
+# ---------------------------------------------------------------------- training
+
+
+def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -> "OpenVLAPolicy":
+    """
+    Train, or go on from the last saved update.
+
+    :return: the last policy.
+    """
+    from sb3_tgrpo.tgrpo import TGRPO
+
+    total = config.algorithm.total_timesteps
+    finished = folder / MODEL_FILE
+    if finished.is_file():
+        model = TGRPO.load(finished, device=config.device)
+        view.rows = JsonLines(folder / METRICS_FILE).read()
+        view.skip_stage("TGRPO", f"{model.num_timesteps:,} steps")
+        return model.policy  # type: ignore[return-value]
+    resume = folder / RESUME_FILE
+    view.begin_stage("TGRPO", total, "steps")
+    # skip: SB3 would turn every image round, only for the policy to turn it back.
+    env = VecTransposeImage(TimedVecEnv(make_training_env(config, setup)), skip=True)
+    try:
+        if resume.is_file():
+            model = TGRPO.load(resume, env=env, device=config.device, tensorboard_log=_tensorboard_folder(folder))
+            view.rows = [row for row in JsonLines(folder / METRICS_FILE).read() if row["timesteps"] <= model.num_timesteps]
+            view.begin_stage("TGRPO", total, "steps", done=model.num_timesteps)
+        else:
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+            model = make_model(config, setup, folder, env)
+
+        def sampling(timesteps: int, groups: int) -> None:
+            view.sampling(timesteps, groups, config.algorithm.groups_per_update)
+
+        metrics = MetricsCallback(folder / METRICS_FILE, view.update, sampling)
+        callbacks: list[BaseCallback] = [metrics, ResumeCallback(resume, config.save_every)]
+        left = total - model.num_timesteps
+        with _wandb(config, folder):
+            if left > 0:
+                model.learn(left, CallbackList(callbacks), reset_num_timesteps=False, tb_log_name="TGRPO")
+        _export(model, folder)
+        save_atomically(model, finished)
+        resume.unlink(missing_ok=True)
+        view.end_stage(f"{model.num_timesteps:,} steps, {len(metrics.rows)} updates")
+        return model.policy  # type: ignore[return-value]
+    finally:
+        env.close()
+
+
+def _export(model: "TGRPO", folder: RunFolder) -> None:
+    """The adapter as a PEFT folder, or the trained weights as a checkpoint."""
+    policy: Any = model.policy
+    if policy.lora is not None:
+        policy.export_adapter(folder / "adapter")
+    else:
+        policy.export_merged(folder / "checkpoint", dtype="float32")
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def _wandb(config: TrainConfig, folder: RunFolder) -> Any:
+    """A run on Weights & Biases that follows TensorBoard's, if asked for."""
+    if config.wandb is None:
+        return _Nothing()
+    try:
+        import wandb  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise ImportError("--wandb needs wandb: pip install wandb") from error
+    # The same id at every call: a run that is resumed goes on in the same place.
+    return wandb.init(
+        project=config.wandb,
+        id=f"{folder.path.resolve().name}-{config.seed}",
+        resume="allow",
+        dir=os.fspath(folder.path),
+        config=config.to_dict(),
+        sync_tensorboard=True,
+    )
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def mode_name(temperature: float) -> str:
+    """``greedy``, ``T=1``."""
+    return "greedy" if temperature == 0 else f"T={temperature:g}"
+
+
+def evaluate(
+    policy: "OpenVLAPolicy | Callable[[], OpenVLAPolicy]",
+    config: TrainConfig,
+    setup: Setup,
+    folder: RunFolder,
+    view: RunView,
+    name: str,
+    temperature: float,
+) -> "Evaluation":
+    """
+    Play the stored starts, or go on after the last episode that was played.
+
+    :param policy: the policy, or a function that makes it, called only if it is needed.
+    :param folder: where the evaluation is kept, in ``evaluations/<name>``.
+    :param name: such as ``before_greedy``.
+    :param temperature: 0 is greedy.
+    """
+    from sb3_tgrpo.evaluation import EvalEpisode, Evaluation, resumable_evaluation
+
+    title = f"evaluate {name.partition('_')[0]}, {mode_name(temperature)}"
+    place = folder / "evaluations" / name
+    if (place / "evaluation.json").is_file():
+        found = Evaluation.load(place / "evaluation.json")
+        view.skip_stage(title, str(found.rate))
+        return found
+    total = config.evaluation.eval_starts * config.evaluation.eval_episodes
+    view.begin_stage(title, total, "episodes", done=len(JsonLines(place / "episodes.jsonl").read()))
+    successes = [row["success"] for row in JsonLines(place / "episodes.jsonl").read()]
+
+    def progress(episode: EvalEpisode, n_done: int, n_all: int) -> None:
+        successes.append(episode.success)
+        view.advance(n_done, f"{sum(successes)} of {len(successes)} succeeded")
+
+    found = resumable_evaluation(
+        place,
+        policy if isinstance(policy, BasePolicy) else policy(),
+        config.task.env,
+        **evaluation_settings(config, setup, temperature),
+        name=name,
+        n_envs=config.evaluation.eval_workers,
+        record="none",
+        progress=progress,
+    )
+    view.end_stage(str(found.rate))
+    return found
+
+
+def evaluation_settings(config: TrainConfig, setup: Setup, temperature: float) -> dict[str, Any]:
+    """What an evaluation's outcomes depend on, as arguments of :func:`~sb3_tgrpo.evaluation.evaluate_policy`."""
+    kwargs = env_kwargs(config, setup)
+    noise = kwargs.pop("start_noise", 0.0)
+    # Greedy play of stored starts is the same for all runs; what is drawn differs between runs of different seeds.
+    return {
+        "init_state_ids": list(range(config.evaluation.eval_starts)),
+        "episodes_per_start": config.evaluation.eval_episodes,
+        "deterministic": temperature == 0,
+        "temperature": temperature or None,
+        "seed": config.seed if temperature or noise else 0,
+        "start_noise": noise,
+        "env_kwargs": kwargs,
+    }
+
+
+def film(
+    policy: "OpenVLAPolicy", config: TrainConfig, setup: Setup, file: Path, temperature: float, init_state_id: int
+) -> Path:
+    """
+    A video of an episode, the one that :func:`evaluate` has played from this start.
+
+    :param file: the video.
+    """
+    from sb3_tgrpo.evaluation import evaluate_policy
+
+    settings = {**evaluation_settings(config, setup, temperature), "init_state_ids": [init_state_id], "episodes_per_start": 1}
+    with tempfile.TemporaryDirectory(dir=file.parent) as made:
+        evaluate_policy(policy, config.task.env, **settings, n_envs=1, video_folder=made, record="all")
+        (video,) = Path(made).glob("*.mp4")
+        os.replace(video, file)
+    return file
