@@ -27,22 +27,28 @@ if __name__ == "__main__":
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--image-size", type=int, default=128, help="as in the demonstrations it was trained on")
     parser.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
+    parser.add_argument("--n-envs", type=int, default=2, help="environments at once, a process each")
     parser.add_argument("--start-noise", type=float, default=0.0, metavar="METRES")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     args = parser.parse_args()
 
     th.set_num_threads(1)  # one small image at a time
     suite, task = args.env.removeprefix("LIBERO/").removesuffix("-v0").rsplit("-", 1)
-    env = LiberoEnv(suite, int(task), assets=args.assets, image_size=args.image_size, start_noise=args.start_noise)
+
+    def make_env() -> LiberoEnv:
+        return LiberoEnv(suite, int(task), assets=args.assets, image_size=args.image_size, start_noise=args.start_noise)
+
+    env = make_env()
     spaces = env.observation_space, env.action_space
     policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), checkpoint=args.checkpoint, lora=None, value_head=False)
     report = describe_start_policy(
         policy,
-        env,
+        make_env,
         range(args.first, args.first + args.starts),
         group_size=args.group_size,
         temperature=args.temperature,
         stored=args.stored,
+        n_envs=args.n_envs,
         on_episode=lambda start, kind, success, steps: print(
             f"start {start:3d} {kind:7s} {success!s:5} {steps} steps", flush=True
         ),

@@ -91,7 +91,7 @@ def evaluate_policy(
     :param name: Of the policy, for the record.
     :param subprocess: Each environment in a process of its own; None: where observations hold an image.
     :param timeout: Seconds to wait for a step or a reset of such a process.
-    :param batch_size: Observations per forward pass of an ``OpenVLAPolicy``; None: 4 on CPU, 8 on CUDA.
+    :param batch_size: Observations per forward pass of an ``OpenVLAPolicy``; None: 2 on CPU, 8 on CUDA.
     :return: The outcomes.
     :raises ValueError: On settings that do not fit together, or a policy made for other spaces or assets.
     """

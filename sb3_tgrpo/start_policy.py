@@ -3,19 +3,22 @@ Is a policy a good start for group-relative training? Four numbers: greedy and s
 dimension, and how often the members of a group, sampled from one start, do not all end alike.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_tgrpo.actors import TokenActor
+from sb3_tgrpo.comparison import Rate, wilson_interval
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
 from sb3_tgrpo.sft_training import dimension_names
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.envs.episode_player import EpisodeRequest
 
 MAX_GAP = 0.15
 MAX_ENTROPY = 1.0
@@ -23,20 +26,6 @@ SUCCESS_RANGE = (0.3, 0.6)
 MIN_MIXED = 0.5
 
 _ENTROPY_EVERY = 4
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """
-    Wilson's interval of a success rate.
-
-    :param successes: Number of successes.
-    :param trials: Number of independent trials, at least 1.
-    :param z: 1.96 for 95 %.
-    """
-    rate = successes / trials
-    centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 @dataclass(frozen=True)
@@ -97,8 +86,8 @@ class StartPolicyReport:
         count = sum(0 < sum(group) < size for group in self.sampled)
         mixed = f"{count}/{len(self.sampled)}"
         lines = [
-            f"greedy success   {_rate(sum(self.greedy), len(self.greedy))}, {self.lengths[0]:.0f} steps",
-            f"sampled success  {_rate(total, size * len(self.sampled))}, {self.lengths[1]:.0f} steps (T={self.temperature:g}; "
+            f"greedy success   {Rate(sum(self.greedy), len(self.greedy))}, {self.lengths[0]:.0f} steps",
+            f"sampled success  {Rate(total, size * len(self.sampled))}, {self.lengths[1]:.0f} steps (T={self.temperature:g}; "
             f"{len(self.sampled)} starts x {size}, the interval takes them as independent)",
             "entropy (nats)   " + "  ".join(f"{name} {value:.2f}" for name, value in self.entropy.items()),
             f"mixed groups     {mixed} = {self.mixed_groups:.0%} of groups of {size} from one start",
@@ -108,14 +97,9 @@ class StartPolicyReport:
         return "\n".join(lines)
 
 
-def _rate(successes: int, trials: int) -> str:
-    low, high = wilson_interval(successes, trials)
-    return f"{successes}/{trials} = {successes / trials:.0%} [{low:.0%}, {high:.0%}]"
-
-
 def describe_start_policy(
     policy: OpenVLAPolicy,
-    env: gym.Env,
+    env: gym.Env | Callable[[], gym.Env],
     starts: Sequence[int],
     *,
     group_size: int = 4,
@@ -124,82 +108,102 @@ def describe_start_policy(
     max_steps: int | None = None,
     seed: int = 0,
     on_episode: Callable[[int, str, bool, int], None] | None = None,
+    n_envs: int = 1,
 ) -> StartPolicyReport:
     """
-    Play one greedy episode and one sampled group from each start.
+    Play one greedy episode from each start, then one sampled group from each.
 
     :param policy: The policy.
-    :param env: Un-grouped environment with seeded resets that reports ``info["is_success"]``.
+    :param env: Un-grouped environment with seeded resets that reports ``info["is_success"]``, or a function that makes it.
     :param starts: Seeds of drawn starts; with ``stored``, indices of stored ones.
-    :param group_size: Sampled episodes per start; 0 for none.
-    :param temperature: Of sampling; the policy's own is put back at the end.
+    :param group_size: Sampled episodes per start.
+    :param temperature: Of sampling.
     :param stored: Whether ``starts`` are ``init_state_id``.
     :param max_steps: Cut episodes here; None: the environment's limit alone.
-    :param seed: Of the sampling.
+    :param seed: Of the sampling. The numbers depend on it, not on ``n_envs``.
     :param on_episode: Called with start, ``"greedy"`` or ``"sampled"``, outcome and length.
-    :raises ValueError: Without starts, or with a group of one.
+    :param n_envs: Environments at once, each in a process of its own if more than one; then ``env`` is a function.
+    :raises ValueError: Without starts, with a group of one, or with several environments of one instance.
     """
+    from sb3_tgrpo.envs.episode_player import EpisodePlayer, EpisodeRequest
+
     if not starts or group_size < 2:
         raise ValueError(f"starts must not be empty and group_size at least 2, got {len(starts)} and {group_size}.")
-    before, policy.temperature = policy.temperature, temperature
-    generator_state = th.get_rng_state()
-    th.manual_seed(seed)
-    greedy: list[bool] = []
-    sampled: list[list[bool]] = []
-    lengths: dict[str, list[int]] = {"greedy": [], "sampled": []}
-    entropies: list[np.ndarray] = []
-    try:
-        for start in starts:
-            group: list[bool] = []
-            for member in range(-1, group_size):
-                kind = "greedy" if member < 0 else "sampled"
-                success, steps = _episode(policy, env, start, stored, member < 0, max_steps, entropies)
-                lengths[kind].append(steps)
-                (greedy if member < 0 else group).append(success)
-                if on_episode is not None:
-                    on_episode(start, kind, success, steps)
-            sampled.append(group)
-    finally:
-        policy.temperature = before
-        th.set_rng_state(generator_state)
-    means = np.mean(entropies, axis=0)
-    names = dimension_names(len(means))
+    if isinstance(env, gym.Env) and n_envs > 1:
+        raise ValueError(f"n_envs={n_envs} needs a function that makes the environment: pass it as env.")
+    make = (lambda: _Borrowed(env)) if isinstance(env, gym.Env) else env
+    policy.set_training_mode(False)
+    watched: dict[tuple[Any, int], np.ndarray] = {}
+    outcomes: dict[tuple[int, int], tuple[bool, int]] = {}
+    for kind, members in (("greedy", range(-1, 0)), ("sampled", range(group_size))):
+        requests = [
+            EpisodeRequest("", None if stored else start, {"init_state_id": start} if stored else None, (start, member))
+            for start in starts
+            for member in members
+        ]
+        actor = _WatchingActor(policy, 0.0 if kind == "greedy" else temperature, seed, watched)
+        player = EpisodePlayer({"": make}, actor, n_envs=n_envs, subprocess=n_envs > 1, max_steps=max_steps)
+        for episode in player.play(requests):
+            start, member = episode.request.key
+            outcomes[start, member] = episode.success, episode.length
+            if on_episode is not None:
+                on_episode(start, kind, episode.success, episode.length)
+    means = np.mean([watched[key] for key in sorted(watched)], axis=0)
+    greedy = [outcomes[start, -1] for start in starts]
+    sampled = [[outcomes[start, member] for member in range(group_size)] for start in starts]
     return StartPolicyReport(
-        greedy, sampled, dict(zip(names, means.tolist(), strict=True)),
-        (float(np.mean(lengths["greedy"])), float(np.mean(lengths["sampled"]))), temperature,
-    )  # fmt: skip
+        [success for success, _ in greedy],
+        [[success for success, _ in group] for group in sampled],
+        dict(zip(dimension_names(len(means)), means.tolist(), strict=True)),
+        (float(np.mean([n for _, n in greedy])), float(np.mean([n for group in sampled for _, n in group]))),
+        temperature,
+    )
+
+
+class _Borrowed(gym.Wrapper):
+    """The caller's environment, which is not ours to close."""
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class _Watch:
+    generator: th.Generator
+    key: Any
+    steps: int = 0
+
+
+class _WatchingActor(TokenActor):
+    """Keeps the entropies of every few sampled steps, by episode and step."""
+
+    def __init__(
+        self, policy: OpenVLAPolicy, temperature: float, seed: int, watched: dict[tuple[Any, int], np.ndarray]
+    ) -> None:
+        super().__init__(policy, temperature, seed)
+        self.watched = watched
+
+    def begin(self, request: "EpisodeRequest") -> Any:
+        return _Watch(super().begin(request), request.key)
+
+    def act(self, observations: Sequence[Any], memories: Sequence[Any]) -> list[np.ndarray]:
+        tokens = self.tokens(observations, [memory.generator for memory in memories])
+        for observation, chosen, memory in zip(observations, tokens, memories, strict=True):
+            if self.temperature > 0 and memory.steps % _ENTROPY_EVERY == 0:
+                self.watched[memory.key, memory.steps] = _entropy(self.policy, observation, chosen, self.temperature)
+            memory.steps += 1
+        return list(self.policy.unscale_action(tokens.cpu().numpy()))
 
 
 @th.no_grad()
-def _episode(
-    policy: OpenVLAPolicy,
-    env: gym.Env,
-    start: int,
-    stored: bool,
-    greedy: bool,
-    max_steps: int | None,
-    entropies: list[np.ndarray],
-) -> tuple[bool, int]:
-    observation, info = env.reset(**({"options": {"init_state_id": start}} if stored else {"seed": start}))
-    policy.set_training_mode(False)
-    steps = 0
-    while True:
-        batch = obs_as_tensor({key: np.asarray(value)[None] for key, value in observation.items()}, policy.device)
-        tokens = policy.forward(batch, deterministic=greedy)[0]
-        if not greedy:
-            if steps % _ENTROPY_EVERY == 0:
-                entropies.append(_entropy(policy, observation, tokens))
-        observation, _, terminated, truncated, info = env.step(policy.unscale_action(tokens.cpu().numpy())[0])
-        steps += 1
-        if terminated or truncated or steps == max_steps:
-            return bool(info["is_success"]), steps
-
-
-def _entropy(policy: OpenVLAPolicy, observation: dict[str, np.ndarray], tokens: th.Tensor) -> np.ndarray:
+def _entropy(policy: OpenVLAPolicy, observation: dict[str, np.ndarray], tokens: th.Tensor, temperature: float) -> np.ndarray:
     """Entropy of each dimension's distribution ``(K,)``, given the sampled tokens before it."""
     model = policy.model
     words = policy.instruction or decode_instruction(observation["instruction"].tobytes())
     pixels = model.pixel_values(model.preprocess(th.from_numpy(observation["image"][None]).to(model.device)))
     logits = model.action_logits(pixels, [prompt_token_ids(model.tokenizer, words)], tokens.view(1, -1))
-    log_prob = (logits / policy.temperature).log_softmax(-1)
+    log_prob = (logits / temperature).log_softmax(-1)
     return -(log_prob.exp() * log_prob).sum(-1)[0].cpu().numpy()
+
+
+__all__ = ["StartPolicyReport", "describe_start_policy", "wilson_interval"]

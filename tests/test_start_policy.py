@@ -63,8 +63,12 @@ def test_numbers(policy: OpenVLAPolicy):
     # An untrained tiny is nearly uniform over 256 bins: ln 256 = 5.55 nats.
     assert all(5.0 < value < 5.56 for value in report.entropy.values()) and next(iter(report.entropy)) == "x"
     assert policy.temperature == 0.7 and th.equal(state, th.get_rng_state())
-    assert [seed for seed, _ in env.resets[:6]] == [0, 0, 0, 0, 0, 1]
+    assert [seed for seed, _ in env.resets[:10]] == [0, 1, 2, 5, 6, 0, 0, 0, 0, 1]
     assert report == describe_start_policy(policy, Coin(), [0, 1, 2, 5, 6])
+
+
+def test_numbers_do_not_depend_on_the_number_of_environments(policy: OpenVLAPolicy):
+    assert describe_start_policy(policy, Coin, [5, 6]) == describe_start_policy(policy, Coin, [5, 6], n_envs=2)
 
 
 def test_stored_starts_and_lower_temperature(policy: OpenVLAPolicy):
@@ -95,5 +99,7 @@ def test_wilson_by_hand():
 def test_bad_input(policy: OpenVLAPolicy):
     with pytest.raises(ValueError, match="starts must not be empty"):
         describe_start_policy(policy, Coin(), [])
+    with pytest.raises(ValueError, match="n_envs=2 needs a function"):
+        describe_start_policy(policy, Coin(), [1], n_envs=2)
     with pytest.raises(ValueError, match="group_size at least 2"):
         describe_start_policy(policy, Coin(), [1], group_size=1)
