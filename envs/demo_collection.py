@@ -12,12 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sb3_tgrpo.envs.assets import write_atomically
 from sb3_tgrpo.envs.demos import OWN, RecordedDemo, moving_steps, write_demos
+from sb3_tgrpo.envs.disturbances import Disturbance
 from sb3_tgrpo.envs.expert_motion import ActionNoise
 from sb3_tgrpo.version import __version__
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sb3_tgrpo.envs.libero import LiberoEnv
 
 _LIBRARIES = ("mujoco", "robosuite", "hf-libero", "numpy", "h5py")
-_EXPERT, _NOISE, _DART = range(3)
+_UPPER_BOUNDS = (("noise", 1.0), ("dart", 1.0), ("pushes", 1.0), ("slips", 1.0), ("detour", 0.2), ("start_noise", 0.5))
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class CollectionSettings:
     :param seed: of starts, expert and noise.
     :param noise: standard deviation of noise on the motion, executed and recorded (action units).
     :param dart: likewise, executed only: the recorded action is what the expert wanted (DART, arXiv 1703.09327).
+    :param pushes: probability per step of a push off the way for a few steps, executed only.
+    :param slips: probability per step that the gripper does the opposite for a few steps, executed only.
+    :param expert: ``"scripted"`` for all tasks, or ``"smooth"``, which small networks imitate more easily, for
+        LIBERO-Object (:mod:`~sb3_tgrpo.envs.smooth_expert`).
     :param detour: metres by which the expert varies its ways.
     :param start_noise: drawn starts are widened by so many metres per object.
     :param stored_starts: start from LIBERO's 50 stored states, in turn, instead of drawn ones.
@@ -54,6 +59,9 @@ class CollectionSettings:
     seed: int = 0
     noise: float = 0.0
     dart: float = 0.0
+    pushes: float = 0.0
+    slips: float = 0.0
+    expert: Literal["scripted", "smooth"] = "scripted"
     detour: float = 0.02
     start_noise: float = 0.0
     stored_starts: bool = False
@@ -68,10 +76,12 @@ class CollectionSettings:
             raise ValueError(f"episodes must be at least 1, got {self.episodes}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
-        for name, high in (("noise", 1.0), ("dart", 1.0), ("detour", 0.2), ("start_noise", 0.5)):
+        for name, high in _UPPER_BOUNDS:
             value = getattr(self, name)
             if not 0 <= value <= high:
                 raise ValueError(f"{name} must be between 0 and {high}, got {value}.")
+        if self.expert not in ("scripted", "smooth"):
+            raise ValueError(f"expert must be 'scripted' or 'smooth', got {self.expert!r}.")
         if self.stored_starts and self.start_noise:
             raise ValueError("start_noise widens drawn starts; it can't be used together with stored_starts.")
 
@@ -97,6 +107,7 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
     """
     from sb3_tgrpo.envs.experts import ScriptedExpert
     from sb3_tgrpo.envs.libero_tasks import stored_starts
+    from sb3_tgrpo.envs.smooth_expert import SmoothExpert
 
     seeds = np.random.SeedSequence([settings.seed, index]).generate_state(3)
     if settings.stored_starts:
@@ -104,9 +115,11 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
         observation, info = env.reset(seed=0, options={"init_state_id": state_id})
     else:
         observation, info = env.reset(seed=int(seeds[0]))
-    expert = ScriptedExpert(settings.task, detour=settings.detour, seed=int(seeds[1]))
+    expert_class = SmoothExpert if settings.expert == "smooth" else ScriptedExpert
+    expert = expert_class(settings.task, detour=settings.detour, seed=int(seeds[1]))
     rng = np.random.default_rng(int(seeds[2]))
-    noise, dart = ActionNoise(settings.noise, rng), ActionNoise(settings.dart, rng)
+    noise, disturb = ActionNoise(settings.noise, rng), Disturbance(settings.dart, rng, settings.pushes, settings.slips)
+    disturbed = settings.dart > 0 or settings.pushes > 0 or settings.slips > 0
     rows = _Rows(env)
     finished = success = False
     while not finished:
@@ -114,7 +127,7 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
         if settings.noise > 0:
             label = noise(label)
         rows.append(observation, label)
-        observation, _, success, truncated, _ = env.step(dart(label) if settings.dart > 0 else label)
+        observation, _, success, truncated, _ = env.step(disturb(label) if disturbed else label)
         finished = success or truncated
     record = {"episode": index, "seed": int(info["scene_seed"]), "init_state_id": info["init_state_id"], "dropped": 0}
     return rows.demo(success, settings.drop_noops, record)

@@ -22,6 +22,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     collect.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 file")
     collect.add_argument("--noise", type=float, default=0.0, help="std of noise on the motion, recorded (action units)")
     collect.add_argument("--dart", type=float, default=0.0, help="std of noise that is executed but not recorded (DART)")
+    collect.add_argument("--pushes", type=float, default=0.0, help="probability per step of a push off the way, not recorded")
+    collect.add_argument("--slips", type=float, default=0.0, help="the same of a gripper that does the opposite for a while")
+    collect.add_argument(
+        "--expert", choices=("scripted", "smooth"), default="scripted",
+        help="smooth: easier to imitate for small networks, LIBERO-Object only (default %(default)s)",
+    )  # fmt: skip
     collect.add_argument("--detour", type=float, default=0.02, help="metres by which ways vary (default %(default)s)")
     collect.add_argument("--start-noise", type=float, default=0.0, help="metres by which drawn starts are widened")
     collect.add_argument("--stored-starts", action="store_true", help="LIBERO's 50 stored starts instead of drawn ones")
@@ -65,6 +71,9 @@ def run_collect(args: argparse.Namespace) -> int:
         seed=args.seed,
         noise=args.noise,
         dart=args.dart,
+        pushes=args.pushes,
+        slips=args.slips,
+        expert=args.expert,
         detour=args.detour,
         start_noise=args.start_noise,
         stored_starts=args.stored_starts,
@@ -144,7 +153,19 @@ def _header(demos: "Demos") -> list[str]:
     ]
     record = demos.record
     if record:
-        settings = ("seed", "noise", "dart", "detour", "start_noise", "stored_starts", "keep_failures", "drop_noops")
+        settings = (
+            "seed",
+            "expert",
+            "noise",
+            "dart",
+            "pushes",
+            "slips",
+            "detour",
+            "start_noise",
+            "stored_starts",
+            "keep_failures",
+            "drop_noops",
+        )
         lines.append("settings      " + ", ".join(f"{name} {record[name]}" for name in settings if name in record))
         attempts, successes = record.get("attempts"), record.get("successes")
         lines.append(f"expert        {successes} of {attempts} episodes successful; sb3-tgrpo {record.get('version')}")
