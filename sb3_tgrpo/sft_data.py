@@ -64,6 +64,7 @@ class DemonstrationDataset:
     :param drop_noops: Leave out steps that neither move the arm (norm below 1e-4) nor change the gripper's command, as
         OpenVLA's LIBERO data do.
     :param min_range: See :func:`action_statistics`.
+    :param symmetric: See :func:`action_statistics`.
     :raises ValueError: If a file is no such HDF5 file, is empty or damaged, lacks a key, or holds actions of another space.
     """
 
@@ -80,6 +81,7 @@ class DemonstrationDataset:
         max_demonstrations: int | None = None,
         drop_noops: bool = False,
         min_range: float = 0.0,
+        symmetric: bool = False,
     ) -> None:
         if gripper not in ("libero", "none"):
             raise ValueError(f"gripper must be 'libero' or 'none', got {gripper!r}.")
@@ -126,7 +128,7 @@ class DemonstrationDataset:
         self.name = name or self.suite or paths[0].stem
         lengths = [demonstration.n_frames for demonstration in self.demonstrations]
         self._begins = np.concatenate([[0], np.cumsum(lengths)])
-        self.statistics = action_statistics(self.actions, self.gripper, n_trajectories=len(lengths), min_range=min_range)
+        self.statistics = action_statistics(self.actions, self.gripper, len(lengths), min_range, symmetric)
         self._handle: tuple[Path, Any] | None = None
 
     def __len__(self) -> int:
@@ -292,7 +294,11 @@ class DemonstrationDataset:
 
 
 def action_statistics(
-    actions: np.ndarray, gripper: Gripper = "libero", n_trajectories: int | None = None, min_range: float = 0.0
+    actions: np.ndarray,
+    gripper: Gripper = "libero",
+    n_trajectories: int | None = None,
+    min_range: float = 0.0,
+    symmetric: bool = False,
 ) -> dict[str, Any]:
     """
     Statistics of a dataset as OpenVLA's ``dataset_statistics.json`` holds them.
@@ -305,6 +311,8 @@ def action_statistics(
     :param n_trajectories: Stored along.
     :param min_range: A dimension with ``q99 - q01`` below this counts as constant, at its median: a scripted controller's
         corrections of thousandths of a radian are noise that 256 bins would be spent on. In action units.
+    :param symmetric: Widen every range to be symmetric about 0, so that the middle bin decodes to exactly 0: where q01 and q99
+        differ in size, a policy that wants to stand still drifts.
     :return: ``{"action": {mask, max, mean, min, q01, q99, std}, "num_transitions": ..., "num_trajectories": ...}``.
     :raises ValueError: If no dimension ever changes.
     """
@@ -327,6 +335,10 @@ def action_statistics(
     mask = np.ones(values.shape[1], dtype=bool)
     if gripper == "libero":
         mask[-1] = False
+    if symmetric:
+        widest = np.maximum(np.abs(low), np.abs(high))
+        scaled = mask & (low < high)
+        low, high = np.where(scaled, -widest, low), np.where(scaled, widest, high)
     mean = np.where(constant, least, values.mean(axis=0))
     std = np.where(constant, 0.0, values.std(axis=0))
     columns = {"mask": mask, "max": most, "mean": mean, "min": least, "q01": low, "q99": high, "std": std}

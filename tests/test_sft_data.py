@@ -327,3 +327,19 @@ def test_draws_are_within_upstreams_ranges():
     ):  # fmt: skip
         assert low <= float(values.min()) < low + 0.01 * (high - low) + 1e-3
         assert high - 0.01 * (high - low) - 1e-3 < float(values.max()) <= high
+
+
+def test_symmetric_ranges_have_a_bin_that_is_exactly_zero():
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-0.6, 1.0, (500, 7))
+    actions[:, 3] = 0.25  # constant: still decodes to exactly this
+    actions[:, 6] = rng.choice([-1.0, 1.0], 500)
+    bounds = action_statistics(actions, "libero", symmetric=True)["action"]
+    plain = action_statistics(actions, "libero")["action"]
+    assert bounds["q01"][0] == -bounds["q99"][0] == -plain["q99"][0]
+    assert bounds["q01"][3] == bounds["q99"][3] == 0.25
+    assert (bounds["q01"][6], bounds["q99"][6]) == (plain["q01"][6], plain["q99"][6])
+    for n_bins in (32, 256):
+        edges = np.linspace(-1, 1, n_bins)
+        middle = ((edges[:-1] + edges[1:]) / 2)[(n_bins - 1) // 2]
+        assert abs(0.5 * (middle + 1) * (bounds["q99"][0] - bounds["q01"][0]) + bounds["q01"][0]) < 1e-12

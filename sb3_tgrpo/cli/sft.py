@@ -30,6 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     data.add_argument("--max-demos", type=int, default=None, metavar="N", help="use the first N of each file")
     data.add_argument("--drop-noops", action="store_true", help="leave out steps without motion")
     data.add_argument("--min-range", type=float, default=0.0, help="action dimensions narrower than this count as constant")
+    data.add_argument("--symmetric", action="store_true", help="action ranges symmetric about 0: one bin is exactly 0")
     data.add_argument("--validation", type=float, default=0.1, help="share of the demonstrations (default %(default)s)")
 
     model = parser.add_argument_group("policy")
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         max_demonstrations=args.max_demos,
         drop_noops=args.drop_noops,
         min_range=args.min_range,
+        symmetric=args.symmetric,
     )
     sft = make_sft(args, dataset)
     if sft.processes.is_main:
