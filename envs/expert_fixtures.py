@@ -45,7 +45,7 @@ class _Handle:
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
         self.facts = facts
-        self.handle, self.joint = handle_of(facts, facts.goal[k].args[0])
+        self.handle, self.joint = handle_of(facts, facts.goal[k].args[-1])
         self._atom = f"goal_{k}"
         self.stage = "approach"
         size = min(1.0, detour / 0.05)
@@ -114,16 +114,42 @@ class OpenDrawer(_Handle):
         pointing = -out * np.cos(_SLOPE) - up * np.sin(_SLOPE)
         fingers = up * np.cos(_SLOPE) - out * np.sin(_SLOPE)
         self._rotation = np.stack([np.cross(fingers, pointing), fingers, pointing], axis=1)
+        self._enough = next(limit.value for limit in self.joint.thresholds if limit.predicate == "open")
+
+    def opened(self, state: State) -> bool:
+        """Whether the drawer is open."""
+        return float(state[f"{self.joint.name}_qpos"]) < self._enough  # type: ignore[arg-type]
+
+    def shut(self, state: State) -> bool:
+        """Whether it is too far shut to put anything in."""
+        return float(state[f"{self.joint.name}_qpos"]) > 0.7 * self._enough  # type: ignore[arg-type]
+
+    def ready(self, state: State) -> bool:
+        """Open, and the gripper out of the way or never there."""
+        if self.stage == "approach":
+            return not self.shut(state)
+        return self.opened(state) and self.finished(state)
+
+    def finished(self, state: State) -> bool:
+        """The gripper is out of the way of what is to come."""
+        if not self._left:
+            way = np.array(state["eef_pos"]) - self._position(state)
+            self._left = not state[f"{self.handle.name}_touched"] and float(way[2]) > 0.08
+        return self._left
 
     def command(self, state: State) -> Command:
         eef, bar = np.array(state["eef_pos"]), self._position(state)
         error = bar - eef
         ahead = float(-error @ self.out)  # distance in front of the bar
         beside = error + ahead * self.out
-        if state[self._atom]:
+        if self.opened(state):
             self.stage = "release"
+            self._closing = 0
             gone = ahead > 0.06
+            if not gone and float(state["gripper_opening"]) < 0.05:  # type: ignore[arg-type]
+                return Command(eef, self._rotation, OPEN)
             return Command(eef + 0.1 * (np.array([0.0, 0.0, 1.0]) if gone else self.out), self._rotation, OPEN)
+        self._left = False
         if self._closing > 0 or (float(np.linalg.norm(beside)) < 0.012 and abs(ahead) < 0.010):
             self._closing += 1
             if float(np.linalg.norm(beside)) > 0.03 or ahead > 0.04:

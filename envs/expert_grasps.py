@@ -16,8 +16,10 @@ MAX_WIDTH = 0.074
 """Widest thing that the fingers go around, metres."""
 FINGERTIP = 0.0085
 """How far the fingers reach below the point between the fingertips, metres."""
-HALF_REACH = 0.065
-"""From the middle of the open gripper to the outer side of a finger, metres."""
+DRAWER_WALL = 0.01
+"""By how much a drawer is larger than the region in it, metres."""
+DRAWER_BAR = (0.05, 0.02, 0.01)
+"""Half sizes of a drawer's handle in the fixture's frame, metres."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Obstacle:
     :param axes: (2, 2), its horizontal axes as columns.
     :param half: (2,), half sizes along them.
     :param top: height of its top.
+    :param bottom: height of its lower side.
     """
 
     name: str
@@ -136,6 +139,16 @@ class Obstacle:
     axes: Vector
     half: Vector
     top: float
+    bottom: float
+
+    def way_out(self, point: Vector, margin: float) -> Vector:
+        """The shortest horizontal way (2,) that takes a point out of the box and ``margin`` away from its sides."""
+        local = self.axes.T @ (point[:2] - self.center)
+        excess = self.half + margin - np.abs(local)
+        if excess.min() <= 0:
+            return np.zeros(2)
+        side = int(np.argmin(excess))
+        return np.array(self.axes[:, side] * np.copysign(excess[side], local[side]))
 
     def distance(self, points: Vector) -> Vector:
         """Horizontal distance of points (n, 2) to the box, 0 inside, (n,)."""
@@ -144,23 +157,29 @@ class Obstacle:
 
 
 def obstacles(state: State, facts: TaskFacts, ignore: Sequence[str] = ()) -> list[Obstacle]:
-    """Movable objects and fixtures as boxes, without those named in ``ignore``."""
-    found = []
-    boxes = [(thing.name, *box_of(thing)) for thing in facts.objects]
+    """Movable objects, fixtures and the goal's drawers as boxes, without those named in ``ignore``."""
+    boxes = [(thing.name, *pose(state, thing.name), *box_of(thing)) for thing in facts.objects]
     for fixture in facts.fixtures:
         if fixture.kind in FIXTURES:
             low, high = np.array(FIXTURES[fixture.kind])
-            boxes.append((fixture.name, (low + high) / 2, (high - low) / 2))
-    for name, center, half in boxes:
-        if name in ignore:
-            continue
-        pos, rotation = pose(state, name)
-        middle = pos + rotation @ center
-        up = int(np.argmax(np.abs(rotation[2])))
-        sides = [axis for axis in range(3) if axis != up]
-        axes = rotation[:2, sides] / np.maximum(np.linalg.norm(rotation[:2, sides], axis=0), 1e-9)
-        found.append(Obstacle(name, middle[:2], axes, half[sides], float(middle[2] + np.abs(rotation[2]) @ half)))
-    return found
+            boxes.append((fixture.name, *pose(state, fixture.name), (low + high) / 2, (high - low) / 2))
+    middle = np.zeros(3)
+    for site in facts.sites:
+        for handle in facts.handles:
+            if site.joint and handle.joint == site.joint:
+                boxes.append((site.name, *pose(state, site.name), middle, np.array(site.half_size) + DRAWER_WALL))
+                rotation = pose(state, handle.fixture)[1]
+                boxes.append((handle.name, np.array(state[f"{handle.name}_pos"]), rotation, middle, np.array(DRAWER_BAR)))
+    return [_obstacle(*box) for box in boxes if box[0] not in ignore]
+
+
+def _obstacle(name: str, pos: Vector, rotation: Vector, center: Vector, half: Vector) -> Obstacle:
+    middle = pos + rotation @ center
+    up = int(np.argmax(np.abs(rotation[2])))
+    sides = [axis for axis in range(3) if axis != up]
+    axes = rotation[:2, sides] / np.maximum(np.linalg.norm(rotation[:2, sides], axis=0), 1e-9)
+    height = float(np.abs(rotation[2]) @ half)
+    return Obstacle(name, middle[:2], axes, half[sides], float(middle[2]) + height, float(middle[2]) - height)
 
 
 def _crowding(point: Vector, direction: Vector, around: Sequence[Obstacle]) -> float:

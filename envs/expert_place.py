@@ -25,6 +25,10 @@ _RELEASE_STEPS = 15
 """Time for an object to fall into place."""
 _STUCK_STEPS = 20
 """Without a new closest approach for so many steps, the way is blocked: another grasp is tried."""
+_UPRIGHT = -0.8
+"""Vertical part of the direction in which the hand points: above this it is lying, and moves nowhere before it is raised."""
+_NEAR = 0.12
+"""Closer than this to what is higher, an object is lifted straight up, metres: the hand is 0.2 m wide."""
 _NARROW = 0.05
 """Half width below which an opening wants the object turned to fit, metres."""
 
@@ -130,6 +134,29 @@ class Place:
         ]
         return max(tops, default=self.facts.support_z)
 
+    def _room(self, state: State, pos: Vector, eef: Vector, height: float) -> float:
+        """From 1 where nothing that is higher than ``height`` is near to 0 where the object or the hand might meet it."""
+        points = np.array([pos[:2], eef[:2]])
+        near = [
+            float(obstacle.distance(points).min())
+            for obstacle in obstacles(state, self.facts, (self.thing.name,))
+            if obstacle.top > height
+        ]
+        return float(np.clip((min(near, default=1.0) - _NEAR) / 0.1, 0.0, 1.0))
+
+    def _from_under(self, state: State, pos: Vector, eef: Vector) -> Vector:
+        """The way (2,) that takes the held object and the hand from under what juts out over them."""
+        fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
+        radius = float((np.abs(pose(state, self.thing.name)[1]) @ box_of(self.thing)[1])[:2].max())
+        parts = ((pos, radius + 0.015), (eef + 0.09 * fingers, 0.04), (eef - 0.09 * fingers, 0.04))
+        ways = [
+            obstacle.way_out(point, margin)
+            for obstacle in obstacles(state, self.facts, (self.thing.name,))
+            if obstacle.bottom > self.facts.support_z + 0.03
+            for point, margin in parts
+        ]
+        return max(ways, key=lambda way: float(np.linalg.norm(way)), default=np.zeros(2))
+
     # ------------------------------------------------------------------ what to do
 
     def finished(self, state: State) -> bool:
@@ -202,7 +229,10 @@ class Place:
             far = float(np.clip((across - 0.02) / 0.10, 0.0, 1.0))
             target[2] = hover if far > 0 else max(safe, point[2])
             target[:2] += self._side_step * far
-            if eef[2] < safe - 0.01 and across > 0.04:  # up before across
+            lying = float(rotation_of(state["eef_quat"])[2, 2]) > _UPRIGHT  # type: ignore[arg-type]
+            if lying:
+                target[2] = max(target[2], float(eef[2]))
+            if (eef[2] < safe - 0.01 or lying) and across > 0.04:  # up before across
                 target[:2] = eef[:2] + (target[:2] - eef[:2]) * 0.1
         return Command(target, gripper_down(self._yaw), OPEN, self._speed)
 
@@ -241,7 +271,12 @@ class Place:
         target[2] = height
         if pos[2] < height - 0.03:
             self.stage = "lift"
-            target[:2] = pos[:2] + (aim - pos)[:2] * 0.05
+            target[:2] = pos[:2] + (aim - pos)[:2] * 0.05 * self._room(state, pos, eef, float(pos[2]) - below)
+            aside = self._from_under(state, pos, eef)
+            if aside.any():
+                target[:2] = pos[:2] + aside
+                if float(np.linalg.norm(aside)) > 0.02:
+                    target[2] = max(self._from + 0.015, float(pos[2]) - 0.02)
             return Command(eef + (target - pos), carrying, CLOSE, 0.5 * self._speed)
         self.stage = "move"
         far = float(np.clip((across - 0.03) / 0.10, 0.0, 1.0))
