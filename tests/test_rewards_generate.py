@@ -299,7 +299,7 @@ def test_the_command_generates_and_goes_on_where_it_stopped(
         run_cli("verify", str(spec), "--traces", str(traces), "--json", str(report), "--plots", str(tmp_path / "plots")) == 0
     )
     assert json.loads(report.read_text())[0]["passed"] is True
-    assert len(list((tmp_path / "plots").glob("*.png"))) == 3
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 5
     assert "V20" in capsys.readouterr().out
     assert run_cli("verify", str(spec), "--traces", str(traces), "--payment", "per_step") == 1
     assert run_cli("show", str(spec)) == 0

@@ -29,6 +29,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--stream", action="store_true", help="ask for streamed answers")
     generate.add_argument("--payment", choices=PAYMENTS, default="latched")
     generate.add_argument("--again", action="store_true", help="also tasks that already have a result in the folder")
+    generate.add_argument("--plots", type=Path, default=None, metavar="FOLDER", help="write a histogram of rejections there")
     generate.set_defaults(run=run_generate)
 
     verify = actions.add_parser("verify", help="run the checks V1 to V20 on recorded episodes")
@@ -36,7 +37,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     verify.add_argument("--payment", choices=PAYMENTS, default="latched")
     verify.add_argument("--traces", type=Path, default=None, help=".npz of episodes instead of the shipped ones")
     verify.add_argument("--mutation", action="store_true", help="also the mutation score, some seconds per task")
-    verify.add_argument("--plots", type=Path, default=None, metavar="FOLDER", help="write plots there")
+    verify.add_argument(
+        "--plots", type=Path, default=None, metavar="FOLDER", help="write plots there, with --mutation also of the mutants"
+    )
     verify.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the reports there")
     verify.add_argument("--seed", type=int, default=0, help="of random states and perturbations")
     verify.set_defaults(run=run_verify)
@@ -93,6 +96,10 @@ def run_generate(args: argparse.Namespace) -> int:
         cost = "unknown" if made.cost_usd is None else f"${made.cost_usd:.3f}"
         print(f"{task}: verified after {len(made.attempts)} answers, margin {made.report.margin:.2f}, estimated cost {cost}")
         print(f"  {folder / 'spec.json'}")
+    if args.plots is not None:
+        from sb3_tgrpo.rewards.plots import plot_rejects
+
+        print(f"  {plot_rejects(args.out, args.plots / 'rejections.png')}")
     return 1 if failed else 0
 
 
@@ -117,7 +124,8 @@ def run_verify(args: argparse.Namespace) -> int:
         if args.plots is not None:
             from sb3_tgrpo.rewards.plots import plot_report
 
-            for path in plot_report(program, traces, args.plots):
+            mutation = report["V20"] if args.mutation else None
+            for path in plot_report(program, traces, args.plots, mutation=mutation):
                 print(f"  {path}")
     if args.json is not None:
         args.json.write_text(json.dumps([report.to_dict() for report in reports], indent=1) + "\n", encoding="utf-8")
