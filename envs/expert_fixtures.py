@@ -12,6 +12,11 @@ _CLEAR = 0.10
 _SLOPE = 0.25
 """How much the hand that takes a drawer's bar points down, radians: lying flat, the arm comes to its limits."""
 
+_PUSH_SLOPE = 0.5
+"""The same of the hand that pushes a drawer shut."""
+_HOLLOW, _PRESS = 0.006, 0.006
+"""Thickness of a flat thing's bottom, and how far the fingers that push it press into it, metres."""
+
 
 def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
     """
@@ -173,7 +178,7 @@ class OpenDrawer(_Handle):
 
 
 class CloseDrawer(_Handle):
-    """Push a drawer shut with closed fingers against its bar."""
+    """Push a drawer shut: closed fingers against its bar, the hand nearly lying, so that it passes under the bars above."""
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
         super().__init__(facts, k, rng, detour)
@@ -181,28 +186,35 @@ class CloseDrawer(_Handle):
 
     def command(self, state: State) -> Command:
         eef, bar = np.array(state["eef_pos"]), self._position(state)
+        now = rotation_of(state["eef_quat"])  # type: ignore[arg-type]
         error = bar - eef
         ahead = float(-error @ self.out)
-        beside = float(np.linalg.norm((error + ahead * self.out)[:2]))
-        yaw = finger_yaw(np.cross(self.out, [0.0, 0.0, 1.0]))
-        down = gripper_down(yaw)
+        beside = error + ahead * self.out
+        pointing = -self.out * np.cos(_PUSH_SLOPE) - np.array([0.0, 0.0, np.sin(_PUSH_SLOPE)])
+        fingers = np.cross(self.out, [0.0, 0.0, 1.0])
+        fingers *= np.sign(fingers @ now[:, 1]) or 1.0
+        rotation = np.stack([np.cross(fingers, pointing), fingers, pointing], axis=1)
         if state[self._atom]:
             self.stage = "release"
-            return Command(eef + 0.1 * self.out, down, CLOSE)
-        low = abs(float(error[2])) < 0.015
-        if ahead > 0.01 and beside < 0.02 and low:
+            return Command(eef + 0.1 * self.out, rotation, CLOSE)
+        turn = float(np.linalg.norm(rotation_vector(rotation @ now.T)))
+        if ahead > -0.01 and float(np.linalg.norm(beside)) < 0.025 and turn < 0.35:
             self.stage = "push"
-            return Command(bar - 0.08 * self.out, down, CLOSE, 0.6)
+            return Command(bar - 0.08 * self.out, rotation, CLOSE, 0.6)
         self.stage = "approach"
-        target = bar + 0.07 * self.out
-        if ahead < 0.04 or beside > 0.02:  # over it, then down in front
-            target[2] = max(float(bar[2]) + 0.14, float(eef[2]) if beside > 0.05 else 0.0)
-        return Command(target, down, CLOSE, self._speed)
+        target = bar + _CLEAR * self.out
+        if ahead < 0.05 or float(np.linalg.norm(beside[:2])) > 0.02 or turn > 0.35:  # over it, then down in front
+            target[2] += 0.16
+            if eef[2] < target[2] - 0.04 and ahead < 0.05:  # up before across
+                target[:2] = eef[:2] + (target[:2] - eef[:2]) * 0.1
+        return Command(target, rotation, CLOSE, self._speed)
 
 
 class Push:
     """
-    Push a flat thing over the table, with the broad side of the closed fingers behind it.
+    Push a flat thing over the table, from inside: closed fingers on its hollow, pressed against the rim in front of them.
+
+    Behind the thing the hand would often meet what stands there.
 
     :param k: index of an ``on`` atom whose region belongs to the table.
     """
@@ -231,16 +243,16 @@ class Push:
         down = gripper_down(finger_yaw(side, finger_yaw(fingers)))
         if state[self._atom]:
             self.stage = "release"
-            return Command(eef + np.array([*(-0.05 * way), 0.1]), down, CLOSE)
-        height = float(pos[2]) + FINGERTIP + 0.002
-        behind = self._radius + 0.02
+            return Command(eef + np.array([0.0, 0.0, 0.1]), down, CLOSE)
+        bottom = float(pos[2]) + _HOLLOW + FINGERTIP
         along, beside = float((eef - pos)[:2] @ way), float((eef - pos)[:2] @ side)
-        if abs(beside) < 0.02 and -behind - 0.02 < along < -0.5 * self._radius and eef[2] < height + 0.012:
+        inside = abs(beside) < 0.3 * self._radius and -0.1 * self._radius < along < 0.9 * self._radius
+        if inside and eef[2] < bottom + (0.012 if self.stage == "push" else 0.004):
             self.stage = "push"
-            target = np.array([*(pos[:2] - (self._radius - 0.04) * way), height])
-            return Command(target, down, CLOSE, 0.5)
+            target = np.array([*(eef[:2] + 0.03 * way - beside * side), bottom - _PRESS])
+            return Command(target, down, CLOSE, 0.6)
         self.stage = "approach"
-        target = np.array([*(pos[:2] - behind * way), height])
-        if float(np.linalg.norm((eef - target)[:2])) > 0.012:
+        target = np.array([*(pos[:2] + 0.4 * self._radius * way), bottom])
+        if float(np.linalg.norm((eef - target)[:2])) > 0.015:
             target[2] += 0.07
         return Command(target, down, CLOSE)

@@ -57,6 +57,11 @@ class Place:
         self.site = next((site for site in facts.sites if site.name == self.target), None)
         self.target_object = next((thing for thing in facts.objects if thing.name == self.target), None)
         self._parent_is_object = self.site is not None and self.site.parent in facts.names("object")
+        # Where several objects go onto one region, side by side.
+        others = [
+            j for j, other in enumerate(facts.goal) if self.site and (other.predicate, other.args[1:]) == ("on", atom.args[1:])
+        ]
+        self._slot = others.index(k) - (len(others) - 1) / 2 if len(others) > 1 else 0.0
         self._atom = f"goal_{k}"
         self._rng = rng
         self._detour = detour
@@ -113,6 +118,10 @@ class Place:
             return aim, top + (0.02 if self._parent_is_object else 0.05)
         else:
             aim[2] = top + below + 0.008
+            if self._slot:
+                half = box_of(self.thing)[1]
+                narrow = rotation[:, min((0, 1), key=lambda axis: half[axis])] * [1, 1, 0]
+                aim += self._slot * (2 * min(half[:2]) + 0.008) * narrow * np.sign(narrow[:2].sum())
         return aim, top + 0.02
 
     def _fitting_yaw(self, state: State) -> float:
