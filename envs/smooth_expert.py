@@ -33,6 +33,9 @@ _CLOSED = 0.07
 """A gripper that is open by less is closing, metres."""
 _TURNED = 0.3
 """Radians by which the fingers may be askew on the way down."""
+_UPRIGHT = 0.08
+"""Radians by which the hand may be askew without being turned. A rotation of exactly zero makes robosuite's controller hold the
+orientation it has; the smallest other one makes it follow the arm's drift."""
 _HELD = 2
 """Steps of contact after which an object counts as held."""
 
@@ -89,7 +92,10 @@ class SmoothExpert:
         else:
             shift, gripper = self._pick(state, point, abs(finger_yaw(hand[:, 1], yaw) - yaw))
         move = np.clip(shift * (self.gain / POSITION_SCALE), -1.0, 1.0)
-        turn = rotation_vector(gripper_down(yaw) @ hand.T) / ROTATION_SCALE
+        turn = rotation_vector(gripper_down(yaw) @ hand.T)
+        if np.abs(turn).max() < _UPRIGHT:
+            turn[:] = 0.0
+        turn /= ROTATION_SCALE
         return np.array([*move, *(turn / max(1.0, float(np.abs(turn).max()))), gripper], np.float32)
 
     def _pick(self, state: State, point: Vector, askew: float) -> tuple[Vector, float]:
