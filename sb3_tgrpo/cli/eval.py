@@ -170,7 +170,7 @@ def load_algorithm(path: Path, device: str) -> Any:
 
     try:
         data, _, _ = load_from_zip_file(path, device="cpu", load_data=True)
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"--model {path} is not a saved algorithm: {error!r}.") from error
     settings = data or {}
     algorithm: Any = None
