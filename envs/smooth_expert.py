@@ -34,8 +34,8 @@ _CLOSED = 0.07
 _TURNED = 0.3
 """Radians by which the fingers may be askew on the way down."""
 _UPRIGHT = 0.08
-"""Radians by which the hand may be askew without being turned. A rotation of exactly zero makes robosuite's controller hold the
-orientation it has; the smallest other one makes it follow the arm's drift."""
+"""Radians by which the hand may be askew without being turned. A rotation of exactly zero makes robosuite's controller hold
+the orientation it has; the smallest other one makes it follow the arm's drift."""
 _HELD = 2
 """Steps of contact after which an object counts as held."""
 

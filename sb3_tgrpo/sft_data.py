@@ -309,8 +309,9 @@ def action_statistics(
     :param actions: ``(steps, K)`` in the environment's convention.
     :param gripper: ``"libero"``: the last dimension is LIBERO's gripper, stored as 1 open, 0 closed, and not scaled.
     :param n_trajectories: Stored along.
-    :param min_range: A dimension with ``q99 - q01`` below this counts as constant, at 0 if 0 is in between, else at its median:
-        a scripted controller's corrections of thousandths of a radian are noise that 256 bins would be spent on. In action units.
+    :param min_range: A dimension with ``q99 - q01`` below this counts as constant, at 0 if 0 is in between, else at its
+        median: a scripted controller's corrections of thousandths of a radian are noise that 256 bins would be spent on. In
+        action units.
     :param symmetric: Widen every range to be symmetric about 0, so that the middle bin decodes to exactly 0: where q01 and q99
         differ in size, a policy that wants to stand still drifts.
     :return: ``{"action": {mask, max, mean, min, q01, q99, std}, "num_transitions": ..., "num_trajectories": ...}``.

@@ -71,10 +71,12 @@ def test_min_range_makes_narrow_dimensions_constant():
     rng = np.random.default_rng(0)
     actions = rng.uniform(-1, 1, (500, 7))
     actions[:, 3] = rng.uniform(-0.01, 0.03, 500)
+    actions[:, 5] = rng.uniform(0.01, 0.03, 500)
     actions[:, 6] = np.where(actions[:, 0] > 0, 1.0, -1.0)
     bounds = action_statistics(actions, min_range=0.1)["action"]
-    assert bounds["q01"][3] == bounds["q99"][3] == pytest.approx(np.median(actions[:, 3]))
-    assert all(bounds["q01"][k] < bounds["q99"][k] for k in (0, 1, 2, 4, 5, 6))
+    assert bounds["q01"][3] == bounds["q99"][3] == 0.0  # the controller holds still at a rotation of exactly zero
+    assert bounds["q01"][5] == bounds["q99"][5] == pytest.approx(np.median(actions[:, 5]))
+    assert all(bounds["q01"][k] < bounds["q99"][k] for k in (0, 1, 2, 4, 6))
 
 
 def test_statistics_without_any_range():
