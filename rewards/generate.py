@@ -101,7 +101,8 @@ def generate_reward(
     :param deadline: seconds that the whole call may spend waiting for the API.
     :param stream: ask for streamed answers.
     :param sleep: waits between retries; tests pass their own.
-    :raises RewardError: if no candidate passes every hard check, or the API cannot be used; answers are kept in ``out``.
+    :raises RewardError: if no candidate passes every hard check; answers are kept in ``out``.
+    :raises FatalAPIError: a RewardError: the API cannot be used, and asking for other tasks will not help either.
     :raises ValueError: if an argument is out of range or the task is unknown.
     """
     if candidates < 1 or max_rounds < 1:
@@ -219,7 +220,9 @@ class _Run:
             for a in attempts:
                 detail = ", ".join(a.report.failed) if a.report else "; ".join(a.problems[:3])
                 problems.append(Problem(f"candidate {a.candidate} round {a.round}", "", f"{a.outcome}: {detail}"))
-            raise RewardError(problems or "no answer was obtained")
+            # A suite stops at a wrong key, and goes on after a deadline or failed candidates.
+            error = api.FatalAPIError if isinstance(failure, api.FatalAPIError) else RewardError
+            raise error(problems or "no answer was obtained")
         best = max(good, key=lambda attempt: attempt.report.margin if attempt.report else -1.0)
         assert best.spec is not None and best.report is not None
         program = RewardProgram.from_spec(best.spec, facts=self.facts, payment=self.payment)

@@ -276,6 +276,24 @@ def run_cli(*argv: str) -> int:
     return int(args.run(args))
 
 
+def test_a_wrong_key_stops_a_suite_and_a_failed_task_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_tgrpo.rewards import generate as module
+
+    monkeypatch.setattr(module, "task_traces", lambda facts: TRACES)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
+    arguments = ("generate", TASK, TASK, "--candidates", "1", "--max-rounds", "1", "--deadline", "30")
+    with fake_api(error(401, "authentication_error"), Reply(text=GOOD)) as api:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
+        with pytest.raises(FatalAPIError, match="authentication_error"):
+            run_cli(*arguments, "--out", str(tmp_path / "key"))
+    assert len(api.requests) == 1
+    with fake_api(Reply(text="{}"), Reply(text=GOOD)) as api:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
+        plots = tmp_path / "plots"
+        assert run_cli(*arguments, "--out", str(tmp_path / "answer"), "--again", "--plots", str(plots)) == 1
+    assert (plots / "rejections.png").is_file()
+
+
 def test_the_command_generates_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,37 +16,60 @@ PAYMENTS = ("per_step", "latched", "potential")
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``reward`` with its three actions."""
-    parser = subparsers.add_parser("reward", help="multi-stage rewards: generate, verify, show")
+    parser = subparsers.add_parser(
+        "reward",
+        help="multi-stage rewards: generate, verify, show",
+        description="Multi-stage rewards. Forty ship with the package; docs/rewards.md explains them.",
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
-    generate = actions.add_parser("generate", help="have a language model write rewards; needs ANTHROPIC_API_KEY")
+    generate = actions.add_parser(
+        "generate",
+        help="have a language model write rewards; needs ANTHROPIC_API_KEY",
+        description="Have a language model write rewards and verify them. Answers are kept; a stopped run goes on. "
+        "Costs money: ANTHROPIC_API_KEY is read from the environment. Exit status 1 if a task gets no verified reward.",
+    )
     generate.add_argument("tasks", nargs="+", metavar="TASK", help="libero_object-3, or a suite such as libero_object")
-    generate.add_argument("--out", type=Path, default=Path("rewards-generated"), help="folder, one sub-folder per task")
+    generate.add_argument(
+        "--out", type=Path, default=Path("rewards-generated"), help="folder, one sub-folder per task (rewards-generated)"
+    )
     generate.add_argument("--model", default=None, help="model id; default SB3_TGRPO_MODEL or the package's default")
-    generate.add_argument("--candidates", type=int, default=2, help="independent attempts per task")
-    generate.add_argument("--max-rounds", type=int, default=3, help="answers per candidate")
-    generate.add_argument("--deadline", type=float, default=1800.0, help="seconds per task to wait for the API")
+    generate.add_argument("--candidates", type=int, default=2, help="independent attempts per task (2)")
+    generate.add_argument("--max-rounds", type=int, default=3, help="answers per candidate (3)")
+    generate.add_argument("--deadline", type=float, default=1800.0, help="seconds per task to wait for the API (1800)")
     generate.add_argument("--stream", action="store_true", help="ask for streamed answers")
-    generate.add_argument("--payment", choices=PAYMENTS, default="latched")
+    generate.add_argument("--payment", choices=PAYMENTS, default="latched", help="how the level is paid (latched)")
     generate.add_argument("--again", action="store_true", help="also tasks that already have a result in the folder")
     generate.add_argument("--plots", type=Path, default=None, metavar="FOLDER", help="write a histogram of rejections there")
     generate.set_defaults(run=run_generate)
 
-    verify = actions.add_parser("verify", help="run the checks V1 to V20 on recorded episodes")
+    verify = actions.add_parser(
+        "verify",
+        help="run the checks V1 to V20 on recorded episodes",
+        description="Run the checks V1 to V20 on recorded episodes: a table for one reward, a line each for several. "
+        "Exit status 1 if a hard check fails.",
+    )
     verify.add_argument("rewards", nargs="*", metavar="REWARD", help="task, suite, or path to a spec; default: all shipped")
-    verify.add_argument("--payment", choices=PAYMENTS, default="latched")
-    verify.add_argument("--traces", type=Path, default=None, help=".npz of episodes instead of the shipped ones")
+    verify.add_argument("--payment", choices=PAYMENTS, default="latched", help="how the level is paid (latched)")
+    verify.add_argument(
+        "--traces", type=Path, default=None, metavar="FILE", help=".npz of episodes instead of the shipped ones"
+    )
     verify.add_argument("--mutation", action="store_true", help="also the mutation score, some seconds per task")
     verify.add_argument(
         "--plots", type=Path, default=None, metavar="FOLDER", help="write plots there, with --mutation also of the mutants"
     )
     verify.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the reports there")
-    verify.add_argument("--seed", type=int, default=0, help="of random states and perturbations")
+    verify.add_argument("--seed", type=int, default=0, help="of random states and perturbations (0)")
     verify.set_defaults(run=run_verify)
 
-    show = actions.add_parser("show", help="print a reward")
+    show = actions.add_parser("show", help="print a reward", description="Print a reward as readable Python, or otherwise.")
     show.add_argument("reward", metavar="REWARD", help="task or path to a spec")
-    show.add_argument("--format", choices=("python", "json", "report", "facts"), default="python")
+    show.add_argument(
+        "--format",
+        choices=("python", "json", "report", "facts"),
+        default="python",
+        help="the reward as Python or JSON, its shipped report, or what its author was told about the task (python)",
+    )
     show.set_defaults(run=run_show)
 
 
