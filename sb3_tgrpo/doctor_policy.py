@@ -313,7 +313,6 @@ def memory_parts(config: "OpenVLAConfig", plan: Plan, device: str, suite: str) -
     :param suite: LIBERO suite, for the length of its episodes.
     """
     from sb3_tgrpo.openvla.loading import build_empty, resolve_device, resolve_dtype
-    from sb3_tgrpo.openvla.lora import attach_lora
 
     width = resolve_dtype(plan.dtype, resolve_device(device)).itemsize
     model = build_empty(config)
@@ -325,11 +324,7 @@ def memory_parts(config: "OpenVLAConfig", plan: Plan, device: str, suite: str) -
     if plan.quantization == "4bit":
         linear = sum(m.weight.numel() for m in model.language_model.model.modules() if isinstance(m, th.nn.Linear))
         weights -= linear * (width - 0.52)  # four bits, and a scale of half a byte per 64 weights, itself quantised
-    if plan.lora is None:
-        trained = n_parameters
-    else:
-        adapted = attach_lora(model, plan.lora)
-        trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    trained = n_parameters if plan.lora is None else adapter_size(model, plan.lora)
     members = plan.group_size * plan.n_groups
     steps = plan.n_steps if plan.n_steps is not None else STEP_CAPS.get(suite, 300)
     batch = plan.batch_size if plan.batch_size is not None else plan.group_size * steps
@@ -346,6 +341,20 @@ def memory_parts(config: "OpenVLAConfig", plan: Plan, device: str, suite: str) -
     if plan.lora is None:
         parts["training state"] -= weights if width == 4 else 0.0  # float32 weights are trained in place
     return parts
+
+
+def adapter_size(model: th.nn.Module, lora: str) -> int:
+    """Parameters of an adapter, without attaching it, which takes PEFT seconds at full size."""
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    from sb3_tgrpo.openvla.lora import lora_config
+
+    config = lora_config(lora)
+    total = 0
+    for name, module in model.named_modules():
+        if isinstance(module, th.nn.Linear | th.nn.Conv2d) and check_target_module_exists(config, name):
+            total += config.r * (module.weight[0].numel() + module.weight.shape[0])
+    return total
 
 
 def check_memory(subject: Subject) -> Finding:

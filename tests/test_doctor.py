@@ -230,10 +230,9 @@ def test_unnorm_key(copy: Path) -> None:
 
 def test_another_tokenizer(copy: Path) -> None:
     content = json.loads((copy / "tokenizer.json").read_text())
-    words = content["model"]["vocab"]
-    first, second = "▁soup", "▁sauce"
-    assert first in words
-    words[first], words[second] = words[second], words[first]
+    pieces = content["model"]["vocab"]
+    soup, sauce = (next(i for i, (piece, _) in enumerate(pieces) if piece == word) for word in ("▁soup", "▁sauce"))
+    pieces[soup], pieces[sauce] = pieces[sauce], pieces[soup]
     (copy / "tokenizer.json").write_text(json.dumps(content))
     finding = doctor_policy.check_tokenizer(of(copy))
     assert finding.status == "failed" and "recorded were [1, 260" in finding.found
@@ -286,6 +285,8 @@ def test_memory_of_openvla_7b() -> None:
         doctor_policy.upstream_config(), Plan(batch_size=8, dtype="bfloat16", quantization="4bit"), "cpu", "libero_spatial"
     )
     assert four_bit["weights"] == pytest.approx(5.5e9, rel=0.03)
+    upstream = doctor_policy.memory_parts(doctor_policy.upstream_config(), Plan(lora="upstream"), "cpu", "libero_spatial")
+    assert upstream["training state"] == 16 * 110_828_288
     assert four_bit["activations"] > 10 * parts["activations"]
 
 
