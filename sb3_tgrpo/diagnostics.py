@@ -154,12 +154,13 @@ class SignalReport:
             f"{self.log_prob:.2f} nats",
             f"success {percent(self.success_rate)}, mixed groups {percent(self.mixed_groups)}, equal returns "
             f"{self.equal_returns:.0%}",
-            f"{'advantage':<12} {'signal/total':>20} {'half-batch cosine':>18} {'no gradient':>12} {'cosine, 64 groups':>18}",
+            f"{'advantage':<12} {'signal/total':>20} {'half-batch cosine':>18} {'no gradient':>12} {'cosine, 64 groups':>20}",
         ]
         for name, found in self.variants.items():
             share = f"{found.share:+.4f} +- {found.standard_error:.4f}"
-            cosine = batch_cosine(found.share, 64)
-            lines.append(f"{name:<12} {share:>20} {found.half_cosine:>+18.2f} {found.no_gradient:>12.0%} {cosine:>18.2f}")
+            low, high = (batch_cosine(found.share + sign * 2 * found.standard_error, 64) for sign in (-1, 1))
+            cosine = f"{low:.2f} to {high:.2f}"
+            lines.append(f"{name:<12} {share:>20} {found.half_cosine:>+18.2f} {found.no_gradient:>12.0%} {cosine:>20}")
         return "\n".join(lines)
 
 

@@ -64,6 +64,8 @@ class RunView:
         self.stages: list[Stage] = []
         self.rows: list[dict[str, Any]] = []
         self.groups = (0, 0)
+        self.later_seconds = 0.0
+        """What comes after the current part will take about so long."""
         self._stream = stream
         self._printed = 0.0
 
@@ -196,7 +198,10 @@ class LiveView(RunView):
         if self.stages and self.stages[-1].ended is None:
             stage = self.stages[-1]
             left = stage.seconds_left
-            timing = duration(stage.seconds) + (f", about {duration(left)} left" if left is not None else "")
+            timing = duration(stage.seconds)
+            if left is not None:
+                timing += f", about {duration(left + self.later_seconds)} left"
+                timing += f" ({duration(self.later_seconds)} for what comes after)" if self.later_seconds else ""
             table.add_row("now", Text.assemble((stage.name, "bold cyan"), "   ", (timing, "dim")))
             if stage.total:
                 bar = ProgressBar(total=stage.total, completed=stage.done, width=40)

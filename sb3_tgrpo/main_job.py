@@ -22,6 +22,7 @@ from sb3_tgrpo.train_config import TrainConfig, difference
 from sb3_tgrpo.train_stages import (
     METRICS_FILE,
     Setup,
+    check_extras,
     evaluate,
     film,
     make_model,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from sb3_tgrpo.evaluation import Evaluation
 
 RESULTS_FILE = "results.json"
+SECONDS_FILE = "seconds.json"
 
 Pairs = dict[float, "tuple[Evaluation, Evaluation]"]
 
@@ -74,16 +76,23 @@ def run_training(
         results = run.read(RESULTS_FILE)
         if results is not None:
             return results
+        check_extras(config)
         th.set_num_threads(config.threads)
         common = run if shared is None else RunFolder(shared)
-        checkpoint = start_checkpoint(config, common, view)
-        setup = resolve_setup(config, checkpoint)
-        before = _evaluate_start(config, setup, common, run, view)
+        with _clock(run, "start policy"):
+            setup = resolve_setup(config, start_checkpoint(config, common, view))
+        with _clock(run, "evaluate before"):
+            before = _evaluate_start(config, setup, common, run, view)
+        view.later_seconds = run.read(SECONDS_FILE)["evaluate before"]  # the evaluation after it will take about as long
         policy = train(config, setup, run, view)
+        view.later_seconds = 0.0
         pairs: Pairs = {}
-        for temperature, first in before.items():
-            pairs[temperature] = (first, evaluate(policy, config, setup, run, view, _name("after", temperature), temperature))
-        videos = _film(config, setup, run, view, policy, pairs)
+        with _clock(run, "evaluate after"):
+            for temperature, first in before.items():
+                second = evaluate(policy, config, setup, run, view, _name("after", temperature), temperature)
+                pairs[temperature] = (first, second)
+        with _clock(run, "videos"):
+            videos = _film(config, setup, run, view, policy, pairs)
         results = _results(config, setup, run, pairs, videos)
         _write_report(config, run, results, view)
         run.write(RESULTS_FILE, results)  # the last file: it says that the run is complete
@@ -180,6 +189,15 @@ def _name(when: str, temperature: float) -> str:
     return f"{when}_{mode_name(temperature).replace('=', '')}"
 
 
+@contextmanager
+def _clock(run: RunFolder, name: str) -> Iterator[None]:
+    """Add up the time that a part takes, over all calls; what an interruption cuts off is not counted."""
+    started = time.perf_counter()
+    yield
+    seconds = run.read(SECONDS_FILE) or {}
+    run.write(SECONDS_FILE, {**seconds, name: seconds.get(name, 0.0) + time.perf_counter() - started})
+
+
 def _record_config(config: TrainConfig, run: RunFolder, command: str | None) -> None:
     """Write the configuration, or check that it is the one of an earlier call."""
     earlier = run.read("config.json")
@@ -195,7 +213,7 @@ def _record_config(config: TrainConfig, run: RunFolder, command: str | None) -> 
         )
 
 
-_MAY_CHANGE = {"threads", "workers", "save_every", "evaluation.eval_workers"}
+_MAY_CHANGE = {"wandb", "threads", "workers", "save_every", "evaluation.eval_workers"}
 
 
 def _before_folder(config: TrainConfig, common: RunFolder, run: RunFolder, temperature: float) -> RunFolder:
@@ -226,29 +244,27 @@ def _film(config: TrainConfig, setup: Setup, run: RunFolder, view: RunView, poli
     see, or of start 0 if there is none. Never a measure of anything.
     """
     temperature, (before, after) = next(iter(pairs.items()))
-    changed = [b.init_state_id for b, a in zip(before.episodes, after.episodes, strict=True) if a.success and not b.success]
+    per_start = config.evaluation.eval_episodes
+    outcomes = [(b.success, a.success) for b, a in zip(before.episodes, after.episodes, strict=True)][::per_start]
+    changed = [start for start, outcome in enumerate(outcomes) if outcome == (False, True)]
     start = changed[0] if changed else 0
-    assert start is not None
     folder = run / "videos"
     folder.mkdir(exist_ok=True)
-    for name in ("before", "after"):
+    for name in ("after", "before"):
         if not (folder / f"{name}.mp4").is_file():
             view.begin_stage(f"video {name}")
+            if name == "before" and policy.device.type == "cuda":
+                policy.to("cpu")  # two of them may not fit
             player = policy if name == "after" else make_policy(config, setup)
             film(player, config, setup, folder / f"{name}.mp4", temperature, start)
     view.end_stage()
-    return {"mode": mode_name(temperature), "init_state_id": start, "chosen": bool(changed)}
+    return {"mode": mode_name(temperature), "start": start, "chosen": bool(changed)}
 
 
 def _results(config: TrainConfig, setup: Setup, run: RunFolder, pairs: Pairs, videos: dict[str, Any]) -> dict[str, Any]:
     rows = JsonLines(run / METRICS_FILE).read()
-    seconds = {
-        "rollout": sum(row.get("time/rollout_seconds", 0.0) for row in rows),
-        "env": sum(row.get("time/env_seconds", 0.0) for row in rows),
-        "update": sum(row.get("time/update_seconds", 0.0) for row in rows),
-    }
-    started = run.read("run.json")["started"]
-    elapsed = time.time() - _seconds_of(started)
+    rollout, update = (sum(row.get(f"time/{name}_seconds", 0.0) for row in rows) for name in ("rollout", "update"))
+    seconds = {**run.read(SECONDS_FILE), "rollouts": rollout, "updates": update}
     return {
         "env": config.task.env,
         "assets": setup.assets_kind,
@@ -260,7 +276,7 @@ def _results(config: TrainConfig, setup: Setup, run: RunFolder, pairs: Pairs, vi
         "timesteps": rows[-1]["timesteps"] if rows else 0,
         "updates": len(rows),
         "videos": videos,
-        "seconds": {**seconds, "total": elapsed},
+        "seconds": {**seconds, "total": sum(seconds.values())},
         "finished": now(),
     }
 
@@ -307,12 +323,6 @@ def _write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any], 
 
     view.begin_stage("report")
     view.end_stage(str(write_report(config, run, results)))
-
-
-def _seconds_of(stamp: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(stamp).timestamp()
 
 
 # ---------------------------------------------------------------------- what went wrong
@@ -363,6 +373,8 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
             else ("see the messages of its process above")
         )
         return f"A simulator keeps failing: {text} ({reason}, now {algorithm.parallel_groups}). {goes_on}"
+    if "rewards must be finite" in low:
+        return None  # the reward's fault, as the message says
     if "probability tensor contains" in low or "is nan" in low or "is inf" in low or "is not finite" in low:
         return (
             f"A number is not finite any more: {text} Lower learning_rate (now {algorithm.learning_rate:g}), set target_kl "

@@ -85,8 +85,11 @@ def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -
                     "reward": results["reward"],
                     "seed": str(results["seed"]),
                     "training": f"{results['timesteps']:,} steps in {results['updates']} updates",
-                    "time": f"{duration(seconds['total'])} in all; rollouts {duration(seconds['rollout'])}, updates "
-                    f"{duration(seconds['update'])}" + (f" ({split})" if split else ""),
+                    "time": f"{duration(seconds['total'])} in all: "
+                    + ", ".join(
+                        f"{part} {duration(value)}" for part, value in seconds.items() if 0.5 <= value < seconds["total"]
+                    )
+                    + (f". Training: {split}" if split else ""),
                     "finished": results["finished"],
                 }
             )
@@ -229,9 +232,9 @@ def _videos(run: RunFolder, results: dict[str, Any]) -> str:
             f"<figcaption>{when} training</figcaption></figure>"
         )
     why = (
-        f"stored start {videos['init_state_id']}, the first that failed before training and succeeds after it"
+        f"start {videos['start']}, the first that failed before training and succeeds after it"
         if videos["chosen"]
-        else f"stored start {videos['init_state_id']}"
+        else f"start {videos['start']}"
     )
     light = f" {LIGHT_NOTE}" if results["assets"] == "light" else ""
     text = f'<p class="soft">One episode each from {why} ({_mode_words(videos["mode"])}): an illustration.{light}</p>'

@@ -43,6 +43,7 @@ def plot_curves(runs: Sequence[Sequence[dict[str, Any]]]) -> bytes | None:
             _curve(axis, rows, key, faint=len(runs) > 1)
         _plain(axis, title)
         axis.set_xlabel("thousand steps", fontsize=8)
+        axis.ticklabel_format(useOffset=False)
         if is_share:
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     return png(figure)

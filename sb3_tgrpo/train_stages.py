@@ -6,7 +6,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo.live_view import RunView
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv, save_atomically
-from sb3_tgrpo.train_config import Assets, TrainConfig, shipped_start
+from sb3_tgrpo.train_config import Assets, TrainConfig, difference, shipped_start
 
 if TYPE_CHECKING:
     from sb3_tgrpo.envs import GroupVecEnv
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 TINY_IMAGE_SIZE = 128
 UPSTREAM_IMAGE_SIZE = 256
+FIRST_SEED = 1_000_000
+"""Of the starts that a task without stored ones is evaluated on."""
 METRICS_FILE = "metrics.jsonl"
 MODEL_FILE = "model.zip"
 RESUME_FILE = "resume.zip"
@@ -68,6 +72,13 @@ def start_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> s
         return config.start.checkpoint
     if not config.start.from_scratch:
         return str(shipped_start())
+    recipe = {**dataclasses.asdict(config.start), "env": config.task.env, "start_noise": config.task.start_noise}
+    recipe |= {"assets": config.task.assets, "image_size": config.task.image_size}
+    earlier = folder.read("start/recipe.json")
+    if earlier is None:
+        folder.write("start/recipe.json", recipe)
+    elif changed := difference(earlier, recipe):
+        raise ValueError(f"{folder / 'start'} holds a start policy of other settings ({'; '.join(changed)}): delete it.")
     demos = _collect(config, folder, view)
     return str(_fine_tune(config, folder, demos, view))
 
@@ -167,6 +178,8 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     from sb3_tgrpo.envs.assets import resolve_assets
     from sb3_tgrpo.openvla.loading import read_config
 
+    if not is_libero(config):
+        return Setup(checkpoint, "auto", "none", 0, "the environment's own")
     model = read_config(checkpoint)
     ours = model.raw.get("sb3_tgrpo", {})
     trained_on: Assets | None = "light" if checkpoint == "tiny" else ours.get("assets")
@@ -176,6 +189,16 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     program = reward_program(config)
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, paid {program.payment}"
     return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text)
+
+
+def is_libero(config: TrainConfig) -> bool:
+    """Whether the task is one of LIBERO's; others have no assets, no shipped reward and no stored starts."""
+    return config.task.env.startswith("LIBERO/")
+
+
+def env_source(config: TrainConfig) -> Any:
+    """The environment's id, or a function that makes it where the id names a module to import first (``module:Name-v0``)."""
+    return partial(gym.make, config.task.env) if ":" in config.task.env else config.task.env
 
 
 def reward_program(config: TrainConfig) -> Any:
@@ -196,6 +219,8 @@ def reward_program(config: TrainConfig) -> Any:
 
 def env_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
     """Keyword arguments of ``gymnasium.make`` for training and evaluation alike."""
+    if not is_libero(config):
+        return {}
     kwargs: dict[str, Any] = {"assets": setup.assets, "image_size": setup.image_size}
     program = reward_program(config)
     if program is not None:
@@ -220,7 +245,7 @@ def make_training_env(config: TrainConfig, setup: Setup) -> "GroupVecEnv":
             return {"init_state_id": int(rng.integers(count))}
 
     return make_group_env(
-        config.task.env,
+        env_source(config),
         config.algorithm.group_size,
         config.algorithm.parallel_groups,
         stop_on=config.algorithm.stop_on,
@@ -315,6 +340,9 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
         resume.unlink(missing_ok=True)
         view.end_stage(f"{model.num_timesteps:,} steps, {len(metrics.rows)} updates")
         return model.policy  # type: ignore[return-value]
+    except KeyboardInterrupt:
+        (folder / "tensorboard" / "tgrpo_interrupted.zip").unlink(missing_ok=True)  # resume.zip does better
+        raise
     finally:
         env.close()
 
@@ -328,20 +356,23 @@ def _export(model: "TGRPO", folder: RunFolder) -> None:
         policy.export_merged(folder / "checkpoint", dtype="float32")
 
 
-class _Nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
+def check_extras(config: TrainConfig) -> None:
+    """
+    :raises ImportError: if something is asked for that is not installed, before any work is done.
+    """
+    if config.wandb is not None:
+        try:
+            import wandb  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        except ImportError as error:
+            raise ImportError("--wandb needs wandb: pip install wandb") from error
 
 
 def _wandb(config: TrainConfig, folder: RunFolder) -> Any:
     """A run on Weights & Biases that follows TensorBoard's, if asked for."""
     if config.wandb is None:
-        return _Nothing()
-    try:
-        import wandb  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise ImportError("--wandb needs wandb: pip install wandb") from error
+        return nullcontext()
+    import wandb
+
     # The same id at every call: a run that is resumed goes on in the same place.
     return wandb.init(
         project=config.wandb,
@@ -397,7 +428,7 @@ def evaluate(
     found = resumable_evaluation(
         place,
         policy if isinstance(policy, BasePolicy) else policy(),
-        config.task.env,
+        evaluation_envs(config),
         **evaluation_settings(config, setup, temperature),
         name=name,
         n_envs=config.evaluation.eval_workers,
@@ -408,13 +439,21 @@ def evaluate(
     return found
 
 
+def evaluation_envs(config: TrainConfig) -> Any:
+    """The environment as :func:`~sb3_tgrpo.evaluation.evaluate_policy` takes it."""
+    source = env_source(config)
+    return source if isinstance(source, str) else {config.task.env: source}
+
+
 def evaluation_settings(config: TrainConfig, setup: Setup, temperature: float) -> dict[str, Any]:
     """What an evaluation's outcomes depend on, as arguments of :func:`~sb3_tgrpo.evaluation.evaluate_policy`."""
     kwargs = env_kwargs(config, setup)
     noise = kwargs.pop("start_noise", 0.0)
+    count = config.evaluation.eval_starts
+    starts = {"init_state_ids": list(range(count))} if is_libero(config) else {"seeds": [FIRST_SEED + k for k in range(count)]}
     # Greedy play of stored starts is the same for all runs; what is drawn differs between runs of different seeds.
     return {
-        "init_state_ids": list(range(config.evaluation.eval_starts)),
+        **starts,
         "episodes_per_start": config.evaluation.eval_episodes,
         "deterministic": temperature == 0,
         "temperature": temperature or None,
@@ -424,19 +463,22 @@ def evaluation_settings(config: TrainConfig, setup: Setup, temperature: float) -
     }
 
 
-def film(
-    policy: "OpenVLAPolicy", config: TrainConfig, setup: Setup, file: Path, temperature: float, init_state_id: int
-) -> Path:
+def film(policy: "OpenVLAPolicy", config: TrainConfig, setup: Setup, file: Path, temperature: float, start: int) -> Path:
     """
     A video of an episode, the one that :func:`evaluate` has played from this start.
 
     :param file: the video.
+    :param start: number of the start.
     """
     from sb3_tgrpo.evaluation import evaluate_policy
 
-    settings = {**evaluation_settings(config, setup, temperature), "init_state_ids": [init_state_id], "episodes_per_start": 1}
+    settings = evaluation_settings(config, setup, temperature)
+    for name in ("init_state_ids", "seeds"):
+        if name in settings:
+            settings[name] = [settings[name][start]]
+    settings["episodes_per_start"] = 1
     with tempfile.TemporaryDirectory(dir=file.parent) as made:
-        evaluate_policy(policy, config.task.env, **settings, n_envs=1, video_folder=made, record="all")
+        evaluate_policy(policy, evaluation_envs(config), **settings, n_envs=1, video_folder=made, record="all")
         (video,) = Path(made).glob("*.mp4")
         os.replace(video, file)
     return file

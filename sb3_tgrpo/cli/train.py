@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     config = config_from(args)
     command = shlex.join(["sb3-tgrpo", *sys.argv[1:]])
     name = config.task.env.removeprefix("LIBERO/").removesuffix("-v0")
-    folder = args.out if args.out is not None else Path("runs") / name
+    folder = args.out if args.out is not None else Path("runs") / name.replace("/", "_").replace(":", "_")
     if args.seeds is not None and hasattr(args, "seed"):
         raise ValueError("--seed and --seeds contradict each other: leave one out.")
     try:
@@ -110,6 +110,9 @@ def run(args: argparse.Namespace) -> int:
     except TrainingError as error:
         print(f"sb3-tgrpo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("The same command goes on from here.", file=sys.stderr)
+        raise
     if args.measure_signal is not None:
         print(report)
         return 0
