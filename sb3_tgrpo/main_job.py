@@ -125,7 +125,7 @@ def run_seeds(
     view = view or RunView()
     runs = {}
     with every.locked():
-        _record_config(replace(config, seed=seeds[0]), every, command)
+        _record_config(replace(config, seed=0), every, command, several=True)
         for seed in seeds:
             view.rows = []
             view.print(f"seed {seed}")
@@ -198,13 +198,19 @@ def _clock(run: RunFolder, name: str) -> Iterator[None]:
     run.write(SECONDS_FILE, {**seconds, name: seconds.get(name, 0.0) + time.perf_counter() - started})
 
 
-def _record_config(config: TrainConfig, run: RunFolder, command: str | None) -> None:
+def _record_config(config: TrainConfig, run: RunFolder, command: str | None, several: bool = False) -> None:
     """Write the configuration, or check that it is the one of an earlier call."""
     earlier = run.read("config.json")
     if earlier is None:
         run.write("config.json", config.to_dict())
-        run.write("run.json", {"command": command, "started": now(), "seed": config.seed, **environment_record()})
+        seed = "several" if several else config.seed
+        run.write("run.json", {"command": command, "started": now(), "seed": seed, **environment_record()})
         return
+    if several != ((run.read("run.json") or {}).get("seed") == "several"):
+        raise ValueError(
+            f"{run.path} holds {'one run' if several else 'runs of several seeds'}: choose another folder with --out for "
+            f"{'several' if several else 'a single one'}."
+        )
     # Where and how fast it runs may change on the way; what it computes may not.
     changed = [text for text in difference(earlier, config.to_dict()) if text.split(" ")[0] not in _MAY_CHANGE]
     if changed:
@@ -356,7 +362,7 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
     if isinstance(error, th.OutOfMemoryError) or "cuda out of memory" in low:
         return (
             f"The GPU's memory ran out. Lower micro_batch_size (now {algorithm.micro_batch_size}), which does not change the "
-            f"result, or use LoRA (lora, now {config.start.lora}). {goes_on}"
+            f"result, or train an adapter alone (lora, now {config.start.lora}). {goes_on}"
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
         return (

@@ -47,7 +47,9 @@ class StartConfig:
 
     checkpoint: str | None = setting(None, "start policy: folder, hub id or 'tiny'; none: the one that ships")
     from_scratch: bool = setting(False, "collect demonstrations and train the start policy first")
-    lora: str | None = setting(None, "adapter: 'language', 'upstream', or none to train all weights")
+    lora: str | None = setting(
+        "auto", "adapter: 'language', 'upstream', none for all weights; auto: none for tiny, else language"
+    )
     demos: int = setting(60, "demonstrations")
     dart: float = setting(0.15, "standard deviation of executed, unrecorded noise (DART)")
     detour: float = setting(0.0, "metres by which the expert varies its ways")

@@ -48,6 +48,7 @@ class Setup:
     :param assets_kind: what that is here, ``"full"`` or ``"light"``.
     :param image_size: pixels.
     :param reward_text: the reward, in words.
+    :param lora: adapter, None to train all weights.
     """
 
     checkpoint: str
@@ -55,6 +56,7 @@ class Setup:
     assets_kind: str
     image_size: int
     reward_text: str
+    lora: str | None
 
 
 # ---------------------------------------------------------------------- the start
@@ -178,17 +180,19 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     from sb3_tgrpo.envs.assets import resolve_assets
     from sb3_tgrpo.openvla.loading import read_config
 
-    if not is_libero(config):
-        return Setup(checkpoint, "auto", "none", 0, "the environment's own")
     model = read_config(checkpoint)
+    small = model.pipeline == "area"
+    lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
+    if not is_libero(config):
+        return Setup(checkpoint, "auto", "none", 0, "the environment's own", lora)
     ours = model.raw.get("sb3_tgrpo", {})
     trained_on: Assets | None = "light" if checkpoint == "tiny" else ours.get("assets")
     assets: Assets = config.task.assets or trained_on or "auto"
     recorded = ours.get("sft", {}).get("demonstrations", {}).get("image_size")
-    default_size = recorded[0] if recorded else TINY_IMAGE_SIZE if model.pipeline == "area" else UPSTREAM_IMAGE_SIZE
+    default_size = recorded[0] if recorded else TINY_IMAGE_SIZE if small else UPSTREAM_IMAGE_SIZE
     program = reward_program(config)
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, paid {program.payment}"
-    return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text)
+    return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text, lora)
 
 
 def is_libero(config: TrainConfig) -> bool:
@@ -263,14 +267,14 @@ def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
     env = gym.make(config.task.env, **env_kwargs(config, setup))
     spaces = env.observation_space, env.action_space
     env.close()
-    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), device=config.device, **policy_kwargs(config, setup))
+    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), device=config.device, **policy_kwargs(setup))
     policy.set_training_mode(False)
     return policy
 
 
-def policy_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
+def policy_kwargs(setup: Setup) -> dict[str, Any]:
     """Keyword arguments of the policy."""
-    return {"checkpoint": setup.checkpoint, "lora": config.start.lora, "value_head": False}
+    return {"checkpoint": setup.checkpoint, "lora": setup.lora, "value_head": False}
 
 
 def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -> "TGRPO":
@@ -284,7 +288,7 @@ def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -
         "OpenVLAPolicy",
         env,
         **algorithm,
-        policy_kwargs=policy_kwargs(config, setup),
+        policy_kwargs=policy_kwargs(setup),
         tensorboard_log=_tensorboard_folder(folder),
         seed=config.seed,
         device=config.device,

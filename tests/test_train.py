@@ -240,6 +240,8 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
     assert (tmp_path / "evaluations/before_greedy").is_dir() and not (tmp_path / "seed_1/evaluations/before_greedy").exists()
     report = (tmp_path / "report.html").read_text()
     assert 'href="seed_1/report.html"' in report
+    assert main(["train", *TOY, "--out", str(tmp_path)]) == 1 and "runs of several seeds" in capsys.readouterr().err
+    assert main(["train", *TOY, "--seeds", "0", "1", "--out", str(finished)]) == 1 and "one run" in capsys.readouterr().err
     assert main(["train", *TOY, "--seeds", "0", "0", "--out", str(tmp_path)]) == 1
     assert main(["train", *TOY, "--seeds", "0", "--seed", "1", "--out", str(tmp_path)]) == 1
 
