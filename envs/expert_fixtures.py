@@ -12,7 +12,7 @@ _CLEAR = 0.10
 _SLOPE = 0.25
 """How much the hand that takes a drawer's bar points down, radians: lying flat, the arm comes to its limits."""
 
-_PUSH_SLOPE = 0.5
+_PUSH_SLOPE = 0.8
 """The same of the hand that pushes a drawer shut."""
 _HOLLOW, _PRESS = 0.006, 0.006
 """Thickness of a flat thing's bottom, and how far the fingers that push it press into it, metres."""
@@ -202,10 +202,10 @@ class CloseDrawer(_Handle):
             self.stage = "push"
             return Command(bar - 0.08 * self.out, rotation, CLOSE, 0.6)
         self.stage = "approach"
-        target = bar + _CLEAR * self.out
-        if ahead < 0.05 or float(np.linalg.norm(beside[:2])) > 0.02 or turn > 0.35:  # over it, then down in front
+        target = bar + 0.06 * self.out
+        if ahead < 0.03 or float(np.linalg.norm(beside[:2])) > 0.02 or turn > 0.35:  # over it, then down in front
             target[2] += 0.16
-            if eef[2] < target[2] - 0.04 and ahead < 0.05:  # up before across
+            if eef[2] < target[2] - 0.04 and ahead < 0.03:  # up before across
                 target[:2] = eef[:2] + (target[:2] - eef[:2]) * 0.1
         return Command(target, rotation, CLOSE, self._speed)
 

@@ -1,5 +1,7 @@
 """Picking an object up and putting it into a container, onto another object, or onto a region."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from sb3_tgrpo.envs.expert_grasps import (
@@ -13,7 +15,7 @@ from sb3_tgrpo.envs.expert_grasps import (
     obstacles,
     pose,
 )
-from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_yaw, gripper_down, rotation_of
+from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, about_axis, finger_yaw, gripper_down, rotation_of
 from sb3_tgrpo.rewards.task_facts import TaskFacts
 from sb3_tgrpo.rewards.vocabulary import State
 
@@ -29,8 +31,19 @@ _UPRIGHT = -0.8
 """Vertical part of the direction in which the hand points: above this it is lying, and moves nowhere before it is raised."""
 _NEAR = 0.12
 """Closer than this to what is higher, an object is lifted straight up, metres: the hand is 0.2 m wide."""
+_UNDER = 0.06
+"""What is at least this far above the table juts out over things, metres."""
+_HAND_HEIGHT, _MOST_LEAN = 0.15, 0.35
+"""Height above the fingertips at which the hand is to be clear of what juts out, metres, and how far it leans for that."""
+_WIDE_OPEN = 0.074
+"""Opening at which the fingers hold nothing, whatever they touch, metres."""
 _NARROW = 0.05
 """Half width below which an opening wants the object turned to fit, metres."""
+
+
+def _ends_of_hand(point: Vector, fingers: Vector) -> list[tuple[Vector, float]]:
+    """The hand above a point: two points along the direction in which the fingers open, each with its half width."""
+    return [(point + 0.085 * side * fingers, 0.04) for side in (-1, 1)]
 
 
 class Place:
@@ -62,6 +75,7 @@ class Place:
             j for j, other in enumerate(facts.goal) if self.site and (other.predicate, other.args[1:]) == ("on", atom.args[1:])
         ]
         self._slot = others.index(k) - (len(others) - 1) / 2 if len(others) > 1 else 0.0
+        self._narrow = atom.predicate == "in" and self.site is not None and min(self.site.half_size[:2]) < _NARROW
         self._atom = f"goal_{k}"
         self._rng = rng
         self._detour = detour
@@ -112,8 +126,8 @@ class Place:
         point, top = self._surface(state)
         aim = point + np.array([*self._aim, 0.0])
         if self.predicate == "in":
-            # Let go just above the region, so that it ends with the release.
-            aim[2] = top + 0.022
+            # Let go just above the region, so that it ends with the release; but guide it into a narrow one.
+            aim[2] = top - 0.02 if self._narrow else top + 0.022
             # The walls of LIBERO's fixtures stand above their regions.
             return aim, top + (0.02 if self._parent_is_object else 0.05)
         else:
@@ -126,7 +140,7 @@ class Place:
 
     def _fitting_yaw(self, state: State) -> float:
         """The gripper's yaw on the way: as it grasped, unless the opening is narrow."""
-        if self.predicate == "in" and self.site is not None and min(self.site.half_size[:2]) < _NARROW:
+        if self._narrow and self.site is not None:
             rotation = pose(state, self.target)[1]
             narrow = rotation[:, int(np.argmin(self.site.half_size[:2]))]
             if abs(narrow[2]) < 0.5:
@@ -153,18 +167,25 @@ class Place:
         ]
         return float(np.clip((min(near, default=1.0) - _NEAR) / 0.1, 0.0, 1.0))
 
-    def _from_under(self, state: State, pos: Vector, eef: Vector) -> Vector:
-        """The way (2,) that takes the held object and the hand from under what juts out over them."""
-        fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
-        radius = float((np.abs(pose(state, self.thing.name)[1]) @ box_of(self.thing)[1])[:2].max())
-        parts = ((pos, radius + 0.015), (eef + 0.09 * fingers, 0.04), (eef - 0.09 * fingers, 0.04))
+    def _from_under(self, state: State, parts: Sequence[tuple[Vector, float]]) -> Vector:
+        """The way (2,) that takes points, each with a margin, from under what juts out over them."""
         ways = [
             obstacle.way_out(point, margin)
             for obstacle in obstacles(state, self.facts, (self.thing.name,))
-            if obstacle.bottom > self.facts.support_z + 0.03
+            if obstacle.bottom > self.facts.support_z + _UNDER
             for point, margin in parts
         ]
         return max(ways, key=lambda way: float(np.linalg.norm(way)), default=np.zeros(2))
+
+    def _hand(self, state: State, point: Vector, yaw: float) -> Vector:
+        """The rotation of a hand above a point: leaning away from what juts out over it."""
+        down = gripper_down(yaw)
+        way = self._from_under(state, _ends_of_hand(point, down[:, 1]))
+        far = float(np.linalg.norm(way))
+        if far == 0:
+            return down
+        axis = np.array([-way[1], way[0], 0.0]) / far
+        return about_axis(axis, min(far / _HAND_HEIGHT, _MOST_LEAN)) @ down
 
     # ------------------------------------------------------------------ what to do
 
@@ -195,7 +216,8 @@ class Place:
         self.stage = "release"
         self._grasp = None
         self._held = 0
-        up = 0.0 if state[f"{self.thing.name}_touched"] else 0.1
+        free = not state[f"{self.thing.name}_touched"] or float(state["gripper_opening"]) > _WIDE_OPEN  # type: ignore[arg-type]
+        up = 0.1 if free else 0.0
         return Command(eef + np.array([0.0, 0.0, up]), gripper_down(self._yaw), OPEN)
 
     def _pick(self, state: State, eef: Vector) -> Command:
@@ -220,7 +242,7 @@ class Place:
             self.stage = "grasp"
             if self._closing > _CLOSING_STEPS or across > 0.03:
                 self._give_up()
-            return Command(target, gripper_down(self._yaw), CLOSE)
+            return Command(target, self._hand(state, point, self._yaw), CLOSE)
 
         self.stage = "approach"
         distance = float(np.linalg.norm(error)) + 0.1 * turn
@@ -243,7 +265,7 @@ class Place:
                 target[2] = max(target[2], float(eef[2]))
             if (eef[2] < safe - 0.01 or lying) and across > 0.04:  # up before across
                 target[:2] = eef[:2] + (target[:2] - eef[:2]) * 0.1
-        return Command(target, gripper_down(self._yaw), OPEN, self._speed)
+        return Command(target, self._hand(state, point, self._yaw), OPEN, self._speed)
 
     def _give_up(self) -> None:
         """Back off, then try another grasp."""
@@ -258,13 +280,15 @@ class Place:
         below = -heights(self.thing, rotation)[0]
         across = float(np.linalg.norm((aim - pos)[:2]))
         carrying = gripper_down(self._fitting_yaw(state))
-        near = 0.03 if self.stage == "lower" else 0.012
-        if across < near:
+        turn = abs(finger_yaw(rotation_of(state["eef_quat"])[:, 1], self._fitting_yaw(state)) - self._fitting_yaw(state))  # type: ignore[arg-type]
+        begin, keep = (0.007, 0.015) if self._narrow else (0.012, 0.03)
+        fits = across < (keep if self.stage == "lower" else begin)
+        if fits and (not self._narrow or self.stage == "lower" or turn < 0.05):
             if pos[2] < aim[2] + 0.006:
                 self._since_release = 0
                 return self._let_go(state, eef)
             self.stage = "lower"
-            return Command(eef + (aim - pos), carrying, CLOSE, 0.6)
+            return Command(eef + (aim - pos), carrying, CLOSE, 0.3 if self._narrow else 0.6)
         margin = 0.03 + float(np.linalg.norm((np.abs(rotation) @ box_of(self.thing)[1])[:2]))
         others = (self.thing.name, self.target, self.site.parent if self.site is not None else "")
         above = self._obstacle_height(state, pos, aim, margin, others) + 0.03
@@ -281,7 +305,10 @@ class Place:
         if pos[2] < height - 0.03:
             self.stage = "lift"
             target[:2] = pos[:2] + (aim - pos)[:2] * 0.05 * self._room(state, pos, eef, float(pos[2]) - below)
-            aside = self._from_under(state, pos, eef)
+            radius = float((np.abs(rotation) @ box_of(self.thing)[1])[:2].max()) + 0.015
+            fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
+            aside = self._from_under(state, [(pos, radius), *_ends_of_hand(eef, fingers)])
+            carrying = self._hand(state, eef, self._fitting_yaw(state))
             if aside.any():
                 target[:2] = pos[:2] + aside
                 if float(np.linalg.norm(aside)) > 0.02:

@@ -1,13 +1,17 @@
 """Scripted experts: their motion, that they solve tasks, recover, and read nothing but the facts."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from sb3_tgrpo.envs import evaluate_experts
+from sb3_tgrpo.envs.evaluate_experts import Result, Settings, evaluate
 from sb3_tgrpo.envs.expert_fixtures import handle_of, opening_direction
-from sb3_tgrpo.envs.expert_grasps import check_graspable, choose_grasp
+from sb3_tgrpo.envs.expert_grasps import Obstacle, check_graspable, choose_grasp, obstacles
 from sb3_tgrpo.envs.expert_motion import (
     CLOSE,
     OPEN,
@@ -119,6 +123,26 @@ def test_drawers_open_the_way_their_handles_stick_out() -> None:
         handle_of(facts, "plate_1")
 
 
+def test_the_way_out_of_a_box_is_the_shortest() -> None:
+    box = Obstacle("box", np.array([1.0, 0.0]), np.eye(2), np.array([0.2, 0.1]), 1.0, 0.5)
+    np.testing.assert_allclose(box.way_out(np.array([1.05, -0.06, 0.0]), 0.02), [0.0, -0.06])
+    np.testing.assert_allclose(box.way_out(np.array([0.85, 0.0, 0.0]), 0.02), [-0.07, 0.0])
+    np.testing.assert_allclose(box.way_out(np.array([1.23, 0.0, 0.0]), 0.02), [0.0, 0.0])
+
+
+def test_the_drawer_of_the_goal_is_in_the_way_and_juts_out() -> None:
+    facts = load_task_facts("libero_goal-3")
+    state: dict[str, Any] = {f"{thing.name}_pos": thing.start_pos for thing in (*facts.objects, *facts.fixtures, *facts.sites)}
+    state |= {f"{thing.name}_quat": thing.start_quat for thing in (*facts.objects, *facts.fixtures, *facts.sites)}
+    state |= {f"{handle.name}_pos": handle.start_pos for handle in facts.handles}
+    drawer = next(box for box in obstacles(state, facts) if box.name == "wooden_cabinet_1_top_region")
+    assert drawer.bottom > facts.support_z + 0.1
+    x, y, z = facts.sites[0].start_pos
+    state["wooden_cabinet_1_top_region_pos"] = (x, y + 0.15, z)
+    opened = next(box for box in obstacles(state, facts) if box.name == "wooden_cabinet_1_top_region")
+    assert opened.center[1] == pytest.approx(drawer.center[1] + 0.15)
+
+
 # ---------------------------------------------------------------------- solving tasks
 
 
@@ -201,6 +225,14 @@ def test_expert_solves_light_tasks(task: str) -> None:
     env.close()
 
 
+@pytest.mark.parametrize("task", ["libero_goal-0", "libero_goal-3", "libero_goal-5"])
+def test_expert_moves_what_is_not_carried(task: str) -> None:
+    """A drawer is opened, opened for what goes into it, and a plate is pushed; from drawn starts."""
+    env = LiberoEnv(*parse_task_id(task), observations=(), assets="light")
+    assert solve(env, ScriptedExpert(task), start=None, seed=0)
+    env.close()
+
+
 @pytest.mark.full_assets
 @pytest.mark.parametrize("task", ["libero_spatial-9", "libero_goal-8", "libero_goal-9", "libero_10-4"])
 def test_expert_solves_full_tasks(task: str) -> None:
@@ -226,3 +258,38 @@ def test_arguments() -> None:
         ScriptedExpert("nonsense")
     with pytest.raises(ValueError, match="std must be between"):
         ScriptedExpert("libero_object-1", noise=-1)
+
+
+# ---------------------------------------------------------------------- evaluation
+
+
+def test_evaluation_continues_and_refuses_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[int] = []
+
+    def play(env: object, expert: object, start: int, seed: int) -> int | None:
+        played.append(start)
+        if start == 4:
+            raise KeyboardInterrupt
+        return None if start == 1 else 100 + seed
+
+    monkeypatch.setattr(evaluate_experts, "LiberoEnv", lambda *_, **__: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(evaluate_experts, "_play", play)
+    file, settings = tmp_path / "libero_goal-0.json", Settings("light", seed=7, code="abc")
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("libero_goal-0", range(6), settings, file)
+    assert played == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(evaluate_experts, "_play", lambda env, expert, start, seed: played.append(start) or 100 + seed)
+    result = evaluate("libero_goal-0", range(6), settings, file)
+    assert played == [0, 1, 2, 3, 4, 4, 5]
+    assert result.lengths() == [107, 109, 110, 111, 112] and result.failed() == [1]
+    assert Result.from_json(file.read_bytes()) == result
+    assert len(evaluate("libero_goal-0", range(3), settings, file).steps) == 3
+    with pytest.raises(ValueError, match="remove it, or choose another --out"):
+        evaluate("libero_goal-0", range(6), Settings("light", seed=7, code="abd"), file)
+
+
+def test_table_has_interval_and_lengths() -> None:
+    steps: dict[int, int | None] = {start: 90 + start for start in range(48)}
+    text = evaluate_experts.table([Result("libero_object-3", Settings("full"), steps | {48: None, 49: None})])
+    assert "### libero_object, full assets" in text
+    assert "| 48/50 | 96 % | 87 to 99 % | 114 (137) | 280 |" in text
