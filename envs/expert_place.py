@@ -75,7 +75,10 @@ class Place:
             j for j, other in enumerate(facts.goal) if self.site and (other.predicate, other.args[1:]) == ("on", atom.args[1:])
         ]
         self._slot = others.index(k) - (len(others) - 1) / 2 if len(others) > 1 else 0.0
-        self._narrow = atom.predicate == "in" and self.site is not None and min(self.site.half_size[:2]) < _NARROW
+        self._narrow: int | None = None  # axis of the region in which it is narrow
+        if atom.predicate == "in" and self.site is not None:
+            half = np.where(np.abs(rotation_of(self.site.start_quat)[2]) < 0.5, self.site.half_size, np.inf)
+            self._narrow = int(np.argmin(half)) if half.min() < _NARROW else None
         self._atom = f"goal_{k}"
         self._rng = rng
         self._detour = detour
@@ -127,7 +130,7 @@ class Place:
         aim = point + np.array([*self._aim, 0.0])
         if self.predicate == "in":
             # Let go just above the region, so that it ends with the release; but guide it into a narrow one.
-            aim[2] = top - 0.02 if self._narrow else top + 0.022
+            aim[2] = top - 0.02 if self._narrow is not None else top + 0.022
             # The walls of LIBERO's fixtures stand above their regions.
             return aim, top + (0.02 if self._parent_is_object else 0.05)
         else:
@@ -140,11 +143,8 @@ class Place:
 
     def _fitting_yaw(self, state: State) -> float:
         """The gripper's yaw on the way: as it grasped, unless the opening is narrow."""
-        if self._narrow and self.site is not None:
-            rotation = pose(state, self.target)[1]
-            narrow = rotation[:, int(np.argmin(self.site.half_size[:2]))]
-            if abs(narrow[2]) < 0.5:
-                return finger_yaw(narrow, self._yaw)
+        if self._narrow is not None:
+            return finger_yaw(pose(state, self.target)[1][:, self._narrow], self._yaw)
         return self._yaw
 
     def _obstacle_height(self, state: State, start: Vector, end: Vector, margin: float, ignore: tuple[str, ...]) -> float:
@@ -279,16 +279,18 @@ class Place:
         aim, clearance = self.goal(state)
         below = -heights(self.thing, rotation)[0]
         across = float(np.linalg.norm((aim - pos)[:2]))
-        carrying = gripper_down(self._fitting_yaw(state))
-        turn = abs(finger_yaw(rotation_of(state["eef_quat"])[:, 1], self._fitting_yaw(state)) - self._fitting_yaw(state))  # type: ignore[arg-type]
-        begin, keep = (0.007, 0.015) if self._narrow else (0.012, 0.03)
-        fits = across < (keep if self.stage == "lower" else begin)
-        if fits and (not self._narrow or self.stage == "lower" or turn < 0.05):
+        tight = self._narrow is not None
+        fitting = self._fitting_yaw(state)
+        carrying = gripper_down(fitting)
+        turn = abs(finger_yaw(rotation_of(state["eef_quat"])[:, 1], fitting) - fitting)  # type: ignore[arg-type]
+        begin, keep = (0.007, 0.015) if tight else (0.012, 0.03)
+        lowering = self.stage == "lower"
+        if across < (keep if lowering else begin) and (turn < 0.05 or lowering or not tight):
             if pos[2] < aim[2] + 0.006:
                 self._since_release = 0
                 return self._let_go(state, eef)
             self.stage = "lower"
-            return Command(eef + (aim - pos), carrying, CLOSE, 0.3 if self._narrow else 0.6)
+            return Command(eef + (aim - pos), carrying, CLOSE, 0.3 if tight else 0.6)
         margin = 0.03 + float(np.linalg.norm((np.abs(rotation) @ box_of(self.thing)[1])[:2]))
         others = (self.thing.name, self.target, self.site.parent if self.site is not None else "")
         above = self._obstacle_height(state, pos, aim, margin, others) + 0.03
@@ -308,7 +310,7 @@ class Place:
             radius = float((np.abs(rotation) @ box_of(self.thing)[1])[:2].max()) + 0.015
             fingers = rotation_of(state["eef_quat"])[:, 1]  # type: ignore[arg-type]
             aside = self._from_under(state, [(pos, radius), *_ends_of_hand(eef, fingers)])
-            carrying = self._hand(state, eef, self._fitting_yaw(state))
+            carrying = self._hand(state, eef, fitting)
             if aside.any():
                 target[:2] = pos[:2] + aside
                 if float(np.linalg.norm(aside)) > 0.02:
