@@ -37,6 +37,14 @@ def test_libero(tmp_path: Path) -> None:
         assert (tmp_path / "runs/libero_example" / name).stat().st_size > 0
 
 
+def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    toy = ("--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--steps", "40", "--starts", "1")
+    output = run(str(ROOT / "examples/03_train.py"), *toy, cwd=tmp_path)
+    assert "TGRPO: " in output and "exact McNemar" in output
+    assert (tmp_path / "runs/trajectory_level/report.html").exists()
+
+
 @pytest.mark.parametrize("arguments", [("--steps", "500", "--repetitions", "1")])
 def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     table = run(str(ROOT / "examples/benchmarks/algorithm_overhead.py"), *arguments, cwd=tmp_path)
