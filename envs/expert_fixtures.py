@@ -7,7 +7,7 @@ from sb3_tgrpo.envs.expert_motion import CLOSE, OPEN, Command, Vector, finger_ya
 from sb3_tgrpo.rewards.task_facts import HandleFacts, JointFacts, TaskFacts
 from sb3_tgrpo.rewards.vocabulary import State
 
-_CLOSING_STEPS = 12
+_CLOSING_STEPS, _BAR_STEPS = 12, 9
 _CLEAR = 0.10
 _SLOPE = 0.25
 """How much the hand that takes a drawer's bar points down, radians: lying flat, the arm comes to its limits."""
@@ -150,18 +150,21 @@ class OpenDrawer(_Handle):
         if self.opened(state):
             self.stage = "release"
             self._closing = 0
-            gone = ahead > 0.06
+            gone = ahead > 0.05
             if not gone and float(state["gripper_opening"]) < 0.05:  # type: ignore[arg-type]
                 return Command(eef, self._rotation, OPEN)
-            return Command(eef + 0.1 * (np.array([0.0, 0.0, 1.0]) if gone else self.out), self._rotation, OPEN)
+            up = np.array([0.0, 0.0, 1.0 if gone else 0.0])
+            return Command(eef + 0.1 * (self.out * (ahead < 0.09) + up), self._rotation, OPEN)
         self._left = False
         if self._closing > 0 or (float(np.linalg.norm(beside)) < 0.012 and abs(ahead) < 0.010):
             self._closing += 1
             if float(np.linalg.norm(beside)) > 0.03 or ahead > 0.04:
                 self._closing = 0
-            if self._closing > _CLOSING_STEPS:
+            if self._closing > _BAR_STEPS:
                 self.stage = "pull"
-                return Command(eef + 0.08 * self.out, self._rotation, CLOSE, 0.7)
+                # Slower towards the end: a drawer pulled out further than need be is only in the way.
+                nearly = float(state[f"{self.joint.name}_qpos"]) < 0.8 * self._enough  # type: ignore[arg-type]
+                return Command(eef + 0.08 * self.out, self._rotation, CLOSE, 0.4 if nearly else 0.9)
             self.stage = "grasp"
             return Command(bar, self._rotation, CLOSE)
         self.stage = "approach"

@@ -191,6 +191,7 @@ def _crowding(point: Vector, direction: Vector, around: Sequence[Obstacle]) -> f
         for obstacle in around:
             if obstacle.top > point[2] + low:
                 depth += float(np.maximum(margin - obstacle.distance(parts), 0.0).sum())
+                depth += sum(float(np.linalg.norm(obstacle.way_out(part, 0.0))) for part in parts)
     return depth
 
 
