@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 SECONDS_FILE = "seconds.json"
+MAY_CHANGE = {"wandb", "threads", "workers", "save_every", "evaluation.eval_workers"}
+"""Settings that do not change the result, so that an interrupted run may go on with others."""
 
 Pairs = dict[float, "tuple[Evaluation, Evaluation]"]
 
@@ -212,14 +214,12 @@ def _record_config(config: TrainConfig, run: RunFolder, command: str | None, sev
             f"{'several' if several else 'a single one'}."
         )
     # Where and how fast it runs may change on the way; what it computes may not.
-    changed = [text for text in difference(earlier, config.to_dict()) if text.split(" ")[0] not in _MAY_CHANGE]
+    earlier = TrainConfig.from_dict(earlier, str(run / "config.json")).to_dict()  # settings newer than it have their defaults
+    changed = [text for text in difference(earlier, config.to_dict()) if text.split(" ")[0] not in MAY_CHANGE]
     if changed:
         raise ValueError(
             f"{run.path} holds a run of other settings ({'; '.join(changed)}). Choose another folder with --out, or delete it."
         )
-
-
-_MAY_CHANGE = {"wandb", "threads", "workers", "save_every", "evaluation.eval_workers"}
 
 
 def _before_folder(config: TrainConfig, common: RunFolder, run: RunFolder, temperature: float) -> RunFolder:

@@ -139,7 +139,7 @@ class MetricsCallback(BaseCallback):
         if self._pending is None:
             return
         values = self.logger.name_to_value
-        if "train/loss" not in values:  # stopped before the update
+        if not any(name.startswith("train/") for name in values):  # stopped before the update
             return
         kept = {name: value for name, value in values.items() if name.startswith(("train/", "time/update"))}
         row = {"update": len(self.rows) + 1, "timesteps": self.num_timesteps, **self._pending, **kept}

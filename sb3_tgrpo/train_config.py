@@ -18,6 +18,7 @@ Assets = Literal["auto", "full", "light"]
 Payment = Literal["per_step", "latched", "potential"]
 StopOn = Literal["success", "termination", "never"]
 Starts = Literal["drawn", "stored"]
+Algo = Literal["tgrpo", "sft", "ppo", "dpo", "tpo", "trpo", "recurrent_ppo"]
 
 START_FOLDER = Path(__file__).parent / "data" / "start"
 
@@ -65,8 +66,9 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """How it is trained: the arguments of TGRPO."""
+    """How it is trained: the arguments of TGRPO, which other methods share as far as they have them."""
 
+    algo: Algo = setting("tgrpo", "what trains; sft: nothing, the start policy stays as it is")
     total_timesteps: int = setting(60_000, "environment steps that count")
     learning_rate: float = setting(1e-4, "of AdamW, constant")
     group_size: int = setting(4, "trajectories from one start")
@@ -84,6 +86,19 @@ class AlgorithmConfig:
     micro_batch_size: int | None = setting(512, "steps per forward pass: memory, not the result")
     max_grad_norm: float = setting(1.0, "bound on the gradient's norm")
     target_kl: float | None = setting(None, "end an update beyond 1.5 times this KL")
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """What other methods than TGRPO have beside the arguments that they share with it."""
+
+    beta: float = setting(0.1, "dpo, tpo: how far the policy may go from the start policy")
+    n_steps: int = setting(256, "ppo and references: steps per environment and rollout, about")
+    minibatch_size: int = setting(256, "ppo and references: steps per optimizer step and forward pass")
+    gamma: float = setting(0.99, "ppo and references: discount")
+    gae_lambda: float = setting(0.95, "ppo and references: decay of the advantage estimate")
+    vf_coef: float = setting(0.5, "ppo: weight of the value loss")
+    ent_coef: float = setting(0.0, "ppo: weight of the entropy")
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,7 @@ class TrainConfig:
     task: TaskConfig = TaskConfig()
     start: StartConfig = StartConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    baseline: BaselineConfig = BaselineConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: int = setting(0, "of starts, sampling and the order of minibatches")
     device: str = setting("auto", "auto, cpu or cuda")
@@ -138,6 +154,11 @@ class TrainConfig:
             raise ValueError(
                 f"groups_per_update={self.algorithm.groups_per_update} must be a multiple of "
                 f"parallel_groups={self.algorithm.parallel_groups}."
+            )
+        if self.algorithm.algo in ("dpo", "tpo") and self.algorithm.stop_on != "never":
+            raise ValueError(
+                f"algo={self.algorithm.algo!r} compares successes with failures, and a member that is cut short is neither: set "
+                f"stop_on='never' (now {self.algorithm.stop_on!r})."
             )
         if self.start.from_scratch and self.start.checkpoint is not None:
             raise ValueError(f"from_scratch trains a start policy of its own: leave out checkpoint={self.start.checkpoint!r}.")
@@ -184,11 +205,11 @@ _POSITIVE = {
     "demos", "sft_steps", "sft_learning_rate", "sft_batch_size", "action_bins", "total_timesteps", "learning_rate",
     "groups_per_update", "parallel_groups", "temperature", "clip_range", "n_epochs", "batch_size", "micro_batch_size",
     "max_grad_norm", "target_kl", "eval_starts", "eval_episodes", "eval_workers", "threads", "workers", "save_every",
-    "image_size", "max_episode_steps",
+    "image_size", "max_episode_steps", "beta", "n_steps", "minibatch_size", "gamma", "gae_lambda",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "alpha_step", "alpha_traj", "kl_coef", "start_noise", "dart", "detour", "sft_min_range", "sft_validation", "seed",
-    "start_seed",
+    "start_seed", "vf_coef", "ent_coef",
 }  # fmt: skip
 
 BUDGETS: dict[str, TrainConfig] = {
@@ -242,6 +263,24 @@ def flags() -> list[tuple[str, str, Any, Any, str]]:
             if "help" in item.metadata:
                 found.append((section, item.name, hints[item.name], item.default, item.metadata["help"]))
     return found
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """
+    A setting's value from text, JSON or a plain word.
+
+    :param name: of the setting; names are unique over all sections.
+    :param text: such as ``0.3``, ``never`` or ``none``.
+    :raises ValueError: if there is no such setting, or it can't have this value.
+    """
+    hints = {known: hint for _, known, hint, *_ in flags()}
+    if name not in hints:
+        raise ValueError(f"Unknown setting {name!r}. Available: {', '.join(sorted(hints))}.")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None if text.lower() == "none" else text
+    return _checked(hints[name], value, name)
 
 
 # ---------------------------------------------------------------------- reading

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
+from sb3_tgrpo.baselines import GROUPED, REFERENCES, algorithm_class, make_baseline, make_ungrouped_env
 from sb3_tgrpo.live_view import RunView
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv, save_atomically
 from sb3_tgrpo.train_config import Assets, TrainConfig, difference, shipped_start
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.envs import GroupVecEnv
     from sb3_tgrpo.evaluation import Evaluation
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
-    from sb3_tgrpo.tgrpo import TGRPO
 
 TINY_IMAGE_SIZE = 128
 UPSTREAM_IMAGE_SIZE = 256
@@ -234,8 +234,8 @@ def env_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
     return kwargs
 
 
-def make_training_env(config: TrainConfig, setup: Setup) -> "GroupVecEnv":
-    """The groups to train on."""
+def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
+    """The groups to train on, or as many environments that each go their own way for methods without groups."""
     from sb3_tgrpo.envs import make_group_env
 
     kwargs = env_kwargs(config, setup)
@@ -248,6 +248,10 @@ def make_training_env(config: TrainConfig, setup: Setup) -> "GroupVecEnv":
         def options(rng: Any) -> dict[str, Any]:
             return {"init_state_id": int(rng.integers(count))}
 
+    if config.algorithm.algo not in GROUPED:
+        source = env_source(config)
+        make = partial(gym.make, source, **kwargs) if isinstance(source, str) else partial(source, **kwargs)
+        return make_ungrouped_env(make, config.algorithm.group_size * config.algorithm.parallel_groups, options)
     return make_group_env(
         env_source(config),
         config.algorithm.group_size,
@@ -277,12 +281,14 @@ def policy_kwargs(setup: Setup) -> dict[str, Any]:
     return {"checkpoint": setup.checkpoint, "lora": setup.lora, "value_head": False}
 
 
-def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -> "TGRPO":
+def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -> OnPolicyAlgorithm:
     """The algorithm at its start."""
     from sb3_tgrpo.tgrpo import TGRPO
 
+    if config.algorithm.algo != "tgrpo":
+        return make_baseline(config, env, policy_kwargs(setup), _tensorboard_folder(folder))
     algorithm = dataclasses.asdict(config.algorithm)
-    for name in ("total_timesteps", "group_size", "parallel_groups", "stop_on"):  # of the environment and of learn()
+    for name in ("algo", "total_timesteps", "group_size", "parallel_groups", "stop_on"):  # of the environment and of learn()
         del algorithm[name]
     return TGRPO(
         "OpenVLAPolicy",
@@ -302,30 +308,35 @@ def _tensorboard_folder(folder: RunFolder) -> str | None:
 # ---------------------------------------------------------------------- training
 
 
-def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -> "OpenVLAPolicy":
+def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -> BasePolicy:
     """
     Train, or go on from the last saved update.
 
     :return: the last policy.
     """
-    from sb3_tgrpo.tgrpo import TGRPO
-
+    algo = config.algorithm.algo
+    if algo == "sft":
+        return _leave_as_it_is(config, setup, folder)
+    title, kind = algo.upper(), algorithm_class(algo)
     total = config.algorithm.total_timesteps
     finished = folder / MODEL_FILE
     if finished.is_file():
-        model = TGRPO.load(finished, device=config.device)
+        model = kind.load(finished, device=config.device)
         view.rows = JsonLines(folder / METRICS_FILE).read()
-        view.skip_stage("TGRPO", f"{model.num_timesteps:,} steps")
-        return model.policy  # type: ignore[return-value]
+        view.skip_stage(title, f"{model.num_timesteps:,} steps")
+        return model.policy
     resume = folder / RESUME_FILE
-    view.begin_stage("TGRPO", total, "steps")
-    # skip: SB3 would turn every image round, only for the policy to turn it back.
-    env = VecTransposeImage(TimedVecEnv(make_training_env(config, setup)), skip=True)
+    view.begin_stage(title, total, "steps")
+    env: VecEnv = TimedVecEnv(make_training_env(config, setup))
+    if algo not in REFERENCES:  # SB3 would turn every image round, only for the policy to turn it back
+        env = VecTransposeImage(env, skip=True)  # type: ignore[arg-type]
     try:
         if resume.is_file():
-            model = TGRPO.load(resume, env=env, device=config.device, tensorboard_log=_tensorboard_folder(folder))
+            model = kind.load(resume, env=env, device=config.device, tensorboard_log=_tensorboard_folder(folder))
+            if algo not in GROUPED:  # these do not save their random state, and start their episodes anew
+                model.set_random_seed(config.seed + model.num_timesteps)
             view.rows = [row for row in JsonLines(folder / METRICS_FILE).read() if row["timesteps"] <= model.num_timesteps]
-            view.begin_stage("TGRPO", total, "steps", done=model.num_timesteps)
+            view.begin_stage(title, total, "steps", done=model.num_timesteps)
         else:
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
             model = make_model(config, setup, folder, env)
@@ -338,12 +349,12 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
         left = total - model.num_timesteps
         with _wandb(config, folder):
             if left > 0:
-                model.learn(left, CallbackList(callbacks), reset_num_timesteps=False, tb_log_name="TGRPO")
+                model.learn(left, CallbackList(callbacks), reset_num_timesteps=False, tb_log_name=title)
         _export(model, folder)
         save_atomically(model, finished)
         resume.unlink(missing_ok=True)
         view.end_stage(f"{model.num_timesteps:,} steps, {len(metrics.rows)} updates")
-        return model.policy  # type: ignore[return-value]
+        return model.policy
     except KeyboardInterrupt:
         (folder / "tensorboard" / "tgrpo_interrupted.zip").unlink(missing_ok=True)  # resume.zip does better
         raise
@@ -351,9 +362,22 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
         env.close()
 
 
-def _export(model: "TGRPO", folder: RunFolder) -> None:
-    """The adapter as a PEFT folder, or the trained weights as a checkpoint."""
+def _leave_as_it_is(config: TrainConfig, setup: Setup, folder: RunFolder) -> BasePolicy:
+    """No training: what was found of the start policy before also holds after."""
+    for place in (folder / "evaluations").glob("before_*"):
+        after = place.with_name(place.name.replace("before_", "after_"))
+        if not after.exists():
+            unfinished = place.with_name(f".{after.name}.partial")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            os.replace(shutil.copytree(place, unfinished), after)
+    return make_policy(config, setup)
+
+
+def _export(model: OnPolicyAlgorithm, folder: RunFolder) -> None:
+    """The adapter as a PEFT folder, or the trained weights as a checkpoint; references have neither."""
     policy: Any = model.policy
+    if not hasattr(policy, "export_merged"):
+        return
     if policy.lora is not None:
         policy.export_adapter(folder / "adapter")
     else:
@@ -364,6 +388,8 @@ def check_extras(config: TrainConfig) -> None:
     """
     :raises ImportError: if something is asked for that is not installed, before any work is done.
     """
+    if config.algorithm.algo != "sft":
+        algorithm_class(config.algorithm.algo)
     if config.wandb is not None:
         try:
             import wandb  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
@@ -397,7 +423,7 @@ def mode_name(temperature: float) -> str:
 
 
 def evaluate(
-    policy: "OpenVLAPolicy | Callable[[], OpenVLAPolicy]",
+    policy: "BasePolicy | Callable[[], OpenVLAPolicy]",
     config: TrainConfig,
     setup: Setup,
     folder: RunFolder,
@@ -467,7 +493,7 @@ def evaluation_settings(config: TrainConfig, setup: Setup, temperature: float) -
     }
 
 
-def film(policy: "OpenVLAPolicy", config: TrainConfig, setup: Setup, file: Path, temperature: float, start: int) -> Path:
+def film(policy: BasePolicy, config: TrainConfig, setup: Setup, file: Path, temperature: float, start: int) -> Path:
     """
     A video of an episode, the one that :func:`evaluate` has played from this start.
 

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from sb3_tgrpo.version import __version__
 
-SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "train")
+SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "study", "train")
 """Modules of this package; each has ``add_parser(subparsers)``, which sets ``run(args) -> exit status``."""
 
 

@@ -18,6 +18,7 @@ _SECTIONS = {
     "task": "task",
     "start": "start policy",
     "algorithm": "algorithm",
+    "baseline": "other methods (--algo)",
     "evaluation": "evaluation",
     "run": "run",
 }

@@ -1,0 +1,130 @@
+"""``sb3-tgrpo study``: grids of tasks, methods and seeds under one protocol."""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = (
+    "Run a named grid of tasks, methods and seeds, each cell in a process and a folder of its own, and write tables like the "
+    "paper's and plots. All cells have the same start checkpoint, budget of environment steps and evaluation. The same "
+    "command goes on after an interruption; studies in one folder share their cells."
+)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add ``study``."""
+    from sb3_tgrpo.study import GRIDS, METHODS
+
+    grids = "\n".join(f"  {name:<12} {grid.text}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
+    parser = subparsers.add_parser(
+        "study",
+        help="tasks x methods x seeds: tables and plots",
+        description=_DESCRIPTION,
+        epilog=f"grids:\n{grids}\n\nmethods:\n  {', '.join(METHODS)};\n  NAME@FACTOR multiplies the learning rate",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("grid", choices=tuple(GRIDS), metavar="NAME", help="one of the grids below")
+    parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="FOLDER", help="default: runs/study")
+    parser.add_argument("--tasks", nargs="+", default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids")
+    parser.add_argument("--methods", nargs="+", default=None, metavar="METHOD", help="instead of the grid's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    parser.add_argument("--budget", type=int, default=None, metavar="STEPS", help="environment steps of each cell")
+    parser.add_argument(
+        "--checkpoint", nargs="+", default=[], metavar="[TASK=]PATH", help="start policy of all tasks, or of single ones"
+    )
+    parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings of all cells, as for train")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="[METHOD.]NAME=VALUE", help="settings of all cells, or of one method"
+    )
+    parser.add_argument(
+        "--tuning", type=Path, default=None, metavar="FOLDER", help="learning rates of a finished tuning study (its --out)"
+    )
+    parser.add_argument("--workers", type=int, default=None, metavar="N", help="cells at once (default: half of the cores)")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and what is finished")
+    parser.add_argument("--tables", action="store_true", help="write tables of what is finished, run nothing")
+    parser.set_defaults(run=run)
+
+
+def study_from(args: argparse.Namespace) -> Any:
+    """
+    The study that the arguments ask for.
+
+    :raises ValueError: on unknown or contradicting ones.
+    """
+    from sb3_tgrpo.study import GRIDS, TASKS, Study, env_ids, tuned_overrides
+    from sb3_tgrpo.train_config import TrainConfig, load_config
+
+    grid = GRIDS[args.grid]
+    config = load_config(args.config) if args.config is not None else TrainConfig()
+    envs = env_ids(args.tasks or [config.task.env, *TASKS])
+    if args.tasks is None:
+        envs = envs[: grid.n_tasks]
+        if args.grid == "tuning":  # not on what the tables are of
+            envs = env_ids(["libero_object-1"])
+    everywhere: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    for text in args.set:
+        method, name, value = _assignment(text)
+        (everywhere if method is None else overrides.setdefault(method, {}))[name] = value
+    checkpoints: dict[str, str] = {}
+    for text in args.checkpoint:
+        task, equals, path = text.partition("=")
+        if equals:
+            checkpoints[env_ids([task])[0]] = path
+        else:
+            everywhere["checkpoint"] = text
+    if args.budget is not None:
+        everywhere["total_timesteps"] = args.budget
+    methods = tuple(args.methods or grid.methods)
+    study = Study(args.grid, config.updated(everywhere), tuple(envs), methods, tuple(args.seeds), checkpoints, overrides)
+    return study if args.tuning is None else tuned_overrides(args.tuning, study)
+
+
+def _assignment(text: str) -> tuple[str | None, str, Any]:
+    """``TGRPO.kl_coef=0.1`` as method, name and value."""
+    from sb3_tgrpo.train_config import parse_setting
+
+    left, equals, value = text.rpartition("=")
+    method, dot, name = left.rpartition(".")
+    if not equals or not name:
+        raise ValueError(f"--set {text!r} must be NAME=VALUE or METHOD.NAME=VALUE.")
+    return (method if dot else None), name, parse_setting(name, value)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, or show."""
+    from rich.console import Console
+
+    from sb3_tgrpo.run_folder import RunFolder
+    from sb3_tgrpo.study import StudyError, is_finished, run_study
+    from sb3_tgrpo.study_tables import rich_table, write_results
+
+    study = study_from(args)
+    cells = study.cells()
+    if args.dry_run:
+        root = RunFolder(args.out)
+        for cell in {cell.name: cell for cell in cells}.values():
+            print(f"{'finished' if is_finished(cell, root) else 'to run  '}  {cell}")
+        return 0
+    status = 0
+    if args.tables:
+        results = write_results(study, RunFolder(args.out))
+    else:
+        workers = args.workers if args.workers is not None else max(1, len(os.sched_getaffinity(0)) // 2)
+        try:
+            results = run_study(study, args.out, workers=workers, command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]))
+        except StudyError as error:
+            print(f"sb3-tgrpo: {error}", file=sys.stderr)
+            results, status = RunFolder(args.out).read(f"{study.grid}/results.json"), 1
+        except KeyboardInterrupt:
+            print("The same command goes on from here.", file=sys.stderr)
+            raise
+    console = Console()
+    for name, rows in results["modes"].items():
+        if rows:
+            console.print(rich_table(rows, study.envs, f"{study.grid}, {name}: success in %"))
+    print(f"\n{args.out / study.grid / 'table.md'}")
+    return status

@@ -1,0 +1,499 @@
+"""
+Studies: named grids of tasks, methods and seeds, each cell an ordinary run of the main job in a folder and process of its own.
+
+All cells of a study start from the same checkpoint, have the same budget of environment steps that count, and are judged by
+the same evaluation. Finished cells are kept, interrupted ones go on.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sb3_tgrpo.run_folder import RunFolder, environment_record, now
+from sb3_tgrpo.train_config import TrainConfig, difference
+
+CELLS = "cells"
+START = "SFT"
+"""The start policy as it is: what everything is compared with, so part of every grid."""
+
+
+# ---------------------------------------------------------------------- methods and grids
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    A named study.
+
+    :param methods: see :func:`settings_of`.
+    :param text: what it is for.
+    :param n_tasks: tasks by default, the first of :data:`TASKS`.
+    :param axis: what the methods vary, where that is one number or choice.
+    """
+
+    methods: tuple[str, ...]
+    text: str
+    n_tasks: int = 1
+    axis: str = ""
+
+
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+GROUP_SIZES = (2, 4, 6, 8)
+PAYMENTS = ("per_step", "latched", "potential")
+RATES = (0.3, 1.0, 3.0)
+TUNED = ("PPO", "GRPO", "TGRPO")
+TASKS = ("libero_object-9", "libero_object-3")
+SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    START: {"algo": "sft"},
+    "PPO": {"algo": "ppo"},
+    "GRPO": {"alpha_step": 0.0, "alpha_traj": 1.0, "outcome_reward": "success", "stop_on": "never"},
+    "TGRPO": {},
+    "TGRPO-step": {"alpha_step": 1.0, "alpha_traj": 0.0},
+    "TGRPO-trajectory": {"alpha_step": 0.0, "alpha_traj": 1.0},
+    "TGRPO-success": {"stop_on": "success"},
+    "TGRPO-never": {"stop_on": "never"},
+    "TGRPO-sparse": {"reward": "sparse"},
+    "DPO": {"algo": "dpo", "stop_on": "never"},
+    "TPO": {"algo": "tpo", "stop_on": "never"},
+    "TRPO": {"algo": "trpo"},
+    "RecurrentPPO": {"algo": "recurrent_ppo"},
+    **{f"TGRPO-payment={payment}": {"payment": payment} for payment in PAYMENTS},
+    **{f"TGRPO-alpha={alpha:g}": {"alpha_step": alpha, "alpha_traj": round(1.0 - alpha, 6)} for alpha in ALPHAS},
+}
+
+GRIDS: dict[str, Grid] = {
+    "table1": Grid((START, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
+    "preferences": Grid((START, "DPO", "TPO", "TGRPO"), "the paper's own baselines: DPO and GRAPE's objective (Table I)"),
+    "ablation": Grid(
+        (START, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
+        "one level alone, the stop rule, the sparse reward (paper, Table II)",
+    ),
+    "payment": Grid((START, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
+    "alpha": Grid((START, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
+    "group-size": Grid((START, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
+    "references": Grid((START, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
+    "tuning": Grid(
+        (START, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
+        "learning rates, as many trials for each method, on a task outside the tables",
+    ),
+}
+
+
+def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
+    """
+    What a method changes in the configuration.
+
+    :param method: a name in ``METHODS``, ``TGRPO-N=<group size>``, or any of these followed by ``@<factor>`` on its
+        learning rate.
+    :param config: what it changes.
+    :raises ValueError: if there is no such method.
+    """
+    name, _, factor = method.partition("@")
+    if name in _SETTINGS:
+        settings = dict(_SETTINGS[name])
+    elif name.startswith("TGRPO-N=") and name[8:].isdigit():
+        settings = _group_size(int(name[8:]), config)
+    else:
+        raise ValueError(f"Unknown method {method!r}. Available: {', '.join(METHODS)}, each also as NAME@FACTOR.")
+    if factor:
+        try:
+            settings["learning_rate"] = config.algorithm.learning_rate * float(factor)
+        except ValueError as error:
+            raise ValueError(
+                f"Method {method!r}: what follows @ multiplies the learning rate, so it must be a number."
+            ) from error
+    return settings
+
+
+METHODS = (*_SETTINGS, *(f"TGRPO-N={n}" for n in GROUP_SIZES))
+"""Names that :func:`settings_of` knows."""
+
+
+def _group_size(size: int, config: TrainConfig) -> dict[str, Any]:
+    """As many trajectories in an update and as many simulators as before, about: only their grouping changes."""
+    usual = config.algorithm
+    parallel = max(1, usual.parallel_groups * usual.group_size // size)
+    groups = max(1, round(usual.groups_per_update * usual.group_size / size))
+    return {"group_size": size, "parallel_groups": parallel, "groups_per_update": max(1, round(groups / parallel)) * parallel}
+
+
+def env_ids(tasks: Sequence[str]) -> list[str]:
+    """
+    Gymnasium ids.
+
+    :param tasks: such as ``libero_object-3``, a suite's name for all of its tasks, or ids.
+    """
+    found: list[str] = []
+    for task in tasks:
+        if task in SUITES:
+            found += [f"LIBERO/{task}-{index}-v0" for index in range(SUITES[task])]
+        else:
+            suite, _, index = task.rpartition("-")
+            found.append(f"LIBERO/{task}-v0" if suite in SUITES and index.isdigit() else task)
+    return list(dict.fromkeys(found))
+
+
+def short_name(env: str) -> str:
+    """``libero_object-3`` of ``LIBERO/libero_object-3-v0``; fit for a folder."""
+    return env.removeprefix("LIBERO/").removesuffix("-v0").replace("/", "_").replace(":", "_")
+
+
+# ---------------------------------------------------------------------- cells
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    What is to be run.
+
+    :param grid: name of the grid.
+    :param config: what all cells have in common.
+    :param envs: Gymnasium ids.
+    :param methods: see :func:`settings_of`.
+    :param seeds: of training.
+    :param checkpoints: start policy by Gymnasium id; others have the configuration's.
+    :param overrides: settings by method, from tuning for instance; those of ``TGRPO`` are also those of its variants.
+    :param tuning: how they were found, for the record.
+    :raises ValueError: on values that do not fit together.
+    """
+
+    grid: str
+    config: TrainConfig
+    envs: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tuning: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in (("tasks", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be one or more different ones, got {', '.join(map(str, values)) or 'none'}.")
+        if self.config.start.from_scratch:
+            raise ValueError(
+                "A study starts all its cells from one checkpoint: make it first ('sb3-tgrpo sft', or 'sb3-tgrpo train "
+                "--from-scratch', which leaves it in start/checkpoint), then pass --checkpoint."
+            )
+        for what, names, known in (
+            ("checkpoints", self.checkpoints, self.envs),
+            ("settings", self.overrides, (START, "TGRPO", *self.methods)),
+        ):
+            if foreign := sorted(set(names) - set(known)):
+                raise ValueError(f"{what} are given for {', '.join(foreign)}, not part of this study: {', '.join(known)}.")
+
+    def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
+        """
+        The configuration of a cell.
+
+        :raises ValueError: for an unknown method or setting.
+        """
+        base = self.config.updated({"env": env, "seed": seed})
+        if env in self.checkpoints:
+            base = base.updated({"checkpoint": self.checkpoints[env]})
+        family = "TGRPO" if method.startswith("TGRPO") else method
+        overrides = {**self.overrides.get(family, {}), **self.overrides.get(method, {})}
+        config = base.updated({**settings_of(method, base), **overrides})
+        if config.algorithm.total_timesteps != self.config.algorithm.total_timesteps:
+            raise ValueError(f"{method} changes total_timesteps: all methods of a study have the same budget (--budget).")
+        return config
+
+    def cells(self) -> "list[Cell]":
+        """All cells, those of the start policy first."""
+        methods = [START, *(method for method in self.methods if method != START)]
+        found = []
+        for method in methods:
+            for env in self.envs:
+                for seed in self.seeds:
+                    config = self.method_config(method, env, seed)
+                    # alpha_1 = 0.3, for instance, may be what TGRPO has anyway: it is run once.
+                    same = config == self.method_config("TGRPO", env, seed)
+                    found.append(Cell(env, method, seed, config, "TGRPO" if same else method))
+        return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One run of a study.
+
+    :param env: Gymnasium id.
+    :param method: its name in the table.
+    :param seed: of training.
+    :param config: everything else.
+    :param place: name of the method whose folder it is in.
+    """
+
+    env: str
+    method: str
+    seed: int
+    config: TrainConfig
+    place: str
+
+    @property
+    def name(self) -> str:
+        """Its folder in the study's."""
+        return f"{CELLS}/{short_name(self.env)}/{self.place}/seed_{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.place}, {short_name(self.env)}, seed {self.seed}"
+
+
+# ---------------------------------------------------------------------- running
+
+
+class StudyError(RuntimeError):
+    """Cells that failed."""
+
+
+def run_study(
+    study: Study,
+    folder: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """
+    Run what is not finished, each cell in a process of its own, and write tables and plots.
+
+    A cell that fails does not stop the others; what is finished is in the tables.
+
+    :param study: what.
+    :param folder: of this and other studies with the same start policies and budget, which then share cells.
+    :param workers: cells at once.
+    :param command: for the record.
+    :param say: told of progress, a line at a time.
+    :return: the results, as in ``<grid>/results.json``.
+    :raises ValueError: if the folder holds cells of other settings.
+    :raises StudyError: if cells failed, after all others.
+    """
+    from sb3_tgrpo.study_tables import write_results
+
+    if workers < 1:
+        raise ValueError(f"workers={workers} must be at least 1.")
+    root = RunFolder(folder)
+    cells = study.cells()
+    with root.locked():
+        for cell in cells:
+            _check(cell, root)
+        _record(study, root, command)
+        failed = _run(_unique(cells), study, root, workers, say)
+        results = write_results(study, root)
+    if failed:
+        lines = "\n".join(f"- {cell}: {reason}" for cell, reason in failed.items())
+        raise StudyError(f"{len(failed)} of {len(_unique(cells))} cells failed; the same command tries them again.\n{lines}")
+    return results
+
+
+def is_finished(cell: Cell, root: RunFolder) -> bool:
+    """Whether a cell has its results."""
+    return (root / cell.name / "results.json").is_file()
+
+
+def _unique(cells: Sequence[Cell]) -> list[Cell]:
+    return list({cell.name: cell for cell in cells}.values())
+
+
+def _check(cell: Cell, root: RunFolder) -> None:
+    from sb3_tgrpo.main_job import MAY_CHANGE
+
+    earlier = root.read(f"{cell.name}/config.json")
+    if earlier is None:
+        return
+    earlier = TrainConfig.from_dict(earlier, f"{root / cell.name}/config.json").to_dict()
+    changed = [text for text in difference(earlier, cell.config.to_dict()) if text.split(" ")[0] not in MAY_CHANGE]
+    if changed:
+        raise ValueError(f"{root / cell.name} is of other settings ({'; '.join(changed)}): choose another folder with --out.")
+
+
+def _record(study: Study, root: RunFolder, command: str | None) -> None:
+    """Who, where and with what, a line per call: a study may be continued on another machine or with other versions."""
+    record = root.read(f"{study.grid}/study.json") or {"calls": []}
+    record |= {
+        "grid": study.grid,
+        "envs": list(study.envs),
+        "methods": list(study.methods),
+        "seeds": list(study.seeds),
+        "budget": study.config.algorithm.total_timesteps,
+        "checkpoints": {env: study.checkpoints.get(env, study.config.start.checkpoint) for env in study.envs},
+        "overrides": {method: dict(settings) for method, settings in study.overrides.items()},
+        "tuning": study.tuning,
+        "config": study.config.to_dict(),
+    }
+    call = {"command": command, "at": now(), "commit": commit(), "hardware": hardware(), **environment_record()}
+    record["calls"].append(call)
+    root.write(f"{study.grid}/study.json", record)
+
+
+def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, say: Callable[[str], None]) -> dict[Cell, str]:
+    """
+    :return: cells that failed, with the reason.
+    """
+    waiting = [cell for cell in cells if not is_finished(cell, root)]
+    if len(waiting) < len(cells):
+        say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished.")
+    running: dict[Cell, tuple[subprocess.Popen[bytes], float]] = {}
+    failed: dict[Cell, str] = {}
+    try:
+        while waiting or running:
+            for cell in list(waiting):
+                needs = _needs(cell, study)
+                if needs is not None and any(needs.name == other.name for other in failed):
+                    waiting.remove(cell)
+                    failed[cell] = "the start policy could not be evaluated"
+                elif len(running) < workers and (needs is None or is_finished(needs, root)):
+                    waiting.remove(cell)
+                    running[cell] = _start(cell, needs, root), time.perf_counter()
+                    say(f"{cell}: {'goes on' if root.read(f'{cell.name}/run.json') else 'begins'}")
+            for cell, (process, started) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[cell]
+                minutes = (time.perf_counter() - started) / 60
+                done = len(cells) - len(waiting) - len(running)
+                if process.returncode == 0 and is_finished(cell, root):
+                    say(f"[{done}/{len(cells)}] {cell}: {_in_short(cell, root)} ({minutes:.1f} min)")
+                else:
+                    failed[cell] = (
+                        f"exit status {process.returncode}, see {root / cell.name / 'log.txt'}: {_last_line(cell, root)}"
+                    )
+                    say(f"[{done}/{len(cells)}] {cell} failed: {failed[cell]}")
+            time.sleep(0.2)
+    finally:
+        for process, _ in running.values():
+            _end(process)
+    return failed
+
+
+def _needs(cell: Cell, study: Study) -> Cell | None:
+    """The cell whose evaluations of the start policy this one takes over."""
+    if cell.place == START and cell.seed == study.seeds[0]:
+        return None
+    seed = study.seeds[0] if cell.place == START else cell.seed
+    return Cell(cell.env, START, seed, study.method_config(START, cell.env, seed), START)
+
+
+def _start(cell: Cell, needs: Cell | None, root: RunFolder) -> "subprocess.Popen[bytes]":
+    folder = root / cell.name
+    folder.mkdir(parents=True, exist_ok=True)
+    if needs is not None:
+        _take_over(root / needs.name, folder, needs, cell)
+    root.write(f"{cell.name}/cell.json", cell.config.to_dict())
+    with open(folder / "log.txt", "ab") as log:
+        # Its standard input stays open for as long as this process lives: see study_cell.
+        return subprocess.Popen(
+            [sys.executable, "-m", "sb3_tgrpo.study_cell", str(folder)],
+            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def _take_over(source: Path, target: Path, needs: Cell, cell: Cell) -> None:
+    """
+    Copy evaluations of the start policy that would come out the same. Not where the reward is another one: successes are
+    the same, the episodes' rewards and stages are not.
+    """
+    if needs.config.task != cell.config.task:
+        return
+    for place in (source / "evaluations").glob("before_*"):
+        sampled = place.name != "before_greedy" or cell.config.task.start_noise
+        copy = target / "evaluations" / place.name
+        if copy.exists() or (sampled and needs.seed != cell.seed):
+            continue
+        partial = copy.with_name(f".{copy.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(place, partial)
+        os.replace(partial, copy)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _in_short(cell: Cell, root: RunFolder) -> str:
+    from sb3_tgrpo.report import result_lines
+
+    return "; ".join(line.strip() for line in result_lines(root.read(f"{cell.name}/results.json")))
+
+
+def _last_line(cell: Cell, root: RunFolder) -> str:
+    lines = (root / cell.name / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+# ---------------------------------------------------------------------- tuning
+
+
+def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Study:
+    """
+    The study with the learning rates that did best in a ``tuning`` study, recorded with it.
+
+    :param tuning_folder: of the tuning study.
+    :param study: what is to be run; a method without trials keeps its learning rate.
+    :raises ValueError: if there is none, it is not finished, methods had unequal numbers of trials, or tasks are the same.
+    """
+    results = RunFolder(tuning_folder).read("tuning/results.json")
+    if results is None:
+        raise ValueError(f"{tuning_folder} has no finished tuning: run 'sb3-tgrpo study tuning --out {tuning_folder}' first.")
+    if shared := sorted(set(results["envs"]) & set(study.envs)):
+        raise ValueError(f"{tuning_folder} was tuned on {', '.join(shared)}, part of this study: tune on other tasks.")
+    trials: dict[str, dict[float, float]] = {}
+    mode = list(results["modes"])[-1]
+    for name, row in results["modes"][mode].items():
+        method, _, factor = name.partition("@")
+        if factor:
+            trials.setdefault(method, {})[float(factor)] = row["mean"]
+    if results["missing"] or len({len(scores) for scores in trials.values()}) != 1:
+        raise ValueError(f"{tuning_folder} is not finished, or its methods had unequal numbers of trials.")
+    best = {method: max(scores, key=lambda factor: (scores[factor], factor == 1.0)) for method, scores in trials.items()}
+    rate = study.config.algorithm.learning_rate
+    overrides = {name: dict(settings) for name, settings in study.overrides.items()}
+    families = {"TGRPO" if method.startswith("TGRPO") else method for method in study.methods}
+    for method in sorted(set(best) & families):
+        overrides[method] = {"learning_rate": rate * best[method], **overrides.get(method, {})}
+    record = {"envs": results["envs"], "mode": mode, "trials": trials, "chosen": best, "seeds": results["seeds"]}
+    return replace(study, overrides=overrides, tuning=record)
+
+
+# ---------------------------------------------------------------------- the record
+
+
+def commit() -> str | None:
+    """The commit of this package where it runs from a git checkout, with ``+`` after it if files differ; else None."""
+    try:
+        place = Path(__file__).resolve().parent.parent
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
+        changes = ["git", "status", "--porcelain", "--untracked-files=no"]
+        changed = subprocess.run(changes, cwd=place, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, memory in GiB, graphics card."""
+    import torch as th
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = th.cuda.get_device_name() if th.cuda.is_available() else None
+    return {"cpu": name, "cpus": os.cpu_count(), "memory_gib": round(memory, 1), "gpu": gpu}
