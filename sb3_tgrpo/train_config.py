@@ -157,7 +157,7 @@ class TrainConfig:
             )
         if self.algorithm.algo in ("dpo", "tpo") and self.algorithm.stop_on != "never":
             raise ValueError(
-                f"algo={self.algorithm.algo!r} compares successes with failures, and a member that is cut short is neither: set "
+                f"algo={self.algorithm.algo!r} compares successes with failures; a member that is cut short is neither: set "
                 f"stop_on='never' (now {self.algorithm.stop_on!r})."
             )
         if self.start.from_scratch and self.start.checkpoint is not None:
