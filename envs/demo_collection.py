@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from sb3_tgrpo.envs.libero import LiberoEnv
 
 _LIBRARIES = ("mujoco", "robosuite", "hf-libero", "numpy", "h5py")
-_UPPER_BOUNDS = (("noise", 1.0), ("dart", 1.0), ("pushes", 1.0), ("slips", 1.0), ("detour", 0.2), ("start_noise", 0.5))
+_UPPER_BOUNDS = (
+    ("noise", 1.0), ("dart", 1.0), ("pushes", 1.0), ("slips", 1.0), ("detour", 0.2), ("start_noise", 0.5),
+    ("joint_noise", 0.5),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class CollectionSettings:
         LIBERO-Object (:mod:`~sb3_tgrpo.envs.smooth_expert`).
     :param detour: metres by which the expert varies its ways.
     :param start_noise: drawn starts are widened by so many metres per object.
+    :param joint_noise: standard deviation of noise on the arm's joints in drawn starts, radians.
     :param stored_starts: start from LIBERO's 50 stored states, in turn, instead of drawn ones.
     :param keep_failures: keep unsuccessful episodes too, instead of trying further starts.
     :param drop_noops: leave out steps without motion or gripper change, as OpenVLA's preparation does.
@@ -64,6 +68,7 @@ class CollectionSettings:
     expert: Literal["scripted", "smooth"] = "scripted"
     detour: float = 0.02
     start_noise: float = 0.0
+    joint_noise: float = 0.0
     stored_starts: bool = False
     keep_failures: bool = False
     drop_noops: bool = False
@@ -82,8 +87,8 @@ class CollectionSettings:
                 raise ValueError(f"{name} must be between 0 and {high}, got {value}.")
         if self.expert not in ("scripted", "smooth"):
             raise ValueError(f"expert must be 'scripted' or 'smooth', got {self.expert!r}.")
-        if self.stored_starts and self.start_noise:
-            raise ValueError("start_noise widens drawn starts; it can't be used together with stored_starts.")
+        if self.stored_starts and (self.start_noise or self.joint_noise):
+            raise ValueError("start_noise and joint_noise widen drawn starts; they can't be used together with stored_starts.")
 
     @property
     def max_attempts(self) -> int:
@@ -190,6 +195,7 @@ def _make_env(settings: CollectionSettings) -> "LiberoEnv":
         observations=(*cameras, "state"),
         image_size=settings.image_size,
         start_noise=settings.start_noise,
+        joint_noise=settings.joint_noise,
     )
 
 

@@ -65,6 +65,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     :param image_size: height and width of the images in pixels.
     :param render_mode: ``"rgb_array"`` or None.
     :param start_noise: drawn starts are widened by up to this many metres along x and y, per movable object.
+    :param joint_noise: standard deviation of noise on the arm's joints in drawn starts, radians. LIBERO's sampler always puts
+        the arm into the same posture; in its stored starts the joints vary by 0.02.
     :param max_episode_steps: step limit; None = the suite's (220/280/300/520/400). Under ``gym.make``, its own argument of
         the same name decides.
     :raises ValueError: for an unknown suite, task, observation, assets or render mode, listing the valid ones.
@@ -84,6 +86,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         image_size: int = 256,
         render_mode: str | None = None,
         start_noise: float = 0.0,
+        joint_noise: float = 0.0,
         max_episode_steps: int | None = None,
     ) -> None:
         self._setup(
@@ -94,6 +97,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             image_size=image_size,
             render_mode=render_mode,
             start_noise=start_noise,
+            joint_noise=joint_noise,
             max_episode_steps=max_episode_steps,
         )
 
@@ -109,6 +113,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         image_size: int = 256,
         render_mode: str | None = None,
         start_noise: float = 0.0,
+        joint_noise: float = 0.0,
         max_episode_steps: int | None = None,
     ) -> "LiberoEnv":
         """
@@ -128,6 +133,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             image_size=image_size,
             render_mode=render_mode,
             start_noise=start_noise,
+            joint_noise=joint_noise,
             max_episode_steps=max_episode_steps,
         )
         return env
@@ -142,6 +148,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         image_size: int,
         render_mode: str | None,
         start_noise: float,
+        joint_noise: float,
         max_episode_steps: int | None,
     ) -> None:
         if isinstance(observations, str):
@@ -155,6 +162,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             raise ValueError(f"render_mode={render_mode!r}. Available: None, {', '.join(self.metadata['render_modes'])}.")
         if not 0 <= start_noise < 1:
             raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {start_noise!r}.")
+        if not 0 <= joint_noise <= 0.5:
+            raise ValueError(f"joint_noise must be between 0 and 0.5 radians, got {joint_noise!r}.")
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be positive, got {max_episode_steps!r}.")
         self.task = task
@@ -165,6 +174,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.image_size = image_size
         self.render_mode = render_mode
         self.start_noise = float(start_noise)
+        self.joint_noise = float(joint_noise)
         self._step_cap = task.step_cap if max_episode_steps is None else int(max_episode_steps)
         self.reward_program = _load_reward(reward)
 
@@ -261,8 +271,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         Start an episode.
 
-        Without options a start is drawn from LIBERO's own sampler, widened by ``start_noise``: the same ``seed`` gives the
-        same start in every process; without one, starts follow from the last seed given. Objects then settle for 10 steps.
+        Without options a start is drawn from LIBERO's own sampler, widened by ``start_noise`` and ``joint_noise``: the same
+        ``seed`` gives the same start in every process; without one, starts follow from the last seed given. Objects then
+        settle for 10 steps.
 
         :param seed: 0 to 2**32 - 1.
         :param options: ``{"init_state_id": k}`` restores the k-th stored start instead. Fixtures are then placed by
@@ -288,7 +299,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             )
         else:
             scene_seed = int(self.np_random.integers(2**31)) if seed is None else seed
-            self.sim.reset(scene_seed, start_noise=self.start_noise)
+            self.sim.reset(scene_seed, start_noise=self.start_noise, joint_noise=self.joint_noise)
         pictures = self._pictures()
         action = np.array(SETTLE_ACTION)
         for remaining in reversed(range(SETTLE_STEPS)):

@@ -18,7 +18,7 @@ from sb3_tgrpo.envs.libero_facts import FactsReader
 from sb3_tgrpo.envs.libero_goal import Goal
 from sb3_tgrpo.envs.libero_render import OffscreenRenderer
 from sb3_tgrpo.envs.libero_scene import CONTROL_FREQ, LiberoScene
-from sb3_tgrpo.envs.libero_starts import place_with_noise
+from sb3_tgrpo.envs.libero_starts import place_with_noise, turn_joints
 from sb3_tgrpo.envs.libero_tasks import LiberoTask
 from sb3_tgrpo.rewards.vocabulary import State
 
@@ -116,6 +116,7 @@ class LiberoSim:
         start_noise: float = 0.0,
         noise_seed: int | Sequence[int] | None = None,
         earlier_resets: int = 0,
+        joint_noise: float = 0.0,
     ) -> None:
         """
         Place everything; nothing has settled yet.
@@ -125,6 +126,7 @@ class LiberoSim:
         :param start_noise: metres.
         :param noise_seed: of the noise; None = ``seed``.
         :param earlier_resets: see :meth:`LiberoScene.reset`.
+        :param joint_noise: radians.
         """
         self.scene.reset(seed, earlier_resets)
         self.controller.reset()
@@ -135,6 +137,9 @@ class LiberoSim:
             self.set_state(start)
         if start_noise > 0:
             place_with_noise(self.scene, seed if noise_seed is None else noise_seed, start_noise)
+        if joint_noise > 0:
+            turn_joints(self.scene, seed if noise_seed is None else noise_seed, joint_noise)
+            self.clock.force()
 
     def set_state(self, flat: np.ndarray) -> None:
         """Restore a flattened state."""

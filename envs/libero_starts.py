@@ -10,6 +10,7 @@ from sb3_tgrpo.envs.libero_scene import LiberoScene
 
 _MAX_TRIES = 200
 _STREAM = 0x57A7  # keeps the noise independent of other generators seeded alike
+_JOINT_STREAM = 0x70147
 
 
 def _carriers(scene: LiberoScene) -> dict[str, str | None]:
@@ -35,6 +36,22 @@ def _touching_pairs(scene: LiberoScene, owner: np.ndarray) -> set[tuple[int, int
     """Pairs of things in contact; ``owner`` maps geoms to things."""
     first, second = np.sort(owner[scene.data.contact.geom], axis=1).T
     return {(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True) if a != b}
+
+
+def turn_joints(scene: LiberoScene, seed: int | Sequence[int], joint_noise: float) -> None:
+    """
+    Turn each joint of the arm by normal noise, as the robot stands in LIBERO's stored starts and not in those that its sampler
+    draws.
+
+    :param scene: right after its ``reset``.
+    :param seed: a number or several; the noise follows from it alone.
+    :param joint_noise: standard deviation, radians.
+    """
+    rng = np.random.default_rng([_JOINT_STREAM, *([seed] if isinstance(seed, int) else seed)])
+    joints = scene.robot._ref_joint_pos_indexes
+    scene.data.qpos[joints] += rng.normal(0.0, joint_noise, len(joints))
+    scene.data.qacc_warmstart[:] = 0.0
+    mujoco.mj_forward(scene.model, scene.data)
 
 
 def place_with_noise(scene: LiberoScene, seed: int | Sequence[int], start_noise: float) -> None:

@@ -564,3 +564,26 @@ def test_warns_about_another_mujoco(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libero_sim, "PINNED_MUJOCO", "2.3.7")
     with pytest.warns(UserWarning, match=r"pip install mujoco==2\.3\.7"):
         make().reset(seed=0)
+
+
+def test_joint_noise_gives_drawn_starts_the_spread_of_the_stored_ones():
+    env = LiberoEnv("libero_object", 8, assets="light", observations=("state",), joint_noise=0.02)
+    plain = LiberoEnv("libero_object", 8, assets="light", observations=("state",))
+    plain.reset(seed=0)
+    posture = plain.data.qpos[:7].copy()
+    spread = []
+    for seed in range(12):
+        env.reset(seed=seed)
+        spread.append(env.data.qpos[:7] - posture)
+    assert 0.012 < np.std(spread) < 0.03
+    env.reset(seed=3)
+    again = env.data.qpos.copy()
+    env.reset(seed=3)
+    assert np.array_equal(env.data.qpos, again)
+    for other in (env, plain):  # stored starts are LIBERO's
+        other.reset(seed=0, options={"init_state_id": 5})
+    assert np.array_equal(env.data.qpos, plain.data.qpos)
+    with pytest.raises(ValueError, match="joint_noise"):
+        LiberoEnv("libero_object", 8, assets="light", joint_noise=-1.0)
+    env.close()
+    plain.close()

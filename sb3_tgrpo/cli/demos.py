@@ -30,6 +30,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )  # fmt: skip
     collect.add_argument("--detour", type=float, default=0.02, help="metres by which ways vary (default %(default)s)")
     collect.add_argument("--start-noise", type=float, default=0.0, help="metres by which drawn starts are widened")
+    collect.add_argument(
+        "--joint-noise", type=float, default=0.0, help="std of noise on the arm's joints in drawn starts, radians"
+    )
     collect.add_argument("--stored-starts", action="store_true", help="LIBERO's 50 stored starts instead of drawn ones")
     collect.add_argument("--keep-failures", action="store_true", help="keep unsuccessful episodes too")
     collect.add_argument("--drop-noops", action="store_true", help="leave out steps without motion, as OpenVLA's data do")
@@ -76,6 +79,7 @@ def run_collect(args: argparse.Namespace) -> int:
         expert=args.expert,
         detour=args.detour,
         start_noise=args.start_noise,
+        joint_noise=args.joint_noise,
         stored_starts=args.stored_starts,
         keep_failures=args.keep_failures,
         drop_noops=args.drop_noops,
@@ -162,6 +166,7 @@ def _header(demos: "Demos") -> list[str]:
             "slips",
             "detour",
             "start_noise",
+            "joint_noise",
             "stored_starts",
             "keep_failures",
             "drop_noops",
