@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 .PHONY: run test test-slow lint setup gl clean
 
 run: setup
-	$(BIN)/python examples/02_libero.py
+	$(BIN)/python -m sb3_tgrpo train
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests

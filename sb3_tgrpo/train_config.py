@@ -32,13 +32,14 @@ def setting(default: Any, text: str) -> Any:
 class TaskConfig:
     """What is trained on."""
 
-    env: str = setting("LIBERO/libero_object-9-v0", "Gymnasium id of the task")
+    env: str = setting("LIBERO/libero_object-8-v0", "Gymnasium id of the task")
     assets: Assets | None = setting(None, "assets; none: those that the start policy was trained on")
     image_size: int | None = setting(None, "pixels; none: those of the checkpoint's image recipe")
     reward: str = setting("shipped", "'shipped', 'sparse', another task's name, or a path to a specification (.json)")
     payment: Payment = setting("latched", "how the reward's level is paid")
     starts: Starts = setting("drawn", "training starts: drawn by LIBERO's sampler, or the stored ones")
     start_noise: float = setting(0.0, "metres by which drawn starts are widened")
+    joint_noise: float = setting(0.02, "radians by which the arm's joints vary in drawn starts, as in the stored ones")
     max_episode_steps: int | None = setting(None, "step limit in training; none: the suite's")
 
 
@@ -48,19 +49,21 @@ class StartConfig:
 
     checkpoint: str | None = setting(None, "start policy: folder, hub id or 'tiny'; none: the one that ships")
     from_scratch: bool = setting(False, "collect demonstrations and train the start policy first")
-    lora: str | None = setting(
-        "auto", "adapter: 'language', 'upstream', none for all weights; auto: none for tiny, else language"
-    )
-    demos: int = setting(60, "demonstrations")
+    lora: str | None = setting("language", "adapter: 'language', 'upstream', or none to train all weights")
+    demos: int = setting(9, "demonstrations; few, because what limits the start is to be data, not training")
+    expert: Literal["scripted", "smooth"] = setting("smooth", "who demonstrates")
     dart: float = setting(0.15, "standard deviation of executed, unrecorded noise (DART)")
+    pushes: float = setting(0.02, "probability per step of a push off the way, executed and not recorded")
+    slips: float = setting(0.004, "the same of a gripper that does the opposite for a while")
     detour: float = setting(0.0, "metres by which the expert varies its ways")
-    sft_steps: int = setting(2400, "updates of supervised fine-tuning")
+    sft_steps: int = setting(1200, "updates of supervised fine-tuning")
     sft_learning_rate: float = setting(2e-3, "its peak learning rate")
     sft_batch_size: int = setting(32, "frames per update")
     sft_ema: float | None = setting(0.995, "decay of averaged weights")
-    sft_min_range: float = setting(0.2, "action dimensions narrower than this count as constant")
+    sft_min_range: float = setting(0.3, "action dimensions narrower than this count as constant")
+    sft_symmetric: bool = setting(True, "action ranges symmetric about 0, so that one bin is exactly 0")
     sft_validation: float = setting(0.1, "share of the demonstrations held out")
-    action_bins: int = setting(256, "bins per action dimension of the tiny policy")
+    action_bins: int = setting(32, "bins per action dimension of the tiny policy")
     start_seed: int = setting(1000, "seed of demonstrations and fine-tuning, the same for all runs")
 
 
@@ -208,8 +211,8 @@ _POSITIVE = {
     "image_size", "max_episode_steps", "beta", "n_steps", "minibatch_size", "gamma", "gae_lambda",
 }  # fmt: skip
 _NOT_NEGATIVE = {
-    "alpha_step", "alpha_traj", "kl_coef", "start_noise", "dart", "detour", "sft_min_range", "sft_validation", "seed",
-    "start_seed", "vf_coef", "ent_coef",
+    "alpha_step", "alpha_traj", "kl_coef", "start_noise", "joint_noise", "dart", "pushes", "slips", "detour", "sft_min_range",
+    "sft_validation", "seed", "start_seed", "vf_coef", "ent_coef",
 }  # fmt: skip
 
 BUDGETS: dict[str, TrainConfig] = {

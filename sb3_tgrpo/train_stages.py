@@ -74,8 +74,8 @@ def start_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> s
         return config.start.checkpoint
     if not config.start.from_scratch:
         return str(shipped_start())
-    recipe = {**dataclasses.asdict(config.start), "env": config.task.env, "start_noise": config.task.start_noise}
-    recipe |= {"assets": config.task.assets, "image_size": config.task.image_size}
+    task = ("env", "start_noise", "joint_noise", "assets", "image_size")
+    recipe = {**dataclasses.asdict(config.start), **{name: getattr(config.task, name) for name in task}}
     earlier = folder.read("start/recipe.json")
     if earlier is None:
         folder.write("start/recipe.json", recipe)
@@ -99,9 +99,13 @@ def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
         task=f"{suite}-{index}",
         episodes=wanted,
         seed=config.start.start_seed,
+        expert=config.start.expert,
         dart=config.start.dart,
+        pushes=config.start.pushes,
+        slips=config.start.slips,
         detour=config.start.detour,
         start_noise=config.task.start_noise,
+        joint_noise=config.task.joint_noise,
         assets=config.task.assets or "light",
         image_size=config.task.image_size or TINY_IMAGE_SIZE,
     )
@@ -128,7 +132,7 @@ def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunVie
     if (checkpoint / "config.json").is_file() and not (state / STATE_FILE).is_file():
         view.skip_stage("supervised fine-tuning", f"{recipe.sft_steps} updates")
         return checkpoint
-    dataset = DemonstrationDataset(demos, min_range=recipe.sft_min_range)
+    dataset = DemonstrationDataset(demos, min_range=recipe.sft_min_range, symmetric=recipe.sft_symmetric)
     sft = SFT(
         "OpenVLAPolicy",
         dataset,
@@ -182,7 +186,7 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
 
     model = read_config(checkpoint)
     small = model.pipeline == "area"
-    lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
+    lora = config.start.lora
     if not is_libero(config):
         return Setup(checkpoint, "auto", "none", 0, "the environment's own", lora)
     ours = model.raw.get("sb3_tgrpo", {})
@@ -231,6 +235,8 @@ def env_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
         kwargs["reward"] = program
     if config.task.start_noise:
         kwargs["start_noise"] = config.task.start_noise
+    if config.task.joint_noise and config.task.starts == "drawn":
+        kwargs["joint_noise"] = config.task.joint_noise  # of drawn starts alone: the evaluation's are stored ones
     return kwargs
 
 
