@@ -17,7 +17,7 @@ from sb3_tgrpo.train_config import TrainConfig
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=None, help="start policy (default: the one that ships)")
-    parser.add_argument("--env", default="LIBERO/libero_object-9-v0")
+    parser.add_argument("--env", default="LIBERO/libero_object-8-v0")
     parser.add_argument("--steps", type=int, default=60_000, help="environment steps that count")
     parser.add_argument("--starts", type=int, default=50, help="stored starts to evaluate on")
     parser.add_argument("--out", type=Path, default=Path("runs/trajectory_level"))
