@@ -48,7 +48,8 @@ def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
     from sb3_tgrpo.preferences import DPO, TPO
     from sb3_tgrpo.tgrpo import TGRPO
 
-    return {"tgrpo": TGRPO, "dpo": DPO, "tpo": TPO}[algo]
+    grouped: dict[str, type[OnPolicyAlgorithm]] = {"tgrpo": TGRPO, "dpo": DPO, "tpo": TPO}
+    return grouped[algo]
 
 
 class DrawnStarts(gym.Wrapper):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
 from stable_baselines3.common.vec_env import VecTransposeImage
@@ -167,7 +167,10 @@ def measure(
     :param n_groups: groups to play.
     """
     from sb3_tgrpo.diagnostics import measure_signal
+    from sb3_tgrpo.tgrpo import TGRPO
 
+    if config.algorithm.algo != "tgrpo":
+        raise ValueError(f"The signal is measured in TGRPO's gradients: leave out algo={config.algorithm.algo!r}.")
     run = RunFolder(folder)
     view = view or RunView()
     with run.locked(), _explained(config):
@@ -176,7 +179,8 @@ def measure(
         view.begin_stage("measure the signal", n_groups, "groups")
         env = VecTransposeImage(make_training_env(config, setup), skip=True)
         try:
-            report = measure_signal(make_model(config, setup, run, env), n_groups, progress=view.advance)
+            model = cast(TGRPO, make_model(config, setup, run, env))
+            report = measure_signal(model, n_groups, progress=view.advance)
         finally:
             env.close()
         view.end_stage(f"{report.n_steps:,} steps")

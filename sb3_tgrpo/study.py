@@ -122,8 +122,8 @@ def _group_size(size: int, config: TrainConfig) -> dict[str, Any]:
     """As many trajectories in an update and as many simulators as before, about: only their grouping changes."""
     usual = config.algorithm
     parallel = max(1, usual.parallel_groups * usual.group_size // size)
-    groups = max(1, round(usual.groups_per_update * usual.group_size / size))
-    return {"group_size": size, "parallel_groups": parallel, "groups_per_update": max(1, round(groups / parallel)) * parallel}
+    rounds = max(1, round(usual.groups_per_update * usual.group_size / (size * parallel)))
+    return {"group_size": size, "parallel_groups": parallel, "groups_per_update": rounds * parallel}
 
 
 def env_ids(tasks: Sequence[str]) -> list[str]:

@@ -73,7 +73,7 @@ def study_from(args: argparse.Namespace) -> Any:
     for text in args.checkpoint:
         task, equals, path = text.partition("=")
         if equals:
-            checkpoints[env_ids([task])[0]] = path
+            checkpoints |= dict.fromkeys(env_ids([task]), path)
         else:
             everywhere["checkpoint"] = text
     if args.budget is not None:
