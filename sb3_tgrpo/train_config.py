@@ -40,7 +40,7 @@ class TaskConfig:
     starts: Starts = setting("drawn", "training starts: drawn by LIBERO's sampler, or the stored ones")
     start_noise: float = setting(0.0, "metres by which drawn starts are widened")
     joint_noise: float = setting(0.02, "radians by which the arm's joints vary in drawn starts, as in the stored ones")
-    max_episode_steps: int | None = setting(None, "step limit in training; none: the suite's")
+    max_episode_steps: int | None = setting(150, "step limit in training, for LIBERO-Object; none: the suite's")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ class StartConfig:
 
     checkpoint: str | None = setting(None, "start policy: folder, hub id or 'tiny'; none: the one that ships")
     from_scratch: bool = setting(False, "collect demonstrations and train the start policy first")
-    lora: str | None = setting("language", "adapter: 'language', 'upstream', or none to train all weights")
+    lora: str | None = setting(
+        "auto", "adapter: 'language', 'upstream', none for all weights; auto: none for tiny, else language"
+    )
     demos: int = setting(9, "demonstrations; few, because what limits the start is to be data, not training")
     expert: Literal["scripted", "smooth"] = setting("smooth", "who demonstrates")
     dart: float = setting(0.15, "standard deviation of executed, unrecorded noise (DART)")
@@ -72,23 +74,23 @@ class AlgorithmConfig:
     """How it is trained: the arguments of TGRPO, which other methods share as far as they have them."""
 
     algo: Algo = setting("tgrpo", "what trains; sft: nothing, the start policy stays as it is")
-    total_timesteps: int = setting(60_000, "environment steps that count")
-    learning_rate: float = setting(1e-4, "of AdamW, constant")
-    group_size: int = setting(4, "trajectories from one start")
-    groups_per_update: int = setting(16, "groups sampled for one update")
+    total_timesteps: int = setting(80_000, "environment steps that count")
+    learning_rate: float = setting(3e-4, "of AdamW, constant")
+    group_size: int = setting(8, "trajectories from one start")
+    groups_per_update: int = setting(8, "groups sampled for one update")
     parallel_groups: int = setting(1, "groups played at once (processes: this times group_size)")
-    stop_on: StopOn = setting("success", "when a group ends")
+    stop_on: StopOn = setting("never", "when a group ends")
     temperature: float = setting(1.0, "sampling temperature")
     alpha_step: float = setting(0.3, "weight of the step level")
     alpha_traj: float = setting(0.7, "weight of the trajectory level")
     outcome_reward: Literal["success", "return"] | None = setting(None, "one reward per trajectory (GRPO; stop_on never)")
-    kl_coef: float = setting(0.04, "weight of the KL to the start policy")
-    clip_range: float = setting(0.2, "bound on the ratio")
-    n_epochs: int = setting(1, "passes over the groups")
-    batch_size: int | None = setting(None, "steps per optimizer step; none: one group")
-    micro_batch_size: int | None = setting(512, "steps per forward pass: memory, not the result")
+    kl_coef: float = setting(0.0, "weight of the KL to the start policy")
+    clip_range: float = setting(0.3, "bound on the ratio")
+    n_epochs: int = setting(3, "passes over the groups")
+    batch_size: int | None = setting(512, "steps per optimizer step; none: one group")
+    micro_batch_size: int | None = setting(128, "steps per forward pass: memory, not the result")
     max_grad_norm: float = setting(1.0, "bound on the gradient's norm")
-    target_kl: float | None = setting(None, "end an update beyond 1.5 times this KL")
+    target_kl: float | None = setting(0.08, "end an update beyond 1.5 times this KL")
 
 
 @dataclass(frozen=True)

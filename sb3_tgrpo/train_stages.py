@@ -186,7 +186,7 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
 
     model = read_config(checkpoint)
     small = model.pipeline == "area"
-    lora = config.start.lora
+    lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
     if not is_libero(config):
         return Setup(checkpoint, "auto", "none", 0, "the environment's own", lora)
     ours = model.raw.get("sb3_tgrpo", {})
@@ -196,6 +196,8 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     default_size = recorded[0] if recorded else TINY_IMAGE_SIZE if small else UPSTREAM_IMAGE_SIZE
     program = reward_program(config)
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, paid {program.payment}"
+    if config.task.max_episode_steps is not None:
+        text += f"; training episodes are cut at {config.task.max_episode_steps} steps"
     return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text, lora)
 
 

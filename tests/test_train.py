@@ -66,8 +66,8 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"algorithm": {"lerning_rate": 1.0}}, "unknown algorithm.lerning_rate. Available: total_timesteps, learning_rate"),
-        ({"speed": 1}, "unknown speed. Available: task, start, algorithm, evaluation, seed"),
+        ({"algorithm": {"lerning_rate": 1.0}}, "unknown algorithm.lerning_rate. Available: algo, total_timesteps, learning_rate"),
+        ({"speed": 1}, "unknown speed. Available: task, start, algorithm, baseline, evaluation, seed"),
         ({"seed": "one"}, "seed must be of type int, got 'one'"),
         ({"seed": True}, "seed must be of type int, got True"),
         ({"task": {"assets": "heavy"}}, "task.assets must be one of 'auto', 'full', 'light', got 'heavy'"),
