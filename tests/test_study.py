@@ -1,0 +1,451 @@
+"""``sb3-tgrpo study``: methods, grids, statistics, tables, the other methods in the main job, and interruption."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from toy_envs import ScriptEnv
+
+from sb3_tgrpo import TGRPO
+from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, make_ungrouped_env, rollout_steps
+from sb3_tgrpo.cli import main
+from sb3_tgrpo.main_job import run_training
+from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
+from sb3_tgrpo.run_folder import JsonLines, RunFolder
+from sb3_tgrpo.study import GRIDS, METHODS, Study, env_ids, settings_of, tuned_overrides
+from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean, ranks
+from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, write_results
+from sb3_tgrpo.train_config import TrainConfig, parse_setting
+
+TESTS = Path(__file__).parent
+ENVS = ("LIBERO/libero_object-3-v0", "LIBERO/libero_object-9-v0")
+TOY: dict[str, Any] = {
+    "env": "vla_toy:Toy-v0", "checkpoint": "tiny", "lora": None, "eval_starts": 2, "eval_workers": 1, "device": "cpu",
+    "total_timesteps": 40, "group_size": 2, "groups_per_update": 2, "parallel_groups": 1, "learning_rate": 1e-3, "n_steps": 10,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------------- statistics
+
+
+def test_interquartile_mean_by_hand() -> None:
+    assert interquartile_mean(np.array([9.0, 1.0, 2.0, 3.0, 4.0, 100.0, 5.0, -50.0])) == (2 + 3 + 4 + 5) / 4
+    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3.0  # a quarter of three, rounded down, is none
+    assert interquartile_mean(np.array([[0.0, 1.0, 1.0, 9.0], [5.0, 4.0, 6.0, 5.0]])).tolist() == [1.0, 5.0]
+    with pytest.raises(ValueError, match="nothing to average"):
+        interquartile_mean(np.array([]))
+
+
+def test_bootstrap_draws_the_seeds_of_each_task() -> None:
+    assert bootstrap_interval([[0.5, 0.5], [0.5]]) == (0.5, 0.5)
+    # Tasks are kept: that one is easy and one is hard is no uncertainty. Drawing from all cells would spread from 0 to 1.
+    assert bootstrap_interval([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], mean) == (0.5, 0.5)
+    low, high = bootstrap_interval([[0.0, 1.0]], mean)
+    assert (low, high) == (0.0, 1.0)  # 0, 1/2 and 1 with 1/4, 1/2 and 1/4
+    rng = np.random.default_rng(0)
+    low, high = bootstrap_interval([rng.normal(size=400).tolist()], mean)
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+    with pytest.raises(ValueError, match="each task"):
+        bootstrap_interval([[1.0], []])
+
+
+def test_ranks() -> None:
+    assert ranks([0.9, 0.5, 0.7]) == [1.0, 3.0, 2.0]
+    assert ranks([0.5, 0.9, 0.5, 0.1]) == [2.5, 1.0, 2.5, 4.0]
+
+
+# ---------------------------------------------------------------------- methods and grids
+
+
+def study(grid: str = "table1", **changes: Any) -> Study:
+    settings: dict[str, Any] = {"config": TrainConfig(), "envs": ENVS, "methods": GRIDS[grid].methods, "seeds": (0, 1)}
+    return Study(grid, **(settings | changes))
+
+
+def test_every_method_is_a_valid_configuration() -> None:
+    base = TrainConfig()
+    for method in [*METHODS, *(method for grid in GRIDS.values() for method in grid.methods)]:
+        changed = base.updated(settings_of(method, base))
+        assert changed.algorithm.total_timesteps == base.algorithm.total_timesteps
+        assert TrainConfig.from_dict(changed.to_dict()) == changed
+    grpo = base.updated(settings_of("GRPO", base)).algorithm
+    assert (grpo.alpha_step, grpo.alpha_traj, grpo.outcome_reward, grpo.stop_on) == (0.0, 1.0, "success", "never")
+    assert base.updated(settings_of("TGRPO", base)) == base  # the defaults of the package
+    assert settings_of("TGRPO-alpha=0.1", base) == {"alpha_step": 0.1, "alpha_traj": 0.9}
+    assert settings_of("PPO@3", base) == {"algo": "ppo", "learning_rate": 3 * base.algorithm.learning_rate}
+    for wrong in ("TGPRO", "TGRPO-N=x", "PPO@fast"):
+        with pytest.raises(ValueError, match=wrong):
+            settings_of(wrong, base)
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 4])
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 8])
+def test_group_size_keeps_the_batch(size: int, parallel: int) -> None:
+    base = TrainConfig().updated({"group_size": 4, "groups_per_update": 16, "parallel_groups": parallel})
+    changed = base.updated(settings_of(f"TGRPO-N={size}", base)).algorithm
+    assert changed.group_size == size and abs(changed.groups_per_update * size - 64) <= size * changed.parallel_groups / 2
+    assert changed.parallel_groups * size <= max(4 * parallel, size)
+
+
+def test_tasks() -> None:
+    assert env_ids(["libero_goal-2", "LIBERO/libero_goal-2-v0", "CartPole-v1"]) == ["LIBERO/libero_goal-2-v0", "CartPole-v1"]
+    assert env_ids(["libero_spatial"]) == [f"LIBERO/libero_spatial-{k}-v0" for k in range(10)]
+
+
+def test_cells() -> None:
+    cells = study(checkpoints={ENVS[1]: "there"}).cells()
+    assert len(cells) == 2 * 2 * 4 and [cell.method for cell in cells[:4]] == ["SFT"] * 4  # the start policy first
+    assert {cell.config.start.checkpoint for cell in cells if cell.env == ENVS[1]} == {"there"}
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert [cell.method for cell in study(methods=("TGRPO",)).cells()][:4] == ["SFT"] * 4  # even if not asked for
+    base = TrainConfig().updated({"alpha_step": 0.3, "alpha_traj": 0.7})
+    alphas = {cell.method: cell for cell in study("alpha", config=base).cells()}
+    assert alphas["TGRPO-alpha=0.3"].name.endswith("/TGRPO/seed_1")  # the same run has one folder
+    assert alphas["TGRPO-alpha=0.5"].name.endswith("/TGRPO-alpha=0.5/seed_1")
+
+
+def test_overrides_of_tgrpo_are_those_of_its_variants() -> None:
+    tuned = study("ablation", overrides={"TGRPO": {"learning_rate": 7e-5}, "TGRPO-step": {"kl_coef": 0.5}})
+    found = {cell.method: cell.config.algorithm for cell in tuned.cells()}
+    assert found["TGRPO-never"].learning_rate == found["TGRPO-step"].learning_rate == 7e-5
+    assert found["TGRPO-step"].kl_coef == 0.5 and found["SFT"].learning_rate == TrainConfig().algorithm.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": (1, 1)}, "seeds must be one or more different"),
+        ({"envs": ()}, "tasks must be one or more different"),
+        ({"config": TrainConfig().updated({"from_scratch": True})}, "make it first"),
+        ({"checkpoints": {"LIBERO/libero_goal-1-v0": "x"}}, "not part of this study"),
+        ({"overrides": {"DPO": {"beta": 1.0}}}, "settings are given for DPO"),
+        ({"overrides": {"PPO": {"total_timesteps": 7}}}, "same budget"),
+        ({"overrides": {"PPO": {"gama": 0.9}}}, "gama"),
+    ],
+)
+def test_bad_studies(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(**changes).cells()
+
+
+def test_settings_from_text() -> None:
+    assert parse_setting("kl_coef", "1") == 1.0 and parse_setting("target_kl", "none") is None
+    assert parse_setting("stop_on", "never") == "never" and parse_setting("eval_temperatures", "[0, 0.5]") == (0.0, 0.5)
+    with pytest.raises(ValueError, match="Unknown setting 'kl'"):
+        parse_setting("kl", "1")
+    with pytest.raises(ValueError, match="must be one of"):
+        parse_setting("stop_on", "always")
+
+
+def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--tasks",
+        "libero_object-3",
+        "--seeds",
+        "4",
+        "--set",
+        "PPO.gamma=0.9",
+        "--budget",
+        "500",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(["study", "table1", *arguments, "--dry-run"]) == 0
+    assert "to run    PPO, libero_object-3, seed 4" in capsys.readouterr().out
+    assert main(["study", "table1", *arguments, "--set", "gamma:0.9"]) == 1
+    assert "METHOD.NAME=VALUE" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def evaluation(outcomes: list[int], env: str = ENVS[0]) -> Evaluation:
+    task = env.removeprefix("LIBERO/").removesuffix("-v0")
+    episodes = [EvalEpisode(task, k, 0, bool(won), 10, 0.0) for k, won in enumerate(outcomes)]
+    return Evaluation("policy", [env], True, None, "light", {}, episodes)
+
+
+def found(these: Study, outcomes: dict[tuple[str, str, int], list[int]]) -> dict[Any, Evaluation]:
+    cells = {(cell.method, cell.env, cell.seed): cell for cell in these.cells()}
+    return {cells[key]: evaluation(value, key[1]) for key, value in outcomes.items()}
+
+
+def test_table_by_hand() -> None:
+    these = study(methods=("SFT", "PPO", "TGRPO"))
+    a, b = ENVS
+    rows = summarise(
+        found(
+            these,
+            {
+                ("SFT", a, 0): [1, 0, 0, 0], ("SFT", a, 1): [1, 0, 0, 0],
+                ("SFT", b, 0): [1, 1, 0, 0], ("SFT", b, 1): [1, 1, 0, 0],
+                ("TGRPO", a, 0): [1, 1, 0, 0], ("TGRPO", a, 1): [0, 1, 1, 1], ("TGRPO", b, 0): [1, 1, 0, 0],
+                ("TGRPO", b, 1): [1, 1, 1, 1], ("PPO", a, 0): [0, 0, 0, 0],
+            },
+        ),
+        these,
+    )  # fmt: skip
+    assert list(rows) == ["SFT", "PPO", "TGRPO"]
+    tgrpo = rows["TGRPO"]
+    assert tgrpo["tasks"][a]["successes"] == 5 and tgrpo["tasks"][a]["episodes"] == 8
+    assert tgrpo["tasks"][b]["seeds"] == [0.5, 1.0] and tgrpo["mean"] == (5 / 8 + 6 / 8) / 2
+    assert tgrpo["iqm"] == pytest.approx((0.5 + 0.75) / 2)  # of 0.5, 0.75, 0.5, 1.0 the middle two
+    assert tgrpo["rank"] == 1.0 and rows["SFT"]["rank"] == 2.0 and rows["SFT"]["vs_sft"] is None
+    paired = tgrpo["vs_sft"]["start"]
+    assert (paired["only_before"], paired["only_after"], paired["n_pairs"]) == (1, 6, 16)
+    assert paired["difference"] == 5 / 16 and tgrpo["vs_sft"]["evaluation"]["unit"] == "evaluation"
+    # A method without one of the tasks has no overall figures, and takes no rank from others.
+    assert rows["PPO"]["iqm"] is None and rows["PPO"]["rank"] is None and rows["PPO"]["tasks"][a]["rate"] == 0.0
+    head, body = table_rows(rows, these.envs)
+    assert head[:3] == ["method", "libero_object-3", "libero_object-9"] and body[2][1].startswith("62.5 [")
+    assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]"]
+    assert plot(rows, "", "greedy").startswith(b"\x89PNG") and plot(rows, "alpha_1", "greedy").startswith(b"\x89PNG")
+
+
+def tuning_results(folder: Path, rates: dict[str, float], env: str = "LIBERO/libero_object-1-v0", missing: Any = ()) -> Path:
+    rows = {name: {"mean": score} for name, score in {"SFT": 0.9, **rates}.items()}
+    content = {"envs": [env], "seeds": [0], "modes": {"greedy": {}, "T=1": rows}, "missing": list(missing)}
+    RunFolder(folder).write("tuning/results.json", content)
+    return folder
+
+
+def test_tuning(tmp_path: Path) -> None:
+    scores = {"PPO@0.3": 0.2, "PPO@1": 0.4, "PPO@3": 0.1, "TGRPO@0.3": 0.1, "TGRPO@1": 0.2, "TGRPO@3": 0.3}
+    tuned = tuned_overrides(tuning_results(tmp_path / "a", scores), study())
+    rate = TrainConfig().algorithm.learning_rate
+    assert tuned.overrides == {"PPO": {"learning_rate": rate}, "TGRPO": {"learning_rate": 3 * rate}}
+    assert tuned.tuning is not None and tuned.tuning["chosen"] == {"PPO": 1.0, "TGRPO": 3.0}
+    with pytest.raises(ValueError, match="tune on other tasks"):
+        tuned_overrides(tuning_results(tmp_path / "b", scores, ENVS[0]), study())
+    del scores["PPO@3"]
+    with pytest.raises(ValueError, match="unequal numbers of trials"):
+        tuned_overrides(tuning_results(tmp_path / "c", scores), study())
+    with pytest.raises(ValueError, match="not finished"):
+        tuned_overrides(tuning_results(tmp_path / "d", {"PPO@1": 0.1}, missing=["PPO@3"]), study())
+    with pytest.raises(ValueError, match="no finished tuning"):
+        tuned_overrides(tmp_path / "e", study())
+
+
+# ---------------------------------------------------------------------- other methods in the main job
+
+
+def test_rollouts_make_up_the_budget() -> None:
+    for total, n_envs, wanted in ((60_000, 4, 256), (100, 2, 20), (24_000, 64, 256), (10, 4, 256)):
+        steps = rollout_steps(total, n_envs, wanted)
+        rollouts = -(-total // (steps * n_envs))
+        assert 0 <= rollouts * steps * n_envs - total <= max(rollouts * n_envs, 2 * n_envs)
+    assert rollout_steps(60_000, 4, 256) == 255  # 59 rollouts
+
+
+def test_drawn_starts_depend_on_the_seed_alone() -> None:
+    env = DrawnStarts(ScriptEnv(), lambda rng: {"init_state_id": int(rng.integers(50))})
+
+    def starts(seed: int) -> list[Any]:
+        found = [env.reset(seed=seed), env.reset(), env.reset()]
+        return [(obs.tolist(), info["options"]) for obs, info in found]
+
+    first = starts(3)
+    assert len({str(start) for start in first}) == 3 and starts(3) == first and starts(4) != first
+    assert all(0 <= options["init_state_id"] < 50 for _, options in first)
+
+
+def test_ungrouped_environments_go_their_own_ways() -> None:
+    env = make_ungrouped_env(ScriptEnv, 2)
+    try:
+        env.seed(5)
+        starts = env.reset()[:, 0].tolist()
+        assert starts[0] != starts[1]
+        _, rewards, _, _ = env.step(np.array([1, 2]))
+        assert rewards.tolist() == [1.0, 2.0]
+        env.seed(5)
+        assert env.reset()[:, 0].tolist() == starts
+    finally:
+        env.close()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Un-grouped environments without processes, which take seconds to start."""
+
+    def make(one: Callable[[], gym.Env], n_envs: int, start_options: Any = None) -> VecEnv:
+        return DummyVecEnv([lambda: DrawnStarts(one(), start_options)] * n_envs)
+
+    monkeypatch.setattr("sb3_tgrpo.train_stages.make_ungrouped_env", make)
+    monkeypatch.setattr("sb3_tgrpo.main_job.film", lambda *args: None)
+    yield
+
+
+def toy(**changes: Any) -> TrainConfig:
+    return TrainConfig().updated({**TOY, "eval_temperatures": (1.0,), **changes})
+
+
+def check_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_tgrpo.main_job._write_report", lambda *args: None)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dpo", "tpo", "trpo", "recurrent_ppo"])
+def test_other_methods(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
+    check_report(monkeypatch)
+    stop_on = "never" if algo in ("dpo", "tpo") else "success"
+    results = run_training(toy(algo=algo, stop_on=stop_on), tmp_path)
+    rows = JsonLines(tmp_path / "metrics.jsonl").read()
+    assert rows and results["timesteps"] == rows[-1]["timesteps"]
+    assert 40 <= results["timesteps"] <= (60 if algo in ("dpo", "tpo") else 40)  # whole groups, whole rollouts
+    assert results["modes"]["T=1"]["after"]["episodes"] == 2
+    model = algorithm_class(algo).load(tmp_path / "model.zip", device="cpu")
+    is_vla = hasattr(model.policy, "export_merged")
+    assert is_vla == (algo in ("ppo", "dpo", "tpo")) == (tmp_path / "checkpoint" / "config.json").is_file()
+    if algo == "ppo":
+        assert model.policy.value_net is not None
+
+
+def test_ppo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
+    check_report(monkeypatch)
+    config = toy(algo="ppo", total_timesteps=80)
+    updates = []
+
+    def interrupted(self: PPO) -> None:
+        if len(updates) == 2:
+            raise KeyboardInterrupt
+        updates.append(self.num_timesteps)
+        train(self)
+
+    train = PPO.train
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(PPO, "train", interrupted)
+        run_training(config, tmp_path)
+    assert (tmp_path / "resume.zip").is_file()
+    assert run_training(config, tmp_path)["timesteps"] == 80
+    steps = [row["timesteps"] for row in JsonLines(tmp_path / "metrics.jsonl").read()]
+    assert steps == sorted(set(steps)) and steps[:2] == updates
+
+
+def test_start_policy_alone_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
+    check_report(monkeypatch)
+    results = run_training(toy(algo="sft"), tmp_path)
+    mode = results["modes"]["T=1"]
+    assert mode["before"] == mode["after"] and results["timesteps"] == 0 and not (tmp_path / "model.zip").exists()
+
+
+def test_preferences_need_whole_episodes() -> None:
+    with pytest.raises(ValueError, match=r"set stop_on='never' .now 'success'"):
+        toy(algo="dpo", stop_on="success")
+
+
+# ---------------------------------------------------------------------- a study, and interruption
+
+
+def study_arguments(folder: Path) -> list[str]:
+    settings = [f"{name}={'none' if value is None else value}" for name, value in TOY.items()]
+    given = [text for text in settings if not text.startswith(("env=", "checkpoint=", "total_timesteps="))]
+    return ["study", "table1", "--tasks", TOY["env"], "--methods", "TGRPO", "--seeds", "0", "--checkpoint", "tiny",
+            "--budget", "40", "--workers", "1", "--out", str(folder), "--set", *given]  # fmt: skip
+
+
+def environ(pause: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "VLA_TOY_PAUSE": pause, "PYTHONPATH": str(TESTS)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of the toy."""
+    folder = tmp_path_factory.mktemp("study")
+    command = [sys.executable, "-m", "sb3_tgrpo", *study_arguments(folder)]
+    done = subprocess.run(command, env=environ("0"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "TGRPO" in done.stdout and "table.md" in done.stdout
+    return folder
+
+
+CELL = "cells/vla_toy_Toy/TGRPO/seed_0"
+
+
+def test_study_folder(finished: Path) -> None:
+    results = RunFolder(finished).read("table1/results.json")
+    assert results["budget"] == 40 and not results["missing"] and [c["method"] for c in results["cells"]] == ["SFT", "TGRPO"]
+    assert results["cells"][0]["timesteps"] == 0 and results["cells"][1]["timesteps"] >= 40
+    assert set(results["modes"]) == {"greedy", "T=1"} and set(results["modes"]["greedy"]) == {"SFT", "TGRPO"}
+    record = RunFolder(finished).read("table1/study.json")
+    (call,) = record["calls"]
+    assert call["command"].startswith("sb3-tgrpo study table1") and call["hardware"]["cpu"] and call["versions"]["torch"]
+    text = (finished / "table1/table.md").read_text()
+    assert "| TGRPO |" in text and "Tuning: none" in text and "Start policy: vla_toy_Toy: tiny" in text
+    assert (finished / "table1/greedy.png").is_file() and (finished / "table1/T1.png").is_file()
+    # The start policy was played once; the other cell has taken its outcomes over.
+    copies = [finished / f"cells/vla_toy_Toy/{m}/seed_0/evaluations/before_T1/evaluation.json" for m in ("SFT", "TGRPO")]
+    assert copies[0].read_bytes() == copies[1].read_bytes()
+    assert "evaluate before, greedy" in (finished / CELL / "log.txt").read_text()
+    assert "(done before)" in (finished / CELL / "log.txt").read_text()
+    assert json.loads((finished / CELL / "config.json").read_text())["seed"] == 0
+
+
+def test_finished_cells_are_not_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("sb3_tgrpo.study.subprocess.Popen", never)
+    monkeypatch.setattr("sb3_tgrpo.study.commit", lambda: None)
+    assert main(study_arguments(finished)) == 0
+    assert main([*study_arguments(finished), "--tables"]) == 0
+    assert main([*study_arguments(finished), "kl_coef=0.5"]) == 1  # cells of other settings
+
+
+def test_tables_of_what_is_there(finished: Path, tmp_path: Path) -> None:
+    these = Study("table1", TrainConfig().updated(TOY), (TOY["env"],), ("TGRPO",), (0, 1))
+    os.symlink(finished / "cells", tmp_path / "cells")
+    results = write_results(these, RunFolder(tmp_path))
+    assert results["missing"] == ["SFT, vla_toy_Toy, seed 1", "TGRPO, vla_toy_Toy, seed 1"]
+    assert "Not finished, so not in the tables: SFT" in markdown(results, these, RunFolder(tmp_path))
+
+
+def test_kill_and_resume(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "cells/vla_toy_Toy/SFT", tmp_path / "cells/vla_toy_Toy/SFT")
+    command = [sys.executable, "-m", "sb3_tgrpo", *study_arguments(tmp_path)]
+    process = subprocess.Popen(command, env=environ("0.03"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not (tmp_path / CELL / "resume.zip").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    output, _ = process.communicate()
+    assert process.returncode == -signal.SIGKILL, output.decode()
+    assert not (tmp_path / CELL / "model.zip").exists()
+    assert free(RunFolder(tmp_path / CELL)), "the cell outlived its study"
+    done = subprocess.run(command, env=environ("0"), capture_output=True, text=True)
+    assert done.returncode == 0 and "TGRPO, vla_toy_Toy, seed 0: goes on" in done.stdout, done.stdout + done.stderr
+    first, second = (TGRPO.load(folder / CELL / "model.zip", device="cpu") for folder in (finished, tmp_path))
+    for a, b in zip(first.policy.parameters(), second.policy.parameters(), strict=True):  # type: ignore[attr-defined]
+        assert th.equal(a, b)
+    modes = [RunFolder(folder).read("table1/results.json")["modes"] for folder in (finished, tmp_path)]
+    assert modes[0] == modes[1]
+
+
+def free(run: RunFolder) -> bool:
+    """Whether nobody uses the folder, after a moment."""
+    for _ in range(300):
+        try:
+            with run.locked():
+                return True
+        except OSError:
+            time.sleep(0.1)
+    return False
+
+
+def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = study_arguments(tmp_path)
+    arguments[arguments.index("tiny")] = str(tmp_path / "nothing")
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert "2 of 2 cells failed" in output.err and "the start policy could not be evaluated" in output.err
+    assert "nothing" in output.err and "Traceback" not in output.err
