@@ -337,7 +337,7 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
     view.begin_stage(title, total, "steps")
     env: VecEnv = TimedVecEnv(make_training_env(config, setup))
     if algo not in REFERENCES:  # SB3 would turn every image round, only for the policy to turn it back
-        env = VecTransposeImage(env, skip=True)  # type: ignore[arg-type]
+        env = VecTransposeImage(env, skip=True)
     try:
         if resume.is_file():
             model = kind.load(resume, env=env, device=config.device, tensorboard_log=_tensorboard_folder(folder))
