@@ -66,7 +66,10 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"algorithm": {"lerning_rate": 1.0}}, "unknown algorithm.lerning_rate. Available: algo, total_timesteps, learning_rate"),
+        (
+            {"algorithm": {"lerning_rate": 1.0}},
+            "unknown algorithm.lerning_rate. Available: algo, total_timesteps, learning_rate",
+        ),
         ({"speed": 1}, "unknown speed. Available: task, start, algorithm, baseline, evaluation, seed"),
         ({"seed": "one"}, "seed must be of type int, got 'one'"),
         ({"seed": True}, "seed must be of type int, got True"),
@@ -271,8 +274,8 @@ def test_a_policy_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (MemoryError(), "Lower parallel_groups .now 1; each of its 4 simulators"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "groups_per_update .now 16"),
+        (MemoryError(), "Lower parallel_groups .now 1; each of its 8 simulators"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "groups_per_update .now 8"),
         (th.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "GPU's memory ran out. Lower micro_batch_size"),
         (RuntimeError("Environment 2 ended unexpectedly, exit status -9, after 3 restarts in this group"), "system killed it"),
         (RuntimeError("Environment 2 did not answer within 60 s, after 3 restarts in this group"), "messages of its process"),
