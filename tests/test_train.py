@@ -183,7 +183,7 @@ def test_a_finished_run_is_shown_at_once(finished: Path, capsys: pytest.CaptureF
 
 def test_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TOY, "--kl-coef", "0.5", "--out", str(finished)]) == 1
-    assert "algorithm.kl_coef was 0.04, is 0.5" in capsys.readouterr().err
+    assert "algorithm.kl_coef was 0.0, is 0.5" in capsys.readouterr().err
     assert main(["train", *TOY, "--threads", "2", "--save-every", "3", "--out", str(finished)]) == 0  # these may change
     assert difference({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b was 1, is 2"]
 
@@ -378,7 +378,7 @@ def test_libero_from_scratch(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert main(["train", *arguments, "--out", str(tmp_path)]) == 0
     results = RunFolder(tmp_path).read("results.json")
-    assert results["assets"] == "light" and results["reward"].startswith("libero_object-9, ")
+    assert results["assets"] == "light" and results["reward"].startswith("libero_object-8, ")
     assert results["modes"]["greedy"]["before"]["n_stages"] >= 3
     assert json.loads((tmp_path / "start/checkpoint/config.json").read_text())["n_action_bins"] == 32
     assert "light assets" in (tmp_path / "report.html").read_text()
