@@ -35,6 +35,8 @@ FIRST_SEED = 1_000_000
 """Of the starts that a task without stored ones is evaluated on."""
 METRICS_FILE = "metrics.jsonl"
 MODEL_FILE = "model.zip"
+TINY_TRAINING_STEPS = {"libero_object": 150}
+"""The default recipe's step limit by suite: its demonstrations take about 100 steps, and what is not done by 150 is stuck."""
 RESUME_FILE = "resume.zip"
 
 
@@ -49,6 +51,7 @@ class Setup:
     :param image_size: pixels.
     :param reward_text: the reward, in words.
     :param lora: adapter, None to train all weights.
+    :param training_steps: step limit of training episodes, None for the task's own; evaluations always have the task's own.
     """
 
     checkpoint: str
@@ -57,6 +60,7 @@ class Setup:
     image_size: int
     reward_text: str
     lora: str | None
+    training_steps: int | None
 
 
 # ---------------------------------------------------------------------- the start
@@ -183,12 +187,16 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     """
     from sb3_tgrpo.envs.assets import resolve_assets
     from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.rewards.task_facts import parse_task_id
 
     model = read_config(checkpoint)
     small = model.pipeline == "area"
     lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
+    steps = config.task.max_episode_steps
     if not is_libero(config):
-        return Setup(checkpoint, "auto", "none", 0, "the environment's own", lora)
+        return Setup(checkpoint, "auto", "none", 0, "the environment's own", lora, steps)
+    if steps is None and small:
+        steps = TINY_TRAINING_STEPS.get(parse_task_id(config.task.env)[0])
     ours = model.raw.get("sb3_tgrpo", {})
     trained_on: Assets | None = "light" if checkpoint == "tiny" else ours.get("assets")
     assets: Assets = config.task.assets or trained_on or "auto"
@@ -196,9 +204,9 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     default_size = recorded[0] if recorded else TINY_IMAGE_SIZE if small else UPSTREAM_IMAGE_SIZE
     program = reward_program(config)
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, paid {program.payment}"
-    if config.task.max_episode_steps is not None:
-        text += f"; training episodes are cut at {config.task.max_episode_steps} steps"
-    return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text, lora)
+    if steps is not None:
+        text += f"; training episodes are cut at {steps} steps"
+    return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text, lora, steps)
 
 
 def is_libero(config: TrainConfig) -> bool:
@@ -247,8 +255,8 @@ def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
     from sb3_tgrpo.envs import make_group_env
 
     kwargs = env_kwargs(config, setup)
-    if config.task.max_episode_steps is not None:
-        kwargs["max_episode_steps"] = config.task.max_episode_steps
+    if setup.training_steps is not None:
+        kwargs["max_episode_steps"] = setup.training_steps
     options = None
     if config.task.starts == "stored":
         count = config.evaluation.eval_starts

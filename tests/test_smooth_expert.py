@@ -45,6 +45,20 @@ def test_small_differences_of_the_state_make_small_differences_of_the_action():
     assert 0.01 < largest < 0.06
 
 
+def test_an_upright_hand_is_commanded_a_rotation_of_exactly_zero():
+    """At the smallest other rotation robosuite's controller follows the arm's drift instead of holding the hand."""
+    env = LiberoEnv("libero_object", 8, assets="light", observations=("state",))
+    expert = SmoothExpert("libero_object-8")
+    env.reset(seed=0)
+    rotations = []
+    for _ in range(60):
+        action = expert.act(env.facts())
+        rotations.append(action[3:6])
+        env.step(action)
+    env.close()
+    assert (np.array(rotations) == 0.0).all(axis=1).mean() > 0.9
+
+
 def test_other_tasks_are_refused():
     with pytest.raises(ValueError, match=r"libero_goal-0.*LIBERO-Object"):
         SmoothExpert("libero_goal-0")

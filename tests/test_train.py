@@ -24,6 +24,7 @@ from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, shipped_start
+from sb3_tgrpo.train_stages import resolve_setup
 
 TESTS = Path(__file__).parent
 TOY = [
@@ -382,3 +383,19 @@ def test_libero_from_scratch(tmp_path: Path) -> None:
     assert results["modes"]["greedy"]["before"]["n_stages"] >= 3
     assert json.loads((tmp_path / "start/checkpoint/config.json").read_text())["n_action_bins"] == 32
     assert "light assets" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("env", "given", "limit"),
+    [
+        ("LIBERO/libero_object-8-v0", None, 150),
+        ("LIBERO/libero_object-8-v0", 280, 280),
+        ("LIBERO/libero_goal-2-v0", None, None),
+        ("LIBERO/libero_10-4-v0", None, None),
+    ],
+)
+def test_only_the_default_suite_has_a_shorter_step_limit(env: str, given: int | None, limit: int | None) -> None:
+    config = TrainConfig().updated({"env": env, "max_episode_steps": given, "assets": "light"})
+    setup = resolve_setup(config, str(shipped_start()))
+    assert setup.training_steps == limit
+    assert ("cut at" in setup.reward_text) == (limit is not None)
