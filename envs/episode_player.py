@@ -251,7 +251,8 @@ class EpisodePlayer:
                             busy.remove(slot)
                             slot.close()
                         yield episode
-                self._act(busy)
+                if self._enough(busy):
+                    self._act(busy)
         finally:
             for slot in slots:
                 slot.close()
@@ -293,6 +294,11 @@ class EpisodePlayer:
         if self.picture is not None and self.wants_pictures(episode.request):
             episode.pictures.append(self.picture(slot.observation, info))
         return episode if over or episode.length == self.max_steps else None
+
+    def _enough(self, busy: list[_Slot]) -> bool:
+        """Whether to call the policy: on half of the environments at once, while the other half simulates."""
+        n_waiting = sum(slot.observation is not None for slot in busy)
+        return n_waiting == len(busy) or n_waiting >= min(self.actor.batch_size, max(1, len(busy) // 2))
 
     def _act(self, busy: list[_Slot]) -> None:
         waiting = [slot for slot in busy if slot.observation is not None]

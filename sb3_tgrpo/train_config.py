@@ -115,7 +115,7 @@ class EvaluationConfig:
     eval_starts: int = setting(50, "stored starts, from the first")
     eval_episodes: int = setting(1, "episodes per start")
     eval_temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures; 0 is greedy")
-    eval_workers: int = setting(2, "episodes played at once")
+    eval_workers: int = setting(8, "episodes played at once; more than cores, so that simulators and policy take turns")
 
 
 def _leaves(config: Any, where: str = "") -> list[tuple[str, str, Any]]:
