@@ -187,15 +187,23 @@ def _collect(demos: Source) -> tuple[list[_Episode], str, list[Demo]]:
     if len(traces) + len(found) != len(items):
         raise TypeError(f"demos must hold demonstrations or traces, got {type(items[0]).__name__}.")
     if traces:
+        _one_task({trace.task for trace in traces})
         good = [trace for trace in traces if trace.success_step is not None]
         episodes, kept, task = [_from_trace(trace) for trace in good], [], traces[0].task
     else:
         kept = [demo for demo in found if demo.success]
         episodes = [_from_demo(demo) for demo in kept]
-        task = task or load_demos(kept[0].path, max_demos=1).task if kept else task
+        if kept and not task:
+            task = _one_task({load_demos(path, max_demos=1).task for path in {demo.path for demo in kept}})
     if not episodes:
         raise ValueError(f"demos has {len(items)} episodes, and none of them is successful: key poses come from successes.")
     return episodes, task, kept
+
+
+def _one_task(tasks: set[str]) -> str:
+    if len(tasks) > 1:
+        raise ValueError(f"demos are of several tasks ({', '.join(sorted(tasks))}): key poses are those of one.")
+    return next(iter(tasks))
 
 
 def _restore_facts(episodes: list[_Episode], task: str, demos: list[Demo], steps: list[dict[str, int]]) -> None:
@@ -363,13 +371,15 @@ def key_poses(
     :param program: its stages' boundaries are critical steps too.
     :param axes: ``"world"``: offsets from the frame's origin along the world's axes; ``"frame"``: along its own.
     :param share: a pose has to occur in at least this share of the demonstrations.
-    :raises ValueError: if there is no successful demonstration.
+    :raises ValueError: if there is no successful demonstration, if they are of several tasks, or the program is of another.
     """
     if axes not in ("world", "frame"):
         raise ValueError(f"axes must be 'world' or 'frame', got {axes!r}.")
     episodes, task, kept = _collect(demos)
     steps = [critical_steps(episode.position, episode.closed, episode.opening) for episode in episodes]
     if program is not None:
+        if task and program.task != task:
+            raise ValueError(f"program is for {program.task}, the demonstrations are of {task}.")
         for episode, found in zip(episodes, steps, strict=True):
             found |= _stage_steps(episode, program)
     facts = _known_facts(task)

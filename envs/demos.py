@@ -212,9 +212,11 @@ class Demo:
             group = file[f"data/{self.name}/obs"]
             if _IMAGES[camera] not in group:
                 raise ValueError(f"{self.path}: {self.name} lacks obs/{_IMAGES[camera]}; it has {', '.join(group)}.")
-            dataset = group[_IMAGES[camera]]
             first, last, stride = (steps or slice(None)).indices(len(self))
-            return np.asarray(dataset[first:last:stride])
+            try:
+                return np.asarray(group[_IMAGES[camera]][first:last:stride])
+            except OSError as error:
+                raise _damaged(f"{self.path}: {self.name}", f"obs/{_IMAGES[camera]}", error) from error
 
 
 @dataclass(frozen=True)
@@ -272,14 +274,20 @@ def load_demos(
     :param max_demos: read so many only.
     :raises FileNotFoundError: if there is no such file.
     :raises ValueError: if it is empty or truncated, lacks a key, holds another task, pictures of another size, actions outside
-        the action space, or arrays whose lengths differ.
+        the action space, or arrays whose lengths differ; if ``max_demos`` is less than 1.
     """
+    if max_demos is not None and max_demos < 1:
+        raise ValueError(f"max_demos must be at least 1, got {max_demos}.")
     path = Path(path)
     with _open(path) as file:
-        if "data" not in file:
-            raise ValueError(f"{path} lacks the group 'data'; it holds {', '.join(file) or 'nothing'}. It is no such file.")
-        data = file["data"]
-        names = sorted((name for name in data if name.startswith("demo_")), key=lambda name: int(name[5:]))
+        data = file.get("data")
+        if not _is_group(data):
+            raise ValueError(
+                f"{path} lacks the group 'data'; it holds {', '.join(file) or 'nothing'}. It is no file of demonstrations in "
+                "LIBERO's layout."
+            )
+        names = [name for name in data if name.startswith("demo_") and name[5:].isdigit()]
+        names = sorted(names, key=lambda name: int(name[5:]))[:max_demos]
         if not names:
             raise ValueError(f"{path} holds no demonstrations: there is no group data/demo_0.")
         record = _json(data.attrs.get(OWN))
@@ -288,14 +296,19 @@ def load_demos(
         found = str(data.attrs.get("task", "")) or _task_from_names(path, str(data.attrs.get("bddl_file_name", "")))
         if task is not None:
             _check_task(path, found, task)
-        demos = tuple(_read_demo(path, name, data[name], lag) for name in names[:max_demos])
-        shape = _image_shape(path, data, names)
+        demos = tuple(_read_demo(path, name, data[name], lag) for name in names)
+        shape = _image_shape(path, data, {name: len(demo) + lag for name, demo in zip(names, demos, strict=True)})
+        if image_size is not None and shape is None:
+            raise ValueError(
+                f"{path} holds no pictures (obs/{_IMAGES['image']}), and image_size={image_size} asks for some: choose "
+                "another file, or leave image_size out."
+            )
         if image_size is not None and shape is not None and shape[:2] != (image_size, image_size):
             raise ValueError(
                 f"{path} holds pictures of {shape[0]} x {shape[1]} pixels, not {image_size} x {image_size}: choose image_size "
                 f"accordingly or collect with --image-size {image_size}."
             )
-        return Demos(path, found, _instruction(data, path), str(data.attrs.get("assets", "full")), shape, record, demos)
+        return Demos(path, found, _instruction(data, path, found), str(data.attrs.get("assets", "full")), shape, record, demos)
 
 
 def _json(text: Any) -> dict[str, Any]:
@@ -306,9 +319,22 @@ def _json(text: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _instruction(data: "h5py.Group", path: Path) -> str:
+def _is_group(item: Any) -> bool:
+    return isinstance(item, _import_h5py().Group)
+
+
+def _damaged(where: str, key: str, error: OSError) -> ValueError:
+    return ValueError(f"{where}: {key} can't be read ({error}): the file is damaged. Copy or collect it again.")
+
+
+def _instruction(data: "h5py.Group", path: Path, task: str) -> str:
     words = _json(data.attrs.get("problem_info")).get("language_instruction", "")
     text = "".join(words).strip().strip('"')  # some LIBERO releases hold a list, or quotes
+    if not text and task:
+        from sb3_tgrpo.envs.libero_tasks import get_task
+        from sb3_tgrpo.rewards.task_facts import parse_task_id
+
+        return get_task(*parse_task_id(task)).instruction
     return text or path.stem.removesuffix("_demo").replace("_", " ")
 
 
@@ -344,35 +370,62 @@ def _check_task(path: Path, found: str, wanted: str) -> None:
         raise ValueError(f"{path} holds demonstrations of {found or 'an unknown task'}, not of {suite}-{index}.")
 
 
-def _image_shape(path: Path, data: "h5py.Group", names: list[str]) -> tuple[int, ...] | None:
-    shapes = {name: data[name]["obs"][_IMAGES["image"]].shape[1:] for name in names if _IMAGES["image"] in data[name]["obs"]}
-    if not shapes:
+def _image_shape(path: Path, data: "h5py.Group", lengths: Mapping[str, int]) -> tuple[int, ...] | None:
+    """(H, W, 3) of all demonstrations' pictures, None without any; ``lengths``: steps by name."""
+    key = f"obs/{_IMAGES['image']}"
+    if not any(key in data[name] for name in lengths):
         return None
-    first = next(iter(shapes.values()))
-    for name, shape in shapes.items():
-        if len(shape) != 3 or shape[2] != 3 or shape != first:
-            raise ValueError(f"{path}: {name} has pictures of shape {shape}, not {first}.")
-    return tuple(int(size) for size in first)
+    shape: tuple[int, ...] = ()
+    for name, n_steps in lengths.items():
+        where = f"{path}: {name}"
+        if key not in data[name]:
+            raise ValueError(f"{where} lacks {key}, which other demonstrations of the file have.")
+        images = data[name][key]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != n_steps:
+            raise ValueError(f"{where}: {key} is {images.dtype} {images.shape}, expected uint8 ({n_steps}, height, width, 3).")
+        if shape and images.shape[1:] != shape:
+            raise ValueError(f"{where} has pictures of shape {images.shape[1:]}, not {shape}.")
+        shape = tuple(int(size) for size in images.shape[1:])
+    return shape
 
 
 def _rows(path: Path, name: str, group: "h5py.Group", key: str, width: int | None, n_steps: int | None) -> np.ndarray:
     where = f"{path}: {name}"
     if key not in group:
-        here = [*(k for k in group if k != "obs"), *(f"obs/{k}" for k in group.get("obs", ()))]
+        obs = group.get("obs")
+        here = [*(k for k in group if k != "obs"), *(f"obs/{k}" for k in (obs if _is_group(obs) else ()))]
         raise ValueError(f"{where} lacks {key}; it has {', '.join(here) or 'nothing'}.")
+    expected = f"({n_steps or 'T'}, {width or 'n'})"
+    if _is_group(group[key]) or group[key].dtype.kind not in "biuf":
+        kind = "a group" if _is_group(group[key]) else f"of type {group[key].dtype}"
+        raise ValueError(f"{where}: {key} is {kind}, expected numbers of shape {expected}.")
     try:
         rows = np.asarray(group[key][()], np.float64)
     except OSError as error:
-        raise ValueError(f"{where}: {key} can't be read ({error}): the file is damaged. Copy or collect it again.") from error
+        raise _damaged(where, key, error) from error
     if rows.ndim != 2 or (width is not None and rows.shape[1] != width) or (n_steps is not None and len(rows) != n_steps):
-        raise ValueError(f"{where}: {key} has shape {rows.shape}, expected ({n_steps or 'T'}, {width or 'n'}).")
+        raise ValueError(f"{where}: {key} has shape {rows.shape}, expected {expected}.")
     if not np.isfinite(rows).all():
         row = int(np.argmin(np.isfinite(rows).all(axis=1)))
         raise ValueError(f"{where}: {key} holds values that are not finite, first in row {row}.")
     return rows
 
 
+def _read_facts(where: str, group: "h5py.Group", n_steps: int) -> dict[str, np.ndarray]:
+    facts: dict[str, np.ndarray] = {}
+    for key, values in group.get("facts", {}).items():
+        if values.shape[:1] != (n_steps,):
+            raise ValueError(f"{where}: facts/{key} has shape {values.shape}, expected {n_steps} rows.")
+        try:
+            facts[key] = np.asarray(values[()])
+        except OSError as error:
+            raise _damaged(where, f"facts/{key}", error) from error
+    return facts
+
+
 def _read_demo(path: Path, name: str, group: "h5py.Group", lag: int) -> Demo:
+    if not _is_group(group):
+        raise ValueError(f"{path}: {name} is no group with actions and obs/ee_pos: the file is not in LIBERO's layout.")
     actions = _rows(path, name, group, "actions", 7, None)
     n_steps = len(actions)
     if n_steps <= lag:
@@ -388,7 +441,7 @@ def _read_demo(path: Path, name: str, group: "h5py.Group", lag: int) -> Demo:
     states = _rows(path, name, group, "states", None, n_steps)[lag:] if "states" in group else None
     init_state = np.asarray(group.attrs["init_state"]) if "init_state" in group.attrs else None
     record = _json(group.attrs.get(OWN))
-    facts = {key: np.asarray(values[()])[: n_steps - lag] for key, values in group.get("facts", {}).items()}
+    facts = {key: values[: n_steps - lag] for key, values in _read_facts(f"{path}: {name}", group, n_steps).items()}
     return Demo(
         path=path,
         name=name,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -259,10 +260,12 @@ class DemonstrationDataset:
         for key in (self.action_key, self.image_key):
             if key not in data[demo]:
                 held = ", ".join(sorted(data[demo])) or "nothing"
-                cameras = ", ".join(sorted(data[demo]["obs"])) if "obs" in data[demo] else "none"
+                cameras = ", ".join(sorted(data[demo]["obs"])) if _is_group(data[demo].get("obs")) else "none"
                 raise ValueError(f"{path}: data/{demo} lacks {key!r} (it holds {held}; observations: {cameras}).")
-        actions = np.asarray(data[demo][self.action_key], dtype=np.float64)
         where = f"{path}: data/{demo}/{self.action_key}"
+        if _is_group(data[demo][self.action_key]) or data[demo][self.action_key].dtype.kind not in "biuf":
+            raise ValueError(f"{where} must be numbers, (steps, dimensions), got {data[demo][self.action_key]}.")
+        actions = np.asarray(data[demo][self.action_key], dtype=np.float64)
         if actions.ndim != 2 or not len(actions):
             raise ValueError(f"{where} must be (steps, dimensions) with at least one step, got shape {actions.shape}.")
         if not np.isfinite(actions).all():
@@ -271,12 +274,13 @@ class DemonstrationDataset:
             if actions.shape[1] != 7:
                 raise ValueError(
                     f"{where} has {actions.shape[1]} dimensions, LIBERO's actions have 7: this is a dataset for another "
-                    "action space. Pass gripper='none' for it."
+                    "action space. Pass gripper='none' (--gripper none) for it."
                 )
             if np.abs(actions).max() > 1 + 1e-6:
                 raise ValueError(
                     f"{where} has values outside LIBERO's [-1, 1], first at step {_first(np.abs(actions) > 1 + 1e-6)} "
-                    f"(largest {np.abs(actions).max():.3g}): this is a dataset for another action space. Pass gripper='none'."
+                    f"(largest {np.abs(actions).max():.3g}): this is a dataset for another action space. Pass gripper='none' "
+                    "(--gripper none), or undo a scaling."
                 )
         return actions
 
@@ -387,11 +391,20 @@ def _open(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise ValueError(f"{path} is no HDF5 file, or a truncated one ({error}). Copy or collect it again.") from error
     with file:
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            raise ValueError(f"{path} can't be read to its end ({error}): it is damaged. Copy or collect it again.") from error
+
+
+def _is_group(item: Any) -> bool:
+    import h5py
+
+    return isinstance(item, h5py.Group)
 
 
 def _group(file: Any, name: str, path: Path) -> Any:
-    if name not in file:
+    if not _is_group(file.get(name)):
         held = ", ".join(sorted(file)) or "nothing"
         raise ValueError(f"{path} has no group {name!r} (it holds {held}): it is not in LIBERO's layout.")
     return file[name]
@@ -401,6 +414,9 @@ def _demonstration_names(data: Any, path: Path) -> list[str]:
     names = [name for name in data if name.startswith("demo_") and name[5:].isdigit()]
     if not names:
         raise ValueError(f"{path} holds no demonstrations (no group data/demo_0).")
+    for name in names:
+        if not _is_group(data[name]):
+            raise ValueError(f"{path}: data/{name} is no group with actions and obs: the file is not in LIBERO's layout.")
     return sorted(names, key=lambda name: int(name[5:]))
 
 
@@ -416,9 +432,13 @@ def _instruction(data: Any, path: Path) -> str:
     words = _json_attribute(data, "problem_info").get("language_instruction")
     # LIBERO's own files hold it as a list of characters in some releases, and quoted in others.
     text = "".join(words).strip().strip('"') if words else ""
+    # OpenVLA's regenerated files hold no attributes, but are named after the task, as LIBERO's own are.
+    if not text and path.stem.endswith("_demo"):
+        text = re.sub(r"^[A-Z_]+SCENE\d+_", "", path.stem.removesuffix("_demo")).replace("_", " ")
     if not text:
         raise ValueError(
-            f"{path} has no instruction (attribute problem_info of 'data', entry language_instruction): pass instruction=."
+            f"{path} has no instruction (attribute problem_info of 'data', entry language_instruction), and is not named "
+            "after one, as in open_the_middle_drawer_of_the_cabinet_demo.hdf5: rename it, or pass instruction=."
         )
     return text
 

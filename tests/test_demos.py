@@ -246,6 +246,28 @@ def put(name: str, value: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.
     return change
 
 
+def in_place_of_a_group(name: str) -> Callable[[h5py.File], None]:
+    def change(opened: h5py.File) -> None:
+        del opened[name]
+        opened[name] = np.zeros(3)
+
+    return change
+
+
+def damage(path: Path, name: str) -> Path:
+    """Store an array compressed, and turn a byte in the middle of it."""
+    with h5py.File(path, "a") as opened:
+        values = opened[name][()]
+        del opened[name]
+        opened.create_dataset(name, data=values, compression="gzip", fletcher32=True, chunks=values.shape)
+        opened.flush()
+        chunk = opened[name].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 255
+    path.write_bytes(content)
+    return path
+
+
 def with_value(row: int, column: int, number: float) -> Callable[[np.ndarray], np.ndarray]:
     def value(values: np.ndarray) -> np.ndarray:
         values[row, column] = number
@@ -266,6 +288,13 @@ def with_value(row: int, column: int, number: float) -> Callable[[np.ndarray], n
         (put("data/demo_0/actions", lambda a: a[:, :6]), r"demo_0: actions has shape \(12, 6\), expected \(T, 7\)"),
         (put("data/demo_0/obs/ee_pos", lambda a: a[:5]), r"demo_0: obs/ee_pos has shape \(5, 3\), expected \(12, 3\)"),
         (put("data/demo_1/obs/agentview_rgb", lambda a: a[:, :4]), r"demo_1 has pictures of shape \(4, 8, 3\), not \(8, 8"),
+        (put("data/demo_1/obs/agentview_rgb", lambda a: a[:5]), r"demo_1: obs/agentview_rgb is uint8 \(5, 8, 8, 3\)"),
+        (put("data/demo_1/obs/agentview_rgb", lambda a: a / 255), r"agentview_rgb is float64 .*expected uint8 \(12, height"),
+        (delete("data/demo_1/obs/agentview_rgb"), r"demo_1 lacks obs/agentview_rgb, which other demonstrations"),
+        (put("data/demo_0/actions", lambda a: np.array([b"a"] * 12)), r"demo_0: actions is of type \|S1, expected numbers"),
+        (in_place_of_a_group("data"), r"lacks the group 'data'; it holds data\. It is no file of demonstrations"),
+        (in_place_of_a_group("data/demo_1"), r"demo_1 is no group with actions.*not in LIBERO's layout"),
+        (in_place_of_a_group("data/demo_1/obs"), r"demo_1 lacks obs/ee_pos; it has actions.*states\.$"),
     ],
 )
 def test_bad_files(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:
@@ -293,6 +322,46 @@ def test_missing_empty_truncated_and_other_files(tmp_path: Path) -> None:
         load_demos(good)[0].images("wrist_image")
     with pytest.raises(ValueError, match="camera='front'"):
         load_demos(good)[0].images("front")
+    with pytest.raises(ValueError, match="max_demos must be at least 1, got 0"):
+        load_demos(good, max_demos=0)
+    blind = libero_file(tmp_path / "blind.hdf5")
+    with h5py.File(blind, "a") as opened:
+        del opened["data/demo_0/obs/agentview_rgb"], opened["data/demo_1/obs/agentview_rgb"]
+    assert load_demos(blind).image_shape is None
+    with pytest.raises(ValueError, match=r"holds no pictures .*image_size=8 asks for some"):
+        load_demos(blind, image_size=8)
+
+
+@pytest.mark.parametrize("name", ["actions", "states", "obs/ee_pos"])
+def test_damaged_arrays_are_named(tmp_path: Path, name: str) -> None:
+    path = damage(libero_file(tmp_path / "damaged.hdf5"), f"data/demo_1/{name}")
+    with pytest.raises(ValueError, match=rf"demo_1: {name} can't be read .*the file is damaged"):
+        load_demos(path)
+
+
+def test_damaged_pictures_are_named_when_they_are_read(tmp_path: Path) -> None:
+    demos = load_demos(damage(libero_file(tmp_path / "damaged.hdf5"), "data/demo_1/obs/agentview_rgb"))
+    assert len(demos[0].images()) == 11
+    with pytest.raises(ValueError, match=r"demo_1: obs/agentview_rgb can't be read .*the file is damaged"):
+        demos[1].images()
+
+
+def test_what_is_not_asked_for_need_not_be_sound(tmp_path: Path) -> None:
+    """Other groups than demonstrations are passed over, and those past ``max_demos``."""
+    path = libero_file(tmp_path / "more.hdf5")
+    with h5py.File(path, "a") as opened:
+        opened.create_group("data/demo_extra")
+        opened.create_group("data/demo_2")
+    assert len(load_demos(path, max_demos=2)) == 2
+    with pytest.raises(ValueError, match="demo_2 lacks actions; it has nothing"):
+        load_demos(path)
+
+
+def test_the_instruction_of_a_file_without_attributes(tmp_path: Path) -> None:
+    """OpenVLA's regenerated files: the task's name holds its scene, the instruction does not."""
+    name = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it_demo.hdf5"
+    demos = load_demos(libero_file(tmp_path / name, like_libero=False))
+    assert (demos.task, demos.instruction) == ("libero_10-2", "turn on the stove and put the moka pot on it")
 
 
 @pytest.mark.parametrize(

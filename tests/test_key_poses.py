@@ -108,6 +108,10 @@ def test_unsuccessful_episodes_do_not_count() -> None:
         key_poses([trace for trace in traces if trace.kind != "expert"])
     with pytest.raises(ValueError, match="demos is empty"):
         key_poses([])
+    with pytest.raises(ValueError, match=r"demos are of several tasks \(libero_object-3, libero_object-4\)"):
+        key_poses([*traces, *experts("libero_object-4")])
+    with pytest.raises(ValueError, match="program is for libero_object-4, the demonstrations are of libero_object-3"):
+        key_poses(traces, load_reward("libero_object-4"))
     with pytest.raises(ValueError, match="has no actions"):
         key_poses([dataclasses.replace(experts("libero_object-3")[0], actions=None)])
     with pytest.raises(TypeError, match="demonstrations or traces"):

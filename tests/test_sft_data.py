@@ -174,6 +174,10 @@ def test_split_by_demonstration_and_instruction(file: Path, tmp_path: Path):
         (lambda d: d["demo_2/actions"].__setitem__((4, 1), np.nan), "not finite, first at step 4"),
         (lambda d: d["demo_2/actions"].__setitem__((4, 1), 3.0), "outside LIBERO's .* another action space"),
         (lambda d: d.attrs.pop("problem_info"), "pass instruction="),
+        (lambda d: replace(d, "demo_1", np.zeros(3)), "demo_1 is no group with actions and obs"),
+        (lambda d: replace(d, "demo_1/obs", np.zeros(3)), "demo_1 lacks 'obs/agentview_rgb' .*observations: none"),
+        (lambda d: replace(d, "demo_1/actions", np.array([b"a"] * 20)), "demo_1/actions must be numbers"),
+        (lambda d: replace(d.file, "data", np.zeros(3)), "no group 'data' .it holds data"),
     ],
 )
 def test_damaged_files(file: Path, tmp_path: Path, change, message: str):
@@ -199,6 +203,23 @@ def replace(data: h5py.Group, key: str, value: np.ndarray) -> None:
 def test_wrong_arrays(file: Path, tmp_path: Path, key: str, value: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         DemonstrationDataset(edit(file, tmp_path / "bad.hdf5", lambda data: replace(data, key, value)))
+
+
+@pytest.mark.parametrize("key", ["actions", "obs/agentview_rgb"])
+def test_an_array_that_cannot_be_read(file: Path, tmp_path: Path, key: str):
+    def compress(data: h5py.Group) -> None:
+        values = data[f"demo_1/{key}"][()]
+        del data[f"demo_1/{key}"]
+        data.create_dataset(f"demo_1/{key}", data=values, compression="gzip", fletcher32=True, chunks=values.shape)
+
+    path = edit(file, tmp_path / "bad.hdf5", compress)
+    with h5py.File(path) as handle:
+        chunk = handle[f"data/demo_1/{key}"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset + chunk.size // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"bad.hdf5 can't be read to its end .*damaged"):
+        DemonstrationDataset(path)
 
 
 def test_no_such_hdf5_files(file: Path, tmp_path: Path):
@@ -255,6 +276,9 @@ def test_instruction_in_liberos_forms(tmp_path: Path):
         info = json.dumps({"language_instruction": form})
         path = write_demos(tmp_path / f"{name}.hdf5", 1, instruction=None, attributes={"problem_info": info})
         assert DemonstrationDataset(path).instructions == ["open it"]
+    # OpenVLA's regenerated files have no attributes: the task is in their name, the scene before it.
+    path = write_demos(tmp_path / "KITCHEN_SCENE10_open_it_demo.hdf5", 1, instruction=None)
+    assert DemonstrationDataset(path).instructions == ["open it"]
 
 
 # ---------------------------------------------------------------------- augmentation
