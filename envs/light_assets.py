@@ -60,7 +60,8 @@ def lighten_model(xml: str) -> str:
     For the final MJCF of a task on light assets, as robosuite builds it (``env.model.get_xml()``). Bodies, joints, sites,
     inertias, actuators and collision geoms are left as they are. Visual geoms keep their names, which robosuite looks up:
     the first ones of a body become its primitives, the rest are hidden. Meshes, materials and textures that nothing uses any
-    more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default, and edges without antialiasing.
+    more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default,
+    edges without antialiasing.
 
     :param xml: MJCF of a LIBERO task
     :return: the same model without visual meshes

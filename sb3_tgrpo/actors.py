@@ -10,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import maybe_transpose
 from stable_baselines3.common.utils import obs_as_tensor
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ class TokenActor:
         n = len(observations)
         rows = [observations[min(i, n - 1)] for i in range(self.batch_size)]
         draws = [*generators, *(th.Generator().manual_seed(0) for _ in range(self.batch_size - n))]
-        if isinstance(rows[0], dict):
-            batch: Any = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        space = self.policy.observation_space  # channels first where Stable-Baselines3 wrapped the training environment
+        if isinstance(space, spaces.Dict):
+            batch: Any = {key: maybe_transpose(np.stack([row[key] for row in rows]), part) for key, part in space.items()}
         else:
-            batch = np.stack(rows)
+            batch = maybe_transpose(np.stack(rows), space)
         obs = obs_as_tensor(batch, self.policy.device)
         return self.policy.choose_tokens(obs, self.temperature, draws if self.temperature > 0 else None)[:n]
 

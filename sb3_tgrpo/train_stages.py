@@ -165,14 +165,12 @@ def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunVie
 
 def _base(config: TrainConfig, folder: RunFolder) -> str:
     """What fine-tuning starts from: tiny, with the recipe's number of bins."""
-    from sb3_tgrpo.openvla.loading import read_config, save_openvla
-    from sb3_tgrpo.openvla.tiny import build_tiny
+    from sb3_tgrpo.openvla.tiny import save_tiny, tiny_config
 
-    if read_config("tiny").raw["n_action_bins"] == config.start.action_bins:
+    if tiny_config()["n_action_bins"] == config.start.action_bins:
         return "tiny"
     base = folder / "start" / "base"
-    ours = {**read_config("tiny").raw["sb3_tgrpo"], "assets": config.task.assets or "light"}
-    save_openvla(build_tiny(), base, config={"n_action_bins": config.start.action_bins, "sb3_tgrpo": ours})
+    save_tiny(base, config.start.action_bins, config.task.assets or "light")
     return str(base)
 
 

@@ -95,7 +95,7 @@ def outcome(evaluation: Evaluation) -> list[EvalEpisode]:
 @pytest.mark.parametrize("how", [{}, {"deterministic": False, "episodes_per_start": 2}])
 def test_outcomes_do_not_depend_on_the_environments_at_once(policy: OpenVLAPolicy, how: dict[str, Any]) -> None:
     runs = [
-        evaluate_policy(policy, WALKS, init_state_ids=range(5), n_envs=n_envs, subprocess=False, **how) for n_envs in (1, 2, 5)
+        evaluate_policy(policy, WALKS, init_state_ids=range(5), n_envs=n_envs, subprocess=False, **how) for n_envs in (1, 2, 9)
     ]
     assert outcome(runs[0]) == outcome(runs[1]) == outcome(runs[2])
     episodes = outcome(runs[0])
@@ -122,6 +122,14 @@ def test_equals_a_plain_loop(policy: OpenVLAPolicy) -> None:
         assert (episode.length, episode.success) == (len(rewards), info["is_success"])
         assert episode.reward == pytest.approx(sum(rewards)) and episode.init_state_id is None
     assert [episode.seed for episode in evaluation.episodes] == [7, 3]
+
+
+def test_a_policy_with_channels_first_sees_the_same_images(policy: OpenVLAPolicy) -> None:
+    """Stable-Baselines3 wraps image environments, and the policy's space is the wrapped one's."""
+    image = spaces.Box(0, 255, (3, 64, 64), np.uint8)
+    wrapped = make_policy(spaces.Dict({**Walk.observation_space.spaces, "image": image}))
+    how: dict[str, Any] = {"init_state_ids": range(3), "subprocess": False}
+    assert evaluate_policy(wrapped, {"walk": Walk}, **how).episodes == evaluate_policy(policy, {"walk": Walk}, **how).episodes
 
 
 def test_sampling_follows_from_the_seed_and_leaves_torch_alone(policy: OpenVLAPolicy) -> None:

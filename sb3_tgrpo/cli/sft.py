@@ -35,6 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     model = parser.add_argument_group("policy")
     model.add_argument("--checkpoint", required=True, help="hub id, folder in the upstream layout, or 'tiny'")
+    model.add_argument("--action-bins", type=int, default=None, metavar="N", help="of --checkpoint tiny; default: 256")
     model.add_argument(
         "--lora", default=None, metavar="WHICH", help="language, upstream or none; default: none for tiny, else upstream"
     )
@@ -113,7 +114,10 @@ def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
         lora = None
     if args.lora_rank is not None:
         lora = _with_rank(lora, args.lora_rank)
-    kwargs: dict[str, Any] = {"checkpoint": args.checkpoint, "lora": lora, "dtype": args.dtype}
+    checkpoint = args.checkpoint
+    if args.action_bins is not None:
+        checkpoint = _tiny_base(args)
+    kwargs: dict[str, Any] = {"checkpoint": checkpoint, "lora": lora, "dtype": args.dtype}
     return SFT(
         "OpenVLAPolicy",
         dataset,
@@ -133,6 +137,17 @@ def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
         seed=args.seed,
         device=args.device,
     )
+
+
+def _tiny_base(args: argparse.Namespace) -> str:
+    from sb3_tgrpo.openvla.tiny import save_tiny
+
+    if args.checkpoint != "tiny":
+        raise ValueError(
+            f"--action-bins {args.action_bins} is for --checkpoint tiny; {args.checkpoint!r} has its own number of bins."
+        )
+    save_tiny(args.out / "base", args.action_bins)
+    return str(args.out / "base")
 
 
 def _with_rank(lora: Any, rank: int) -> Any:

@@ -11,6 +11,7 @@ frozen; train the whole model (``lora=None``) before expecting it to see.
 """
 
 import json
+import os
 from typing import Any
 
 import torch as th
@@ -136,3 +137,23 @@ def subtract_mean_image(model: OpenVLA, mean_pixel_values: th.Tensor) -> None:
     for tower, image in zip((model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer), halves, strict=True):
         projected = tower.patch_embed(image)
         tower.pos_embed.sub_(projected - tower.patch_embed.proj.bias)
+
+
+def save_tiny(folder: str | os.PathLike[str], n_action_bins: int, assets: str | None = None) -> None:
+    """
+    Write the tiny checkpoint with another number of action bins. Few bins suit few demonstrations.
+
+    :param folder: gets the checkpoint.
+    :param n_action_bins: bins per action dimension, 2 to 256.
+    :param assets: kind that it is to be used with, kept in its configuration.
+    :raises ValueError: if ``n_action_bins`` is out of range.
+    """
+    from sb3_tgrpo.openvla.loading import save_openvla
+
+    config = tiny_config()
+    if not 2 <= n_action_bins <= config["n_action_bins"]:
+        raise ValueError(
+            f"n_action_bins={n_action_bins} must be 2 to {config['n_action_bins']}, the ids that tiny has for actions."
+        )
+    ours = {**config["sb3_tgrpo"], **({} if assets is None else {"assets": assets})}
+    save_openvla(build_tiny(), folder, config={"n_action_bins": n_action_bins, "sb3_tgrpo": ours})
