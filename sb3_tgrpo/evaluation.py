@@ -23,7 +23,8 @@ from stable_baselines3.common.policies import BasePolicy
 
 from sb3_tgrpo.actors import PredictActor, TokenActor, check_spaces
 from sb3_tgrpo.comparison import PairedComparison, Rate, paired_comparison, wilson_interval
-from sb3_tgrpo.outcomes import EvalEpisode, Evaluation, suite_of, task_name, write_json, write_text
+from sb3_tgrpo.outcomes import EvalEpisode, Evaluation, suite_of, task_name, write_json
+from sb3_tgrpo.run_folder import write_text
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sb3_tgrpo.comparison import Rate
+from sb3_tgrpo.run_folder import write_text
 
 
 @dataclass(frozen=True)
@@ -167,19 +167,4 @@ def _group(episodes: Sequence[EvalEpisode], key: Callable[[EvalEpisode], str]) -
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write JSON; the file appears when it is complete."""
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write text; the file appears when it is complete."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, target)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
+    write_text(Path(path), json.dumps(content, indent=1) + "\n")

@@ -1,6 +1,5 @@
 """The folder of a run: files that appear whole or not at all, and one process at a time."""
 
-import fcntl
 import json
 import os
 import platform
@@ -58,6 +57,8 @@ class RunFolder:
 
         :raises OSError: if one does.
         """
+        import fcntl  # not on Windows, where the rest of this module works
+
         with open(self.path / ".lock", "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,10 +103,15 @@ class JsonLines:
 def write_text(path: Path, text: str) -> Path:
     """Write a text file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(unfinished, 0o644)
+        os.replace(unfinished, path)
+    except BaseException:
+        os.unlink(unfinished)
+        raise
     return path
 
 

@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     import torch as th
 
     from sb3_tgrpo.evaluation import Evaluation, resumable_evaluation
-    from sb3_tgrpo.outcomes import write_json, write_text
+    from sb3_tgrpo.outcomes import write_json
+    from sb3_tgrpo.run_folder import write_text
 
     before = None if args.compare is None else Evaluation.load(args.compare)
     env_ids = chosen_env_ids(args.env, args.suite)

@@ -336,6 +336,7 @@ def _write_shards(
         tensors = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
         temporary = folder / f".{file}.part"
         save_file(tensors, str(temporary), metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors writes for the owner alone
         os.replace(temporary, folder / file)
         weight_map.update(dict.fromkeys(names, file))
     return weight_map
