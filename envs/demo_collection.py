@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sb3_tgrpo.envs.assets import write_atomically
+from sb3_tgrpo.envs.assets import resolve_assets, write_atomically
 from sb3_tgrpo.envs.demos import OWN, RecordedDemo, moving_steps, write_demos
 from sb3_tgrpo.envs.disturbances import Disturbance
 from sb3_tgrpo.envs.expert_motion import ActionNoise
+from sb3_tgrpo.envs.libero_tasks import LiberoTask, get_task, stored_starts
+from sb3_tgrpo.envs.target_variants import target_facts, target_variant
+from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts, parse_task_id
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
@@ -45,7 +48,7 @@ class CollectionSettings:
     :param pushes: probability per step of a push off the way for a few steps, executed only.
     :param slips: probability per step that the gripper does the opposite for a few steps, executed only.
     :param expert: ``"scripted"`` for all tasks, or ``"smooth"``, which small networks imitate more easily, for
-        LIBERO-Object (:mod:`~sb3_tgrpo.envs.smooth_expert`).
+        LIBERO-Object and its variants (:mod:`~sb3_tgrpo.envs.smooth_expert`).
     :param detour: metres by which the expert varies its ways.
     :param start_noise: drawn starts are widened by so many metres per object.
     :param joint_noise: standard deviation of noise on the arm's joints in drawn starts, radians.
@@ -55,6 +58,8 @@ class CollectionSettings:
     :param assets: ``"full"``, ``"light"`` or ``"auto"``.
     :param image_size: pixels.
     :param wrist_image: also record the gripper's camera.
+    :param target: another object of the task's scene to demonstrate with (:mod:`~sb3_tgrpo.envs.target_variants`); None = the
+        task's own.
     :raises ValueError: for a value out of range.
     """
 
@@ -75,6 +80,7 @@ class CollectionSettings:
     assets: str = "auto"
     image_size: int = 256
     wrist_image: bool = False
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -89,6 +95,11 @@ class CollectionSettings:
             raise ValueError(f"expert must be 'scripted' or 'smooth', got {self.expert!r}.")
         if self.stored_starts and (self.start_noise or self.joint_noise):
             raise ValueError("start_noise and joint_noise widen drawn starts; they can't be used together with stored_starts.")
+
+    @property
+    def name(self) -> str:
+        """What is demonstrated: ``libero_object-3``, or ``libero_object-3:ketchup`` with another target."""
+        return self.task if self.target is None else f"{self.task}:{self.target}"
 
     @property
     def max_attempts(self) -> int:
@@ -111,7 +122,6 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
     :param index: number of the attempt: with the settings' seed it decides everything random.
     """
     from sb3_tgrpo.envs.experts import ScriptedExpert
-    from sb3_tgrpo.envs.libero_tasks import stored_starts
     from sb3_tgrpo.envs.smooth_expert import SmoothExpert
 
     seeds = np.random.SeedSequence([settings.seed, index]).generate_state(3)
@@ -121,7 +131,7 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
     else:
         observation, info = env.reset(seed=int(seeds[0]))
     expert_class = SmoothExpert if settings.expert == "smooth" else ScriptedExpert
-    expert = expert_class(settings.task, detour=settings.detour, seed=int(seeds[1]))
+    expert = expert_class(_task_facts(settings), detour=settings.detour, seed=int(seeds[1]))
     rng = np.random.default_rng(int(seeds[2]))
     noise, disturb = ActionNoise(settings.noise, rng), Disturbance(settings.dart, rng, settings.pushes, settings.slips)
     disturbed = settings.dart > 0 or settings.pushes > 0 or settings.slips > 0
@@ -182,15 +192,41 @@ class _Rows:
         return RecordedDemo(**top, observations=arrays, success=success, facts=facts, model_file=model_file, record=record)
 
 
+def _task_facts(settings: CollectionSettings) -> TaskFacts:
+    """What the expert needs to know."""
+    facts = load_task_facts(settings.task)
+    return facts if settings.target is None else target_facts(facts, settings.target)
+
+
+def _libero_task(settings: CollectionSettings) -> LiberoTask:
+    task = get_task(*parse_task_id(settings.task))
+    return task if settings.target is None else target_variant(task, settings.target)
+
+
+def _plain(settings: CollectionSettings) -> CollectionSettings:
+    """
+    The same settings with one name for each thing: no gym id, no instance's name, no target that is the task's own.
+
+    :raises ValueError: for an unknown task or target.
+    """
+    suite, index = parse_task_id(settings.task)
+    task, variant = get_task(suite, index), _libero_task(settings)
+    target = None
+    if variant != task:
+        kind = {thing.name: thing.kind for thing in load_task_facts(settings.task).objects}
+        target = kind.get(settings.target or "", settings.target)
+    return dataclasses.replace(settings, task=f"{suite}-{index}", target=target, assets=resolve_assets(settings.assets).kind)
+
+
 def _make_env(settings: CollectionSettings) -> "LiberoEnv":
     from sb3_tgrpo.envs.libero import LiberoEnv
-    from sb3_tgrpo.rewards.task_facts import parse_task_id
 
     suite, index = parse_task_id(settings.task)
     cameras = ("image", "wrist_image") if settings.wrist_image else ("image",)
     return LiberoEnv(
         suite,
         index,
+        target=settings.target,
         assets=settings.assets,  # type: ignore[arg-type]
         observations=(*cameras, "state"),
         image_size=settings.image_size,
@@ -240,7 +276,7 @@ def _chosen(settings: CollectionSettings, outcomes: dict[int, dict[str, Any]]) -
             return chosen
     failures = settings.max_attempts - len(chosen)
     raise CollectionError(
-        f"{settings.task}: the expert failed in {failures} of {settings.max_attempts} episodes, so that {settings.episodes} "
+        f"{settings.name}: the expert failed in {failures} of {settings.max_attempts} episodes, so that {settings.episodes} "
         "demonstrations were not reached. Lower noise, dart, detour or start_noise, or keep failures."
     )
 
@@ -292,18 +328,12 @@ def collect_demos(
     :raises ValueError: if the folder holds episodes collected with other settings.
     :raises CollectionError: if the expert fails too often, or a process dies.
     """
-    from sb3_tgrpo.envs.assets import resolve_assets
-    from sb3_tgrpo.envs.libero_tasks import get_task
-    from sb3_tgrpo.rewards.task_facts import parse_task_id
-
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f"{out.name}.partial")
-    suite, index = parse_task_id(settings.task)
-    get_task(suite, index)  # an unknown task is refused here, not in every process
-    settings = dataclasses.replace(settings, task=f"{suite}-{index}", assets=resolve_assets(settings.assets).kind)
+    settings = _plain(settings)  # what is unknown is refused here, not in every process
     outcomes = _open_folder(folder, settings, settings.assets)
     if progress:
         progress(outcomes)
@@ -371,14 +401,13 @@ def _read_shards(folder: Path, chosen: list[int]) -> Iterator[RecordedDemo]:
 
 def file_attributes(settings: CollectionSettings, command: str, outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """The attributes of the file's group ``data``: LIBERO's own, and ours."""
-    from sb3_tgrpo.envs.libero_tasks import get_task
     from sb3_tgrpo.envs.registration import gym_id
-    from sb3_tgrpo.rewards.task_facts import parse_task_id
 
     suite, index = parse_task_id(settings.task)
-    task = get_task(suite, index)
-    text = task.bddl_file.read_text(encoding="utf-8")
-    bddl_name = f"bddl_files/{suite}/{task.bddl_file.name}"
+    task = _libero_task(settings)
+    text = task.read_bddl()
+    # A variant is none of LIBERO's files, although one may have its name.
+    bddl_name = f"bddl_files/{suite}/{task.name}.bddl" if settings.target is None else f"{task.name}.bddl"
     problem = text.split("(define (problem ", 1)[1].split(")", 1)[0].strip().lower()
     cameras = ["robot0_eye_in_hand", "agentview"]
     env_kwargs = {
@@ -397,8 +426,11 @@ def file_attributes(settings: CollectionSettings, command: str, outcomes: dict[i
         "camera_segmentations": None,
     }
     env_name = "_".join(part.capitalize() for part in problem.split("_"))
+    plain = dataclasses.asdict(settings)
+    if settings.target is None:
+        del plain["target"]  # files of LIBERO's own tasks are what they were before there were variants
     own = {
-        **dataclasses.asdict(settings),
+        **plain,
         "env_id": gym_id(suite, index),
         "observation": "before the action",
         "attempts": len(outcomes),
@@ -420,7 +452,7 @@ def file_attributes(settings: CollectionSettings, command: str, outcomes: dict[i
         "macros_image_convention": "opengl",
         "tag": "libero-v1",
         "suite": suite,
-        "task": f"{suite}-{index}",
+        "task": settings.name,
         "assets": settings.assets,
         OWN: json.dumps(own),
     }

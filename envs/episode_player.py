@@ -42,6 +42,7 @@ class PlayedEpisode:
     :param reward: sum of rewards.
     :param max_stage: highest stage of the reward program, if there is one.
     :param progress: highest progress of the reward program, if there is one.
+    :param info: of the last step.
     :param pictures: one per step and the start, if they were asked for.
     """
 
@@ -52,11 +53,13 @@ class PlayedEpisode:
     max_stage: int | None = None
     n_stages: int | None = None
     progress: float | None = None
+    info: dict[str, Any] = field(default_factory=dict, repr=False)
     pictures: list[np.ndarray] = field(default_factory=list, repr=False)
 
     def add(self, reward: float, info: dict[str, Any]) -> None:
         """Count a step."""
         self.length += 1
+        self.info = info
         self.reward += float(reward)
         self.success = self.success or bool(info.get("is_success", False))
         if "stage" in info:

@@ -14,6 +14,8 @@ from gymnasium import spaces
 from sb3_tgrpo.envs.assets import Assets, resolve_assets
 from sb3_tgrpo.envs.libero_tasks import LiberoTask, get_task, stored_starts, task_from_bddl
 from sb3_tgrpo.envs.spaces import InstructionSpace, encode_instruction
+from sb3_tgrpo.envs.target_variants import target_variant
+from sb3_tgrpo.rewards.task_facts import available_tasks
 from sb3_tgrpo.rewards.vocabulary import State
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     :param suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10`` or ``libero_90``.
     :param task: index in the suite, in LIBERO's own order.
+    :param target: another object of the scene to ask for, such as ``"ketchup"``; None = the task's own
+        (:mod:`~sb3_tgrpo.envs.target_variants`). Instruction, goal and success change, the scene and its starts do not.
     :param reward: None = 1 at the step that succeeds, else 0; or a reward program, the name of a shipped one such as
         ``"libero_object-3"``, or a path to a reward specification.
     :param assets: ``"full"`` = LIBERO's own meshes and textures, ``"light"`` = built-in primitives, ``"auto"`` = full if
@@ -69,7 +73,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         the arm into the same posture; in its stored starts the joints vary by 0.02.
     :param max_episode_steps: step limit; None = the suite's (220/280/300/520/400). Under ``gym.make``, its own argument of
         the same name decides.
-    :raises ValueError: for an unknown suite, task, observation, assets or render mode, listing the valid ones.
+    :raises ValueError: for an unknown suite, task, target, observation, assets or render mode, listing the valid ones, or for
+        a shipped reward, which is of the task's own target, together with another target.
     :raises FileNotFoundError: if assets are asked for that are not there or not complete.
     """
 
@@ -80,6 +85,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         suite: str,
         task: int = 0,
         *,
+        target: str | None = None,
         reward: Any = None,
         assets: AssetsChoice = "auto",
         observations: Sequence[str] = ("image",),
@@ -90,7 +96,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         max_episode_steps: int | None = None,
     ) -> None:
         self._setup(
-            get_task(suite, task),
+            get_task(suite, task) if target is None else target_variant(get_task(suite, task), target),
             reward=reward,
             assets=assets,
             observations=observations,
@@ -176,6 +182,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.start_noise = float(start_noise)
         self.joint_noise = float(joint_noise)
         self._step_cap = task.step_cap if max_episode_steps is None else int(max_episode_steps)
+        if task.bddl_text is not None and isinstance(reward, str) and reward in available_tasks():
+            raise ValueError(
+                f"reward={reward!r} is for the target of {reward}, not for {task.instruction!r}: write one, or leave it out."
+            )
         self.reward_program = _load_reward(reward)
 
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)

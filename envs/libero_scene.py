@@ -7,8 +7,11 @@ the model). :class:`LiberoScene` builds through LIBERO's own code, keeps LIBERO'
 model in LIBERO's order, forward passes included, so that even the constraint solver's warm start is the same.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -33,6 +36,18 @@ def global_numpy_seed(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(state)
+
+
+@contextmanager
+def _definition_on_disk(task: LiberoTask) -> Iterator[LiberoTask]:
+    """LIBERO reads problem definitions from files: the task with a file that holds its definition."""
+    if task.bddl_text is None:
+        yield task
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{task.name}.bddl"
+        file.write_text(task.bddl_text, encoding="utf-8")
+        yield replace(task, bddl_file=file)
 
 
 def _problem_class(task: LiberoTask) -> Any:
@@ -99,14 +114,15 @@ class LiberoScene:
 
     def __init__(self, task: LiberoTask, assets: Assets) -> None:
         process_xml: Callable[[str], str] | None = None
-        domain = _problem_class(task)
-        if assets.kind == "light":
-            from sb3_tgrpo.envs.light_assets import lighten_model, require_light
-
-            require_light(task.bddl_file)
-            process_xml = lighten_model
         self.task = task
-        self.problem = _build_problem(domain, task, assets, process_xml)
+        with _definition_on_disk(task) as readable:
+            domain = _problem_class(readable)
+            if assets.kind == "light":
+                from sb3_tgrpo.envs.light_assets import lighten_model, require_light
+
+                require_light(readable.bddl_file)
+                process_xml = lighten_model
+            self.problem = _build_problem(domain, readable, assets, process_xml)
         # As LIBERO's reset does: hide the sites that mark grasp points and regions.
         self.problem.visualize({name: False for name in self.problem._visualizations})
         self.model: mujoco.MjModel = self.problem.sim.model._model

@@ -32,6 +32,8 @@ class LiberoTask:
     :param bddl_file: problem definition.
     :param init_file: stored start states, None if there are none.
     :param step_cap: control steps per episode.
+    :param bddl_text: the problem definition itself where it differs from the file (see
+        :mod:`~sb3_tgrpo.envs.target_variants`); None = the file's.
     """
 
     suite: str
@@ -41,6 +43,11 @@ class LiberoTask:
     bddl_file: Path
     init_file: Path | None
     step_cap: int
+    bddl_text: str | None = None
+
+    def read_bddl(self) -> str:
+        """The problem definition."""
+        return self.bddl_file.read_text(encoding="utf-8") if self.bddl_text is None else self.bddl_text
 
 
 def libero_root() -> Path:

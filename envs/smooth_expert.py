@@ -8,7 +8,7 @@ from the distance across, and remembers nothing but for how long it has felt the
 
 import numpy as np
 
-from sb3_tgrpo.envs.expert_grasps import choose_grasp, heights, pose
+from sb3_tgrpo.envs.expert_grasps import check_graspable, choose_grasp, heights, pose
 from sb3_tgrpo.envs.expert_motion import (
     CLOSE,
     OPEN,
@@ -48,29 +48,32 @@ def smoothstep(x: float) -> float:
 
 class SmoothExpert:
     """
-    Picks one object up and drops it into a container: LIBERO-Object's ten tasks.
+    Picks one object up and drops it into a container that stands open, such as a basket: LIBERO-Object's ten tasks, and what
+    their scenes hold besides the target (:func:`~sb3_tgrpo.envs.target_variants.target_facts`).
 
     :param task: ``"libero_object-3"``, a gym id, or task facts.
     :param gain: units of action per 5 cm of distance; small values make positions matter less.
     :param detour: metres by which the height of the approach varies from episode to episode.
     :param seed: of that variation.
-    :raises ValueError: for another kind of task, naming it.
+    :raises ValueError: for another kind of task, naming it, or an object that is too wide for the gripper.
     """
 
     def __init__(self, task: str | TaskFacts, *, gain: float = 0.8, detour: float = 0.0, seed: int | None = None) -> None:
         facts = load_task_facts(task) if isinstance(task, str) else task
         atom = facts.goal[0]
         region = {site.name: site for site in facts.sites}.get(atom.args[-1])
-        if len(facts.goal) != 1 or atom.predicate != "in" or region is None:
+        # A container that is an object itself is open at the top; drawers, caddies and microwaves are fixtures.
+        if len(facts.goal) != 1 or atom.predicate != "in" or region is None or region.parent not in facts.names("object"):
             raise ValueError(
-                f"task={facts.task_id!r}: the smooth expert puts one object into a container, as LIBERO-Object asks; use the "
-                "scripted expert for other tasks."
+                f"task={facts.task_id!r}: the smooth expert puts one object into an open container, as LIBERO-Object asks; "
+                "use the scripted expert for other tasks."
             )
         if gain <= 0:
             raise ValueError(f"gain must be positive, got {gain}.")
         self.task_facts = facts
         self.gain = gain
         self.thing = next(thing for thing in facts.objects if thing.name == atom.args[0])
+        check_graspable(self.thing)
         self.region = region
         self.stage = "approach"
         self._hover = _HOVER + float(np.random.default_rng(seed).uniform(0.0, detour))

@@ -18,6 +18,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     collect = actions.add_parser("collect", help="let a scripted expert demonstrate a task", description=_COLLECT)
     collect.add_argument("--env", required=True, metavar="ID", help="LIBERO/libero_object-3-v0, or libero_object-3")
+    collect.add_argument("--target", default=None, metavar="OBJECT", help="another object of that scene, such as ketchup")
     collect.add_argument("--episodes", type=int, required=True, metavar="N", help="demonstrations in the file")
     collect.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 file")
     collect.add_argument("--noise", type=float, default=0.0, help="std of noise on the motion, recorded (action units)")
@@ -26,7 +27,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     collect.add_argument("--slips", type=float, default=0.0, help="the same of a gripper that does the opposite for a while")
     collect.add_argument(
         "--expert", choices=("scripted", "smooth"), default="scripted",
-        help="smooth: easier to imitate for small networks, LIBERO-Object only (default %(default)s)",
+        help="smooth: easier to imitate for small networks, LIBERO-Object's scenes only (default %(default)s)",
     )  # fmt: skip
     collect.add_argument("--detour", type=float, default=0.02, help="metres by which ways vary (default %(default)s)")
     collect.add_argument("--start-noise", type=float, default=0.0, help="metres by which drawn starts are widened")
@@ -86,9 +87,10 @@ def run_collect(args: argparse.Namespace) -> int:
         assets=args.assets,
         image_size=args.image_size,
         wrist_image=args.wrist_image,
+        target=args.target,
     )
     workers = args.workers if args.workers is not None else min(_cpu_count(), args.episodes)
-    with tqdm(total=args.episodes, unit="demo", disable=args.quiet, desc=args.env) as bar:
+    with tqdm(total=args.episodes, unit="demo", disable=args.quiet, desc=settings.name) as bar:
 
         def progress(outcomes: dict[int, dict[str, Any]]) -> None:
             kept = [outcome for outcome in outcomes.values() if outcome["success"] or settings.keep_failures]
