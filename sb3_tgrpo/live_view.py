@@ -223,10 +223,11 @@ class LiveView(RunView):
         last = self.rows[-1]
         found = [("update", f"{last['update']}  ({last['timesteps']:,} steps)")]
         for name, key, form in (
-            ("group success", "rollout/group_success_rate", "{:.0%}"),
+            ("success", "rollout/member_success_rate", "{:.0%}"),
+            ("mixed groups", "rollout/mixed_groups", "{:.0%}"),
             ("reward", "rollout/group_reward", "{:.2f}"),
             ("progress", "rollout/progress", "{:.0%}"),
-            ("KL to start", "train/kl_loss", "{:.4f}"),
+            ("KL of update", "train/approx_kl", "{:.4f}"),
             ("entropy", "train/entropy_loss", "{:.2f}"),
         ):
             if key in last:
@@ -267,10 +268,11 @@ def describe_update(row: dict[str, Any]) -> str:
     """An update in a few words."""
     parts = [f"update {row['update']}"]
     for key, form in (
-        ("rollout/group_success_rate", "groups with a success {:.0%}"),
+        ("rollout/member_success_rate", "success {:.0%}"),
+        ("rollout/mixed_groups", "mixed groups {:.0%}"),
         ("rollout/group_reward", "reward {:.2f}"),
         ("rollout/progress", "progress {:.0%}"),
-        ("train/kl_loss", "KL {:.4f}"),
+        ("train/approx_kl", "KL {:.4f}"),
     ):
         if key in row:
             parts.append(form.format(row[key]))

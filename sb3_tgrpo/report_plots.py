@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 BLUE, GREY, ORANGE = "#2563a8", "#9aa3ad", "#d9822b"
 
 CURVES = (
-    ("rollout/group_success_rate", "groups with a success", True),
+    ("rollout/member_success_rate", "success of a member", True),
     ("rollout/group_reward", "reward of a member", False),
     ("rollout/progress", "progress of a member", True),
     ("rollout/group_len_mean", "steps until the group ends", False),
     ("rollout/mixed_groups", "groups with mixed outcomes", True),
-    ("train/kl_loss", "KL to the start, nats per action", False),
+    ("train/approx_kl", "KL of an update, nats per action", False),
     ("train/entropy_loss", "entropy of an action, nats", False),
     ("train/grad_norm", "gradient's norm", False),
     ("train/clip_fraction", "ratios clipped", True),

@@ -19,7 +19,8 @@ PNG = b"\x89PNG"
 
 def row(update: int) -> dict[str, Any]:
     return {
-        "update": update, "timesteps": 500 * update, "rollout/group_success_rate": 0.25 * (update % 4), "train/kl_loss": 0.01,
+        "update": update, "timesteps": 500 * update, "rollout/member_success_rate": 0.25 * (update % 4), "train/approx_kl": 0.01,
+        "rollout/mixed_groups": 0.4,
         "rollout/group_reward": float(update), "rollout/progress": 0.5, "train/entropy_loss": -3.0, "stages": [8, 2 * update],
         "furthest": [1, 3], "time/env_seconds": 6.0, "time/policy_seconds": 3.0, "time/update_seconds": 1.0,
         "time/rollout_seconds": 9.0,
@@ -148,7 +149,7 @@ def test_durations_and_sparklines() -> None:
     assert sparkline([0.0, 1.0, 0.5]) == "▁█▅" and sparkline([2.0, 2.0]) == "▁▁" and len(sparkline([0.0] * 99)) == 40
     assert time_split([row(1)]) == {"env": 0.6, "policy": 0.3, "update": 0.1} and time_split([{}]) == {}
     assert describe_update(row(2)) == (
-        "update 2, groups with a success 50%, reward 2.00, progress 50%, KL 0.0100, env 60% policy 30% update 10%"
+        "update 2, success 50%, mixed groups 40%, reward 2.00, progress 50%, KL 0.0100, env 60% policy 30% update 10%"
     )
 
 
@@ -196,8 +197,8 @@ def test_live_panel() -> None:
             view.update(row(k))
         view.sampling(1_700, 3, 16)
         panel = shown(console, view)
-    for words in ("TGRPO on libero_object-9", "1,700 of 60,000 steps", "●●●○", "3 of 16 for the next update", "KL to start",
-                  "group success", "75%", "env 60%, policy 30%, update 10%",
+    for words in ("TGRPO on libero_object-9", "1,700 of 60,000 steps", "●●●○", "3 of 16 for the next update", "KL of update",
+                  "mixed groups", "75%", "env 60%, policy 30%, update 10%",
                   "left (2 min 00 s for what comes after)"):  # fmt: skip
         assert words in panel, words
     output = console.file.getvalue()  # type: ignore[attr-defined]
