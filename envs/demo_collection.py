@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -240,6 +241,18 @@ def _make_env(settings: CollectionSettings) -> "LiberoEnv":
 _worker_env: "LiberoEnv | None" = None
 
 
+def _end_with_parent() -> None:
+    """In a worker: end when the process that started it is gone. One that was killed can't tell, and the worker would stay."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _shard(folder: Path, index: int) -> Path:
     return folder / f"episode_{index:05d}.hdf5"
 
@@ -331,6 +344,8 @@ def collect_demos(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}.")
     out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"out={out} is a folder: name a file in it, such as {out / 'demos.hdf5'}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f"{out.name}.partial")
     settings = _plain(settings)  # what is unknown is refused here, not in every process
@@ -358,7 +373,7 @@ def _fill(
     attempts = iter(index for index in range(settings.max_attempts) if index not in outcomes)
     context = multiprocessing.get_context("spawn")
     pending: dict[Future[None], int] = {}
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             while _chosen(settings, outcomes) is None:
                 enough = settings.episodes - sum(o["success"] or settings.keep_failures for o in outcomes.values())

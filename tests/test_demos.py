@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,6 +150,24 @@ def test_interrupted_collection_continues(file: Path, tmp_path: Path) -> None:
     collect_demos(SETTINGS, out, command="test", progress=look)
     assert kept[-1].items() >= done.items() and len(kept[-1]) == 2
     assert not partial.exists() and contents(out) == contents(file)
+
+
+def test_no_process_outlives_a_collection_that_is_killed(file: Path, tmp_path: Path) -> None:
+    """The same command then continues."""
+    out = tmp_path / "demos.hdf5"
+    settings = ["--episodes", "2", "--seed", "5", "--assets", "light", "--image-size", "32"]
+    command = [sys.executable, "-m", "sb3_tgrpo", "demos", "collect", "--env", TASK, *settings, "--out", str(out), "--quiet"]
+    # Its processes hold the other end of the pipe: it ends when the last of them has ended.
+    killed = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while killed.poll() is None and not list(tmp_path.glob("demos.hdf5.partial/episode_*.json")):
+        time.sleep(0.05)
+    assert killed.poll() is None, killed.communicate()[0].decode()
+    killed.kill()
+    killed.communicate(timeout=60)
+    assert not out.exists()
+    assert main(command[3:]) == 0
+    found, expected = contents(out), contents(file)
+    assert {name for name in expected if found[name] != expected[name]} <= {"data@sb3_tgrpo"}, "the command differs"
 
 
 @pytest.fixture(scope="module")
@@ -384,6 +405,8 @@ def test_unknown_task_and_workers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         collect_demos(SETTINGS, tmp_path / "x.hdf5", workers=0)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"is a folder: name a file in it, such as .*demos\.hdf5"):
+        collect_demos(SETTINGS, tmp_path)
 
 
 # ---------------------------------------------------------------------- key poses of files
