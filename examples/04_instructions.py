@@ -87,6 +87,7 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
         {target: partial(make_env, args, target) for target in args.targets},
         TokenActor(policy, temperature, args.seed),
         n_envs=args.n_envs,
+        subprocess=args.n_envs > 1,
         max_steps=args.max_steps,
         picture=lambda observation, info: observation["image"][::-1].copy(),
         wants_pictures=lambda request: temperature == 0.0 and request.key == args.show,
