@@ -40,10 +40,15 @@ def write_contact_sheet(demos: Sequence[Demo], path: str | os.PathLike[str], row
     Write :func:`contact_sheet` to a picture file.
 
     :param path: its suffix decides the format, such as ``.png``.
+    :raises ValueError: if there are no demonstrations, one without pictures, or no format of this suffix.
     """
     imageio = _imageio()
+    sheet = contact_sheet(demos, rows, columns)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    imageio.imwrite(path, contact_sheet(demos, rows, columns))
+    try:
+        imageio.imwrite(path, sheet)
+    except ValueError as error:
+        raise _unknown_format(path, "a picture", ".png") from error
 
 
 def write_video(demos: Sequence[Demo], path: str | os.PathLike[str], fps: int = _FPS) -> None:
@@ -66,19 +71,28 @@ def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str],
     :param pictures: uint8 (height, width, 3) each.
     :param path: such as ``episode.mp4``.
     :param fps: 20 is real time.
+    :raises ValueError: if there is no format of this suffix.
     """
     imageio = _imageio()
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        with imageio.get_writer(unfinished, fps=fps, macro_block_size=1, quality=7) as writer:
+        try:
+            opened = imageio.get_writer(unfinished, fps=fps, macro_block_size=1, quality=7)
+        except ValueError as error:
+            raise _unknown_format(path, "a video", ".mp4") from error
+        with opened as writer:
             for picture in pictures:
                 height, width = (size - size % 2 for size in picture.shape[:2])  # the codec wants even sizes
                 writer.append_data(np.ascontiguousarray(picture[:height, :width]))
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _unknown_format(path: str | os.PathLike[str], what: str, suffix: str) -> ValueError:
+    return ValueError(f"{os.fspath(path)}: there is no format for {what} of this suffix; name it with {suffix}.")
 
 
 def _imageio():  # type: ignore[no-untyped-def]

@@ -445,6 +445,10 @@ def test_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "not of libero_goal-1" in capsys.readouterr().err
     assert main(["demos", "show", str(file), "--video", str(video), "--demo", "2"]) == 1
     assert "demonstrations 0 to 1" in capsys.readouterr().err
+    for option, what in (("--video", "a video of this suffix; name it with .mp4"), ("--sheet", "a picture of this suffix")):
+        assert main(["demos", "show", str(file), option, str(tmp_path / "film.xyz")]) == 1
+        assert what in capsys.readouterr().err
+    assert not list(tmp_path.glob("*film*"))
     assert main(["demos", "collect", "--env", TASK, "--episodes", "0", "--out", str(tmp_path / "x.hdf5")]) == 1
     assert "episodes must be at least 1" in capsys.readouterr().err
 
