@@ -16,9 +16,8 @@ from sb3_tgrpo.envs.assets import import_libero, writable_cache_folder, write_at
 from sb3_tgrpo.envs.light_mjcf import OBJECT_KINDS, asset_files, expand, load_table, object_file, primitive
 from sb3_tgrpo.version import __version__
 
-# MuJoCo's defaults (28, 16, 4) draw three to four times the faces; these still look round and evenly lit at 256 pixels.
-# LIBERO's four samples per pixel take more than half of a picture's time in software, for the smoothness of edges.
-_QUALITY = {"numslices": "16", "numstacks": "8", "numquads": "2", "offsamples": "0"}
+# MuJoCo's defaults (28, 16, 4) draw three to four times the faces; these still look round and evenly lit at 256 pixels
+_QUALITY = {"numslices": "16", "numstacks": "8", "numquads": "2"}
 # What LIBERO's problem classes load unless told otherwise
 _SCENES = {
     "libero_coffee_table_manipulation": "libero_coffee_table_base_style",
@@ -60,8 +59,7 @@ def lighten_model(xml: str) -> str:
     For the final MJCF of a task on light assets, as robosuite builds it (``env.model.get_xml()``). Bodies, joints, sites,
     inertias, actuators and collision geoms are left as they are. Visual geoms keep their names, which robosuite looks up:
     the first ones of a body become its primitives, the rest are hidden. Meshes, materials and textures that nothing uses any
-    more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default,
-    edges without antialiasing.
+    more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default.
 
     :param xml: MJCF of a LIBERO task
     :return: the same model without visual meshes

@@ -54,7 +54,7 @@ class StartConfig:
     lora: str | None = setting(
         "auto", "adapter: 'language', 'upstream', none for all weights; auto: none for tiny, else language"
     )
-    demos: int = setting(7, "demonstrations; few, because what limits the start is to be data, not training")
+    demos: int = setting(9, "demonstrations; few, because what limits the start is to be data, not training")
     expert: Literal["scripted", "smooth"] = setting("smooth", "who demonstrates")
     dart: float = setting(0.15, "standard deviation of executed, unrecorded noise (DART)")
     pushes: float = setting(0.02, "probability per step of a push off the way, executed and not recorded")
