@@ -85,7 +85,7 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
     """:return: all outcomes, and the episodes from the start that is shown, with pictures."""
     player = EpisodePlayer(
         {target: partial(make_env, args, target) for target in args.targets},
-        TokenActor(policy, temperature, args.seed),
+        TokenActor(policy, temperature, args.seed, args.n_envs),
         n_envs=args.n_envs,
         subprocess=args.n_envs > 1,
         max_steps=args.max_steps,
@@ -99,8 +99,8 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
         request, info = played.request, played.info
         outcomes.append(Outcome(request.task, request.key, info["lifted"], info["basket"], played.success, played.length))
         shown += [played] if played.pictures else []
-        print(f"\r{len(outcomes)}/{len(requests)} episodes", end="", flush=True)
-    print("\r", end="")
+        noted = f"lifted {info['lifted']}, in the basket {info['basket']}, {played.length} steps"
+        print(f"asked for {request.task}, start {request.key}: {noted}", flush=True)
     in_order = {key: number for number, key in enumerate((request.task, request.key) for request in requests)}
     return (
         sorted(outcomes, key=lambda outcome: in_order[outcome.target, outcome.start]),
@@ -168,6 +168,9 @@ def main() -> None:
     parser.add_argument("--show", type=int, default=None, metavar="START", help="the start to draw; default: the first")
     parser.add_argument("--image-size", type=int, default=128, help="as in the demonstrations (default %(default)s)")
     parser.add_argument("--assets", choices=("auto", "full", "light"), default="light")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[0.0, 1.0], metavar="T", help="of sampling; 0: greedy"
+    )
     parser.add_argument("--max-steps", type=int, default=None, help="cut episodes here; default: the suite's limit")
     parser.add_argument("--n-envs", type=int, default=2, help="environments at once, a process each")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
@@ -183,10 +186,11 @@ def main() -> None:
     )
     policy.set_training_mode(False)
     results = {}
-    for how, temperature in (("greedy", 0.0), ("sampled, T = 1", 1.0)):
+    for temperature in args.temperatures:
+        how = f"sampled, T = {temperature:g}" if temperature > 0 else "greedy"
         outcomes, shown = play(policy, args, temperature)
         results[how] = [outcome._asdict() for outcome in outcomes]
-        print(f"{how}: first in the basket (first lifted), of {args.starts} stored starts each, {args.assets} assets\n")
+        print(f"\n{how}: first in the basket (first lifted), of {args.starts} stored starts each, {args.assets} assets\n")
         print(f"{table(outcomes, args.targets)}\n\n{summary(outcomes, args.targets)}\n")
         if shown:
             draw(shown, args.assets, args.out / "instructions.png")
