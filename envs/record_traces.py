@@ -179,10 +179,13 @@ def wrong_object(facts: TaskFacts, start: Start, swaps: dict[str, str]) -> Contr
 
 
 def hover_step(expert: Episode) -> int:
-    """The step from which waiting keeps the goal unreached: before the last lowering, or shortly before success."""
+    """
+    The step from which waiting keeps the goal unreached: before the last lowering, or, where something else is done after it
+    (a drawer is shut), shortly before success.
+    """
     last = len(expert.actions)
     lowering = [step for step, stage in enumerate(expert.stages) if stage.startswith("lower")]
-    if lowering:
+    if lowering and expert.stages[lowering[-1]].split()[-1] == expert.stages[-1].split()[-1]:
         step = lowering[-1]
         while step > 0 and expert.stages[step - 1] == expert.stages[lowering[-1]]:
             step -= 1

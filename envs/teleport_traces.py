@@ -37,7 +37,7 @@ class Teleporter:
     """
     Records the traces of one task.
 
-    :param task: ``libero_goal-3``.
+    :param task: ``libero_10-9``.
     :param assets: ``"full"``, ``"light"`` or ``"auto"``; the physics is the same.
     """
 
@@ -132,7 +132,7 @@ class Teleporter:
 def main(argv: list[str] | None = None) -> int:
     """:return: exit status; 1 if a task has an expert or the plan does not reach its goal."""
     parser = argparse.ArgumentParser(prog="python -m sb3_tgrpo.envs.teleport_traces", description=__doc__)
-    parser.add_argument("tasks", nargs="+", metavar="TASK", help="such as libero_goal-3")
+    parser.add_argument("tasks", nargs="+", metavar="TASK", help="such as libero_10-9")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     parser.add_argument("--out", type=Path, default=None, help="folder; default: the package's own")
     parser.add_argument("--force", action="store_true", help="replace traces of a real expert, too")

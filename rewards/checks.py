@@ -318,9 +318,11 @@ class Verifier:
         limit = sum(before_contact(track) for track in spec.tracks) if spec else 0.25 * self.program.max_level
         candidates = [(t.name, p.total) for t, p in self.others if t.kind == "wrong-object"]
         targets = [atom.args[0] for atom in self.facts.goal if atom.args[0] in self.facts.names("object")]
-        spare = [name for name in self.facts.names("object") if name not in episodes.objects_of_goal(self.facts)]
+        others = [name for name in self.facts.names("object") if name not in episodes.objects_of_goal(self.facts)]
         for trace, _ in self.experts[:1]:
             states: Sequence[State] = trace.states
+            # One that was touched on the way would turn into a target that was.
+            spare = [name for name in others if not any(state[f"{name}_touched"] for state in states)]
             pairs = list(zip(dict.fromkeys(targets), spare, strict=False))
             if len(pairs) == len(set(targets)) and pairs:
                 for target, other in pairs:
