@@ -47,9 +47,10 @@ class Demonstration:
 class DemonstrationDataset:
     """
     Frames and actions of demonstrations in LIBERO's HDF5 layout: ``data/demo_i/actions`` and
-    ``data/demo_i/obs/agentview_rgb``, the instruction in ``data``'s attribute ``problem_info``. Actions are read at once,
-    images when they are asked for. Each action goes with the image before it: LIBERO's own files, which observe after the
-    action, lose the first action of each demonstration and the last image.
+    ``data/demo_i/obs/agentview_rgb``, the instruction in ``data``'s attribute ``problem_info`` or in the file's name
+    (``open_it_demo.hdf5``). Actions are read at once, images when they are asked for. Demonstrations that the file says were
+    unsuccessful are left out. Each action goes with the image before it: LIBERO's own files, which observe after the action,
+    lose the first action of each demonstration and the last image.
 
     :param files: HDF5 files; several tasks are several files.
     :param name: Name of the action statistics in the checkpoint (``unnorm_key``). None: the suite, if the files tell, else
@@ -61,12 +62,13 @@ class DemonstrationDataset:
     :param action_key: Data set below ``demo_i`` with the actions to imitate.
     :param gripper: ``"libero"`` for LIBERO's action space: last dimension -1 open, +1 closed, all within [-1, 1].
         ``"none"`` leaves all dimensions alike.
-    :param max_demonstrations: Use the first so many of each file.
+    :param max_demonstrations: Use the first so many of each file, unsuccessful ones not counted.
     :param drop_noops: Leave out steps that neither move the arm (norm below 1e-4) nor change the gripper's command, as
         OpenVLA's LIBERO data do.
     :param min_range: See :func:`action_statistics`.
     :param symmetric: See :func:`action_statistics`.
-    :raises ValueError: If a file is no such HDF5 file, is empty or damaged, lacks a key, or holds actions of another space.
+    :raises ValueError: If a file is no such HDF5 file, is empty or damaged, lacks a key, holds actions of another space, or
+        unsuccessful demonstrations only.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class DemonstrationDataset:
                 said.add((_assets(data), _suite(data)))
                 lag = _observation_lag(data)
                 words = instruction if instruction is not None else _instruction(data, path)
-                for demo in _demonstration_names(data, path)[:max_demonstrations]:
+                for demo in _successful(data, _demonstration_names(data, path), path)[:max_demonstrations]:
                     taken = self._read_actions(data, demo, path)
                     self._check_images(data, demo, path, len(taken))
                     taken = taken[lag:]
@@ -418,6 +420,17 @@ def _demonstration_names(data: Any, path: Path) -> list[str]:
         if not _is_group(data[name]):
             raise ValueError(f"{path}: data/{name} is no group with actions and obs: the file is not in LIBERO's layout.")
     return sorted(names, key=lambda name: int(name[5:]))
+
+
+def _successful(data: Any, names: list[str], path: Path) -> list[str]:
+    """Those not marked as failures, as ``sb3-tgrpo demos collect --keep-failures`` marks them; other files hold successes."""
+    kept = [name for name in names if _json_attribute(data[name], "sb3_tgrpo").get("success", True)]
+    if not kept:
+        raise ValueError(f"{path} holds {len(names)} demonstrations, none of them successful: there is nothing to imitate.")
+    if len(kept) < len(names):
+        failed = len(names) - len(kept)
+        logger.warning("%s: %d of %d demonstrations were unsuccessful and are left out.", path, failed, len(names))
+    return kept
 
 
 def _json_attribute(data: Any, name: str) -> dict[str, Any]:

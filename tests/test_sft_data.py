@@ -240,6 +240,20 @@ def test_no_such_hdf5_files(file: Path, tmp_path: Path):
         DemonstrationDataset([file, file])
 
 
+def test_unsuccessful_demonstrations_are_left_out(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def fail(data: h5py.Group, names: list[str]) -> None:
+        for name in names:
+            data[name].attrs["sb3_tgrpo"] = json.dumps({"success": False})
+
+    dataset = DemonstrationDataset(
+        edit(file, tmp_path / "some.hdf5", lambda data: fail(data, ["demo_0", "demo_2"])), max_demonstrations=3
+    )
+    assert [demonstration.name for demonstration in dataset.demonstrations] == ["demo_1", "demo_3", "demo_4"]
+    assert "2 of 8 demonstrations were unsuccessful and are left out" in caplog.text
+    with pytest.raises(ValueError, match="holds 8 demonstrations, none of them successful"):
+        DemonstrationDataset(edit(file, tmp_path / "all.hdf5", lambda data: fail(data, list(data))))
+
+
 def test_files_of_different_assets(file: Path, tmp_path: Path):
     full = write_demos(tmp_path / "full.hdf5", attributes={"assets": "full"})
     with pytest.raises(ValueError, match="differ in their assets"):

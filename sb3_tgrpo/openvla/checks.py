@@ -36,13 +36,13 @@ def check_image_size(space: spaces.Box, channels_first: bool, config: OpenVLACon
     height, width = space.shape[1:] if channels_first else space.shape[:2]
     if config.pipeline == "libero" and (height, width) != (LIBERO_SIZE, LIBERO_SIZE):
         raise ValueError(
-            f"The checkpoint reads {LIBERO_SIZE}x{LIBERO_SIZE} frames, the environment gives {height}x{width}: make it with "
-            f"image_size={LIBERO_SIZE}."
+            f"The checkpoint reads {LIBERO_SIZE}x{LIBERO_SIZE} frames, not {height}x{width}: make the environment, or collect "
+            f"the demonstrations, with image_size={LIBERO_SIZE}."
         )
     if config.pipeline == "area" and min(height, width) < config.image_size:
         raise ValueError(
-            f"The checkpoint reads frames of at least {config.image_size}x{config.image_size}, the environment gives "
-            f"{height}x{width}."
+            f"The checkpoint reads frames of at least {config.image_size}x{config.image_size}, not {height}x{width}: make the "
+            f"environment, or collect the demonstrations, with image_size={config.image_size} or more."
         )
 
 
