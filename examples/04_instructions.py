@@ -93,7 +93,7 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
         wants_pictures=lambda request: temperature == 0.0 and request.key == args.show,
     )
     starts = range(args.first, args.first + args.starts)
-    requests = [EpisodeRequest(target, 0, {"init_state_id": start}, start) for target in args.targets for start in starts]
+    requests = [EpisodeRequest(target, 0, {"init_state_id": start}, start) for start in starts for target in args.targets]
     outcomes, shown = [], []
     for played in player.play(requests):
         request, info = played.request, played.info
