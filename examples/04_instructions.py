@@ -35,10 +35,11 @@ LIFTED = 0.03
 
 
 class Outcome(NamedTuple):
-    """An episode: the object that was asked for, and the first ones lifted and in the basket, ``"none"`` if there is none."""
+    """An episode: what was asked for, and the first object touched, lifted and in the basket, ``"none"`` if there is none."""
 
     target: str
     start: int
+    touched: str
     lifted: str
     basket: str
     success: bool
@@ -46,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 class Watch(gym.Wrapper):
-    """Notes the first object that is lifted, and the first one inside the basket by LIBERO's own rule."""
+    """Notes the first object that the hand touches, the first one lifted, and the first inside the basket by LIBERO's rule."""
 
     def __init__(self, env: LiberoEnv) -> None:
         super().__init__(env)
@@ -58,7 +59,7 @@ class Watch(gym.Wrapper):
         observation, info = self.env.reset(**kwargs)
         state = self.env.unwrapped.facts()  # type: ignore[attr-defined]
         self.heights = {name: state[f"{name}_pos"][2] for name in self.things}
-        self.noted = {"lifted": "none", "basket": "none"}
+        self.noted = {"touched": "none", "lifted": "none", "basket": "none"}
         return observation, {**info, **self.noted}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -68,6 +69,8 @@ class Watch(gym.Wrapper):
         half = np.abs(rotation_of(state[f"{self.region.name}_quat"]) @ np.array(self.region.half_size))
         for name, kind in self.things.items():
             position = np.array(state[f"{name}_pos"])
+            if self.noted["touched"] == "none" and state[f"{name}_touched"]:
+                self.noted["touched"] = kind
             if self.noted["lifted"] == "none" and state[f"{name}_grasped"] and position[2] > self.heights[name] + LIFTED:
                 self.noted["lifted"] = kind
             inside = (position > center - half - [0, 0, 0.01]).all() and (position < center + half).all()
@@ -97,10 +100,11 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
     outcomes, shown = [], []
     for played in player.play(requests):
         request, info = played.request, played.info
-        outcomes.append(Outcome(request.task, request.key, info["lifted"], info["basket"], played.success, played.length))
+        firsts = info["touched"], info["lifted"], info["basket"]
+        outcomes.append(Outcome(request.task, request.key, *firsts, played.success, played.length))
         shown += [played] if played.pictures else []
-        noted = f"lifted {info['lifted']}, in the basket {info['basket']}, {played.length} steps"
-        print(f"asked for {request.task}, start {request.key}: {noted}", flush=True)
+        noted = "touched {}, lifted {}, in the basket {}".format(*firsts)
+        print(f"asked for {request.task}, start {request.key}: {noted}, {played.length} steps", flush=True)
     in_order = {key: number for number, key in enumerate((request.task, request.key) for request in requests)}
     return (
         sorted(outcomes, key=lambda outcome: in_order[outcome.target, outcome.start]),
@@ -109,8 +113,9 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
 
 
 def table(outcomes: list[Outcome], targets: list[str]) -> str:
-    """Rows: what was asked for. Columns: what was first in the basket, and in brackets what was first lifted."""
-    others = sorted({name for outcome in outcomes for name in (outcome.lifted, outcome.basket)} - {*targets, "none"})
+    """Rows: what was asked for. Columns: in how many episodes an object was the first touched / lifted / in the basket."""
+    firsts = ("touched", "lifted", "basket")
+    others = sorted({getattr(outcome, first) for outcome in outcomes for first in firsts} - {*targets, "none"})
     columns = [*targets, *others, "none"]
     lines = [
         "| asked for | " + " | ".join(name.replace("_", " ") for name in columns) + " | success |",
@@ -119,8 +124,7 @@ def table(outcomes: list[Outcome], targets: list[str]) -> str:
     for target in targets:
         mine = [outcome for outcome in outcomes if outcome.target == target]
         cells = [
-            f"{sum(outcome.basket == name for outcome in mine)} ({sum(outcome.lifted == name for outcome in mine)})"
-            for name in columns
+            " / ".join(str(sum(getattr(outcome, first) == name for outcome in mine)) for first in firsts) for name in columns
         ]
         success = Rate(sum(outcome.success for outcome in mine), len(mine))
         lines.append(f"| {target.replace('_', ' ')} | {' | '.join(cells)} | {success} |")
@@ -129,13 +133,16 @@ def table(outcomes: list[Outcome], targets: list[str]) -> str:
 
 def summary(outcomes: list[Outcome], targets: list[str]) -> str:
     """How often the sentence decided."""
-    lifted = [outcome for outcome in outcomes if outcome.lifted != "none"]
-    right = f"{Rate(sum(outcome.lifted == outcome.target for outcome in lifted), len(lifted))}" if lifted else "0/0"
+    right = {}
+    for first in ("touched", "lifted"):
+        some = [outcome for outcome in outcomes if getattr(outcome, first) != "none"]
+        right[first] = f"{Rate(sum(getattr(o, first) == o.target for o in some), len(some))}" if some else "0/0"
     starts = {outcome.start for outcome in outcomes}
     by_start = {(outcome.start, outcome.target): outcome for outcome in outcomes}
     all_right = sum(all(by_start[start, target].success for target in targets) for start in starts)
     return (
-        f"First object lifted was the one asked for: {right} of the episodes in which one was lifted.\n"
+        f"The first object touched was the one asked for: {right['touched']} of the episodes in which one was touched.\n"
+        f"The first object lifted was the one asked for: {right['lifted']} of the episodes in which one was lifted.\n"
         f"All {len(targets)} instructions carried out from the same start: {Rate(all_right, len(starts))} of the starts."
     )
 
@@ -190,7 +197,9 @@ def main() -> None:
         how = f"sampled, T = {temperature:g}" if temperature > 0 else "greedy"
         outcomes, shown = play(policy, args, temperature)
         results[how] = [outcome._asdict() for outcome in outcomes]
-        print(f"\n{how}: first in the basket (first lifted), of {args.starts} stored starts each, {args.assets} assets\n")
+        print(
+            f"\n{how}: first touched / first lifted / first in the basket, of {args.starts} stored starts each, {args.assets} assets\n"
+        )
         print(f"{table(outcomes, args.targets)}\n\n{summary(outcomes, args.targets)}\n")
         if shown:
             draw(shown, args.assets, args.out / "instructions.png")
