@@ -197,9 +197,7 @@ def main() -> None:
         how = f"sampled, T = {temperature:g}" if temperature > 0 else "greedy"
         outcomes, shown = play(policy, args, temperature)
         results[how] = [outcome._asdict() for outcome in outcomes]
-        print(
-            f"\n{how}: first touched / first lifted / first in the basket, of {args.starts} stored starts each, {args.assets} assets\n"
-        )
+        print(f"\n{how}: first touched / lifted / in the basket, of {args.starts} stored starts each, {args.assets} assets\n")
         print(f"{table(outcomes, args.targets)}\n\n{summary(outcomes, args.targets)}\n")
         if shown:
             draw(shown, args.assets, args.out / "instructions.png")
