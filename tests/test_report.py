@@ -19,8 +19,8 @@ PNG = b"\x89PNG"
 
 def row(update: int) -> dict[str, Any]:
     return {
-        "update": update, "timesteps": 500 * update, "rollout/member_success_rate": 0.25 * (update % 4), "train/approx_kl": 0.01,
-        "rollout/mixed_groups": 0.4,
+        "update": update, "timesteps": 500 * update, "rollout/member_success_rate": 0.25 * (update % 4),
+        "train/approx_kl": 0.01, "rollout/mixed_groups": 0.4,
         "rollout/group_reward": float(update), "rollout/progress": 0.5, "train/entropy_loss": -3.0, "stages": [8, 2 * update],
         "furthest": [1, 3], "time/env_seconds": 6.0, "time/policy_seconds": 3.0, "time/update_seconds": 1.0,
         "time/rollout_seconds": 9.0,
