@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import llvmlite.binding  # type: ignore[import-untyped]
 import mujoco
 import numpy as np
+from filelock import FileLock
 from numba import njit, types
 from robosuite.utils import transform_utils
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
@@ -249,6 +250,10 @@ class ArmController:
         goal_pos, goal_mat = (goal.copy() for goal in self._initial_goal)
         self._command = _Command(goal_pos, goal_mat, grip=np.zeros(2), stale=np.ones(1, np.int64))
         self._delta, self._rotation, self._grip_sign = np.zeros(6), np.eye(3), 0.0
+        if not _advance.signatures:
+            # Compiling takes twelve seconds of a core: of processes that start together one does it, the others read its cache.
+            with FileLock(f"{_advance.stats.cache_path}/libero_controller.lock"):
+                self.advance(n_substeps=0, first=False)
 
     def reset(self) -> None:
         """Back to the state of a newly built LIBERO environment: goal at the initial pose, gripper command at rest."""
