@@ -251,7 +251,7 @@ class ArmController:
         self._command = _Command(goal_pos, goal_mat, grip=np.zeros(2), stale=np.ones(1, np.int64))
         self._delta, self._rotation, self._grip_sign = np.zeros(6), np.eye(3), 0.0
         if not _advance.signatures:
-            # Compiling takes twelve seconds of a core: of processes that start together one does it, the others read its cache.
+            # Compiling takes twelve seconds of a core: of processes that start together one does it, the others read it.
             with FileLock(f"{_advance.stats.cache_path}/libero_controller.lock"):
                 self.advance(n_substeps=0, first=False)
 
