@@ -1,6 +1,7 @@
 """The parts of a run: start policy, environments, evaluation, training. Each can be interrupted and goes on where it was."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -361,7 +362,7 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
         metrics = MetricsCallback(folder / METRICS_FILE, view.update, sampling)
         callbacks: list[BaseCallback] = [metrics, ResumeCallback(resume, config.save_every)]
         left = total - model.num_timesteps
-        with _wandb(config, folder):
+        with follow_on_wandb(config, folder):
             if left > 0:
                 model.learn(left, CallbackList(callbacks), reset_num_timesteps=False, tb_log_name=title)
         _export(model, folder)
@@ -411,16 +412,19 @@ def check_extras(config: TrainConfig) -> None:
             raise ImportError("--wandb needs wandb: pip install wandb") from error
 
 
-def _wandb(config: TrainConfig, folder: RunFolder) -> Any:
+def follow_on_wandb(config: TrainConfig, folder: RunFolder) -> Any:
     """A run on Weights & Biases that follows TensorBoard's, if asked for."""
     if config.wandb is None:
         return nullcontext()
     import wandb
 
-    # The same id at every call: a run that is resumed goes on in the same place.
+    # The same id at every call, so that a resumed run goes on in the same place; another folder or beginning is another run.
+    name = f"{folder.path.resolve().name}-{config.seed}"
+    beginning = f"{folder.path.resolve()} {(folder.read('run.json') or {}).get('started')}"
     return wandb.init(
         project=config.wandb,
-        id=f"{folder.path.resolve().name}-{config.seed}",
+        name=name,
+        id=f"{name}-{hashlib.sha256(beginning.encode()).hexdigest()[:8]}",
         resume="allow",
         dir=os.fspath(folder.path),
         config=config.to_dict(),

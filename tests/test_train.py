@@ -9,6 +9,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, shipped_start
-from sb3_tgrpo.train_stages import resolve_setup
+from sb3_tgrpo.train_stages import follow_on_wandb, resolve_setup
 
 TESTS = Path(__file__).parent
 TOY = [
@@ -314,6 +316,23 @@ def test_wandb_is_asked_for_but_missing(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ImportError, match="pip install wandb"):
         run_training(toy_config().updated({"wandb": "project"}), tmp_path)
     assert not (tmp_path / "evaluations").exists()  # told before anything is played
+
+
+def test_wandb_follows_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, Any]] = []
+    wandb: Any = ModuleType("wandb")
+    wandb.init = lambda **kwargs: calls.append(kwargs)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = toy_config().updated({"wandb": "project"})
+    for place, started in (("one/run", "today"), ("one/run", "today"), ("one/run", "tomorrow"), ("another/run", "today")):
+        folder = RunFolder(tmp_path / place)
+        folder.write("run.json", {"started": started})
+        follow_on_wandb(config, folder)
+    assert all(call["project"] == "project" and call["config"] == config.to_dict() for call in calls)
+    assert all(call["sync_tensorboard"] and call["resume"] == "allow" for call in calls)
+    first, resumed, begun_anew, elsewhere = (call["id"] for call in calls)
+    assert first == resumed
+    assert len({first, begun_anew, elsewhere}) == 3
 
 
 # ---------------------------------------------------------------------- callbacks in a script of one's own
