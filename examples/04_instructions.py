@@ -88,7 +88,7 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
     """:return: all outcomes, and the episodes from the start that is shown, with pictures."""
     player = EpisodePlayer(
         {target: partial(make_env, args, target) for target in args.targets},
-        TokenActor(policy, temperature, args.seed, args.n_envs),
+        TokenActor(policy, temperature, args.seed),
         n_envs=args.n_envs,
         subprocess=args.n_envs > 1,
         max_steps=args.max_steps,

@@ -378,3 +378,4 @@ def test_command_line(file: Path, dataset: DemonstrationDataset, tmp_path: Path,
     assert main(command) == 1 and "pass resume=True" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--lora-rank", "4"]) == 1 and "needs an adapter" in capsys.readouterr().err
+    assert main([*command, "--threads", "0"]) == 1 and "--threads must be at least 1, got 0" in capsys.readouterr().err

@@ -42,6 +42,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     model.add_argument("--lora-rank", type=int, default=None, help="rank (default 32)")
     model.add_argument("--dtype", default=None, help="float32 or bfloat16; default: by device")
     model.add_argument("--device", default="auto")
+    model.add_argument(
+        "--threads", type=int, default=None, metavar="N", help="on the CPU; default: 1 for tiny, where more are slower"
+    )
     model.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
     model.add_argument("--keep-statistics", action="store_true", help="the checkpoint's action statistics, not the data's")
 
@@ -70,8 +73,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Train and write the checkpoint."""
+    import torch as th
+
     from sb3_tgrpo.sft_data import DemonstrationDataset
 
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {args.threads}.")
+    threads = args.threads or (1 if args.checkpoint == "tiny" else None)
+    if threads is not None:
+        th.set_num_threads(threads)
     dataset = DemonstrationDataset(
         args.data,
         name=args.name,
