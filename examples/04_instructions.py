@@ -150,7 +150,8 @@ def summary(outcomes: list[Outcome], targets: list[str]) -> str:
 def draw(shown: list[PlayedEpisode], assets: str, path: Path, columns: int = 6) -> None:
     """One row per instruction: pictures at equal distances in time."""
     size = 1.7 * columns, 1.95 * len(shown)
-    figure, axes = plt.subplots(len(shown), columns, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(len(shown), columns, figsize=size, squeeze=False)
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.05, top=0.9, wspace=0.04, hspace=0.2)
     for row, played in zip(axes, shown, strict=True):
         steps = np.linspace(0, played.length, columns).round().astype(int)
         for axis, step in zip(row, steps, strict=True):
@@ -160,7 +161,7 @@ def draw(shown: list[PlayedEpisode], assets: str, path: Path, columns: int = 6) 
             axis.set_xlabel(f"step {step}", fontsize=7, labelpad=2)
         asked, basket = (name.replace("_", " ") for name in (played.request.task, played.info["basket"]))
         row[0].set_title(f"asked for: {asked}; in the basket: {basket}", fontsize=9, loc="left")
-    figure.suptitle(f"One start, greedy, {assets} assets", fontsize=9)
+    figure.suptitle(f"Stored start {shown[0].request.key}, greedy, {assets} assets", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
