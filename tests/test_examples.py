@@ -49,7 +49,7 @@ def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_instructions(tmp_path: Path) -> None:
     small = ("--targets", "chocolate_pudding", "ketchup", "--starts", "1", "--max-steps", "6", "--n-envs", "1")
     output = run(str(ROOT / "examples/04_instructions.py"), str(ROOT / "sb3_tgrpo/data/start"), *small, cwd=tmp_path)
-    assert output.count("| ketchup | 0 (0) | 0 (0) | 1 (1) | 0/1 = 0%") == 2  # nothing is lifted in six steps
+    assert output.count("| ketchup | 0 / 0 / 0 | 0 / 0 / 0 | 1 / 1 / 1 | 0/1 = 0%") == 2  # nothing is touched in six steps
     outcomes = json.loads((tmp_path / "runs/instructions/outcomes.json").read_text())["outcomes"]
     assert [(row["target"], row["steps"]) for row in outcomes["greedy"]] == [("chocolate_pudding", 6), ("ketchup", 6)]
     assert (tmp_path / "runs/instructions/instructions.png").stat().st_size > 0
