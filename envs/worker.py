@@ -109,7 +109,8 @@ class SubprocessWorker:
 
     def _start(self) -> None:
         self._connection, theirs = Pipe()
-        environ = {"OMP_NUM_THREADS": "1", **os.environ}  # n simulators with n threads each would fight for the cores
+        # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
+        environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
         command = [sys.executable, "-c", "import sys; sys.path[:] = %r; from sb3_tgrpo.envs.worker import serve; serve(%d)"]
         command[2] %= (sys.path, theirs.fileno())
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ, stdin=subprocess.DEVNULL)
