@@ -7,8 +7,10 @@ rest is noise: the mean of ``g_i . g_j`` over different groups estimates the squ
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from stable_baselines3.common.logger import Logger
 
 from sb3_tgrpo.advantages import tgrpo_advantages, trajectory_advantages
 from sb3_tgrpo.losses import tgrpo_loss
+from sb3_tgrpo.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from sb3_tgrpo.tgrpo import TGRPO
@@ -218,6 +221,7 @@ def measure_signal(
     variants: Mapping[str, Advantage] | None = None,
     *,
     progress: Callable[[int], None] | None = None,
+    folder: str | os.PathLike[str] | None = None,
 ) -> SignalReport:
     """
     Play groups with the model's policy in its own environment and compare their policy gradients, those of eq. (6) at ratio 1
@@ -229,8 +233,10 @@ def measure_signal(
     :param n_groups: groups to play, at least 3; rounded up to a multiple of the groups that the environment steps at once.
     :param variants: ways to compute advantages, by name; None = :func:`default_variants`.
     :param progress: called with the number of groups done.
+    :param folder: keeps what has been played, so that the same call goes on after an interruption, with the same result; None:
+        nothing is kept.
     :return: the report.
-    :raises ValueError: for fewer than 3 groups, or a model without environment.
+    :raises ValueError: for fewer than 3 groups, a model without environment, or a folder of another policy or other settings.
     """
     env = model.get_env()
     if env is None:
@@ -238,6 +244,7 @@ def measure_signal(
     if n_groups < 3:
         raise ValueError(f"n_groups={n_groups}: comparing gradients takes at least 3 groups.")
     chosen = dict(variants) if variants is not None else default_variants(model)
+    kept = None if folder is None else _KeptRollouts(Path(folder), model, list(chosen))
     before = dict(vars(model))
     outcomes = _Outcomes()
     model.ep_info_buffer = model.ep_success_buffer = None  # the model's own statistics stay as they are
@@ -245,41 +252,107 @@ def measure_signal(
     model.groups_per_update = None
     _, callback = model._setup_learn(1, outcomes, reset_num_timesteps=False)
     state = model._state()
-    gradients: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
-    groups: list[Group] = []
-    equal, log_probs, n_steps = [], [], 0
+    rollouts = [] if kept is None else kept.read()
+    if rollouts:
+        model._resume_state, model._last_obs = rollouts[-1].state_after, None
+        model._setup_learn(1, outcomes, reset_num_timesteps=False)
     try:
-        while len(groups) < n_groups:
+        while (done := sum(len(rollout.groups) for rollout in rollouts)) < n_groups:
+            if progress is not None and done:
+                progress(done)
             outcomes.successes.clear()
             model.collect_rollouts(env, callback, model.rollout_buffer, 1)
-            played = _groups_of(model, outcomes.successes)
-            for index, group in enumerate(played):
-                advantages = {name: advantage(group) for name, advantage in chosen.items()}
-                for name, gradient in _group_gradients(model, index, advantages).items():
-                    gradients[name].append(gradient)
-            groups += played
-            equal.append(model.logger.name_to_value["rollout/zero_std_groups"])
-            log_probs.append(_sum_log_prob(model))
-            n_steps += int(model.rollout_buffer.mask.sum())
-            if progress is not None:
-                progress(len(groups))
+            rollouts.append(_measured(model, outcomes.successes, chosen))
+            if kept is not None:
+                kept.add(rollouts[-1])
     finally:
         model._restore(state)
         vars(model).update(before)
         model._last_obs = None  # the next rollout starts from the position restored above
         model.policy.optimizer.zero_grad()
+    if progress is not None:
+        progress(done)
+    return _report(rollouts, list(chosen))
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    """What is kept of a rollout: gradients by advantage and group, outcomes, and where the model stood afterwards."""
+
+    gradients: dict[str, list[np.ndarray]]
+    groups: list[Group]
+    equal_returns: float
+    log_prob: float
+    n_steps: int
+    state_after: dict[str, Any]
+
+
+def _measured(model: "TGRPO", successes: list[np.ndarray], variants: Mapping[str, Advantage]) -> _Rollout:
+    """The rollout in the model's buffer."""
+    groups = _groups_of(model, successes)
+    gradients: dict[str, list[np.ndarray]] = {name: [] for name in variants}
+    for index, group in enumerate(groups):
+        advantages = {name: advantage(group) for name, advantage in variants.items()}
+        for name, gradient in _group_gradients(model, index, advantages).items():
+            gradients[name].append(gradient)
+    return _Rollout(
+        gradients=gradients,
+        groups=groups,
+        equal_returns=model.logger.name_to_value["rollout/zero_std_groups"],
+        log_prob=_sum_log_prob(model),
+        n_steps=int(model.rollout_buffer.mask.sum()),
+        state_after=model._state(),
+    )
+
+
+class _KeptRollouts:
+    """Rollouts in a folder, a file each."""
+
+    def __init__(self, path: Path, model: "TGRPO", variants: list[str]) -> None:
+        from sb3_tgrpo.evaluation import fingerprint
+
+        self.folder = RunFolder(path)
+        settings = {
+            "policy": fingerprint(model),
+            "seed": model.seed,
+            "group_size": model.group_size,
+            "ratio_level": model.ratio_level,
+            "variants": variants,
+        }
+        earlier = self.folder.read("settings.json")
+        if earlier is None:
+            self.folder.write("settings.json", settings)
+        elif earlier != settings:
+            differing = [f"{name}: {earlier.get(name)} then, {settings[name]} now" for name in settings]
+            changed = [text for text, name in zip(differing, settings, strict=True) if earlier.get(name) != settings[name]]
+            raise ValueError(f"{path} holds another measurement ({'; '.join(changed)}). Choose another folder, or delete it.")
+
+    def read(self) -> list[_Rollout]:
+        """All that were finished, in their order."""
+        return [th.load(file, weights_only=False) for file in sorted(self.folder.path.glob("rollout_*.pt"))]
+
+    def add(self, rollout: _Rollout) -> None:
+        number = len(list(self.folder.path.glob("rollout_*.pt")))
+        unfinished = self.folder / "unfinished"
+        th.save(rollout, unfinished)
+        os.replace(unfinished, self.folder / f"rollout_{number:04d}.pt")
+
+
+def _report(rollouts: list[_Rollout], variants: list[str]) -> SignalReport:
+    groups = [group for rollout in rollouts for group in rollout.groups]
+    n_steps = sum(rollout.n_steps for rollout in rollouts)
     successes = np.array([group.successes for group in groups])
     known = bool(np.isfinite(successes).all())
     rate = successes.mean(axis=1)
     return SignalReport(
-        variants={name: _describe(rows) for name, rows in gradients.items()},
+        variants={name: _describe([row for rollout in rollouts for row in rollout.gradients[name]]) for name in variants},
         n_groups=len(groups),
         group_size=successes.shape[1],
         n_steps=n_steps,
         mixed_groups=float(((rate > 0) & (rate < 1)).mean()) if known else None,
         success_rate=float(rate.mean()) if known else None,
-        equal_returns=float(np.mean(equal)),
-        log_prob=float(np.sum(log_probs) / n_steps),
+        equal_returns=float(np.mean([rollout.equal_returns for rollout in rollouts])),
+        log_prob=float(sum(rollout.log_prob for rollout in rollouts) / n_steps),
     )
 
 

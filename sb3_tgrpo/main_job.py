@@ -6,6 +6,7 @@ after completion it returns the results at once. Only the last policy is judged,
 """
 
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -160,11 +161,13 @@ def measure(
     config: TrainConfig, folder: str | os.PathLike[str], n_groups: int, *, view: RunView | None = None
 ) -> "SignalReport":
     """
-    How much signal there is in the gradients of single groups at the start policy (:mod:`sb3_tgrpo.diagnostics`).
+    How much signal there is in the gradients of single groups at the start policy (:mod:`sb3_tgrpo.diagnostics`). After an
+    interruption the same call goes on after the last group that was played.
 
     :param config: the training it is measured for.
-    :param folder: gets ``signal.json``.
+    :param folder: gets ``signal.json``; until then, ``signal`` in it keeps what has been played.
     :param n_groups: groups to play.
+    :raises ValueError: if the folder holds an unfinished measurement of other settings.
     """
     from sb3_tgrpo.diagnostics import measure_signal
     from sb3_tgrpo.tgrpo import TGRPO
@@ -175,16 +178,24 @@ def measure(
     view = view or RunView()
     with run.locked(), _explained(config):
         th.set_num_threads(config.threads)
+        unfinished = RunFolder(run / "signal")
+        earlier = unfinished.read("config.json")
+        if earlier is None:
+            unfinished.write("config.json", config.to_dict())
+        elif changed := changed_settings(earlier, config, unfinished / "config.json"):
+            text = f"{unfinished.path} is of other settings ({'; '.join(changed)})"
+            raise ValueError(f"{text}. Choose another folder with --out, or delete it.")
         setup = resolve_setup(config, start_checkpoint(config, run, view))
         view.begin_stage("measure the signal", n_groups, "groups")
         env = VecTransposeImage(make_training_env(config, setup), skip=True)
         try:
             model = cast(TGRPO, make_model(config, setup, run, env))
-            report = measure_signal(model, n_groups, progress=view.advance)
+            report = measure_signal(model, n_groups, progress=view.advance, folder=unfinished.path)
         finally:
             env.close()
         view.end_stage(f"{report.n_steps:,} steps")
         run.write("signal.json", {"config": config.to_dict(), "setup": vars(setup), "report": report.to_dict()})
+        shutil.rmtree(unfinished.path)  # gradients of every group: hundreds of megabytes
     return report
 
 
@@ -217,13 +228,22 @@ def _record_config(config: TrainConfig, run: RunFolder, command: str | None, sev
             f"{run.path} holds {'one run' if several else 'runs of several seeds'}: choose another folder with --out for "
             f"{'several' if several else 'a single one'}."
         )
-    # Where and how fast it runs may change on the way; what it computes may not.
-    earlier = TrainConfig.from_dict(earlier, str(run / "config.json")).to_dict()  # settings newer than it have their defaults
-    changed = [text for text in difference(earlier, config.to_dict()) if text.split(" ")[0] not in MAY_CHANGE]
-    if changed:
+    if changed := changed_settings(earlier, config, run / "config.json"):
         raise ValueError(
             f"{run.path} holds a run of other settings ({'; '.join(changed)}). Choose another folder with --out, or delete it."
         )
+
+
+def changed_settings(earlier: dict[str, Any], config: TrainConfig, source: Path) -> list[str]:
+    """
+    Settings in which a configuration differs from an earlier one, both values with each. Where and how fast it runs may change
+    on the way; what it computes may not.
+
+    :param earlier: as in a file; settings newer than it have their defaults.
+    :param source: the file, for errors.
+    """
+    then = TrainConfig.from_dict(earlier, str(source)).to_dict()
+    return [text for text in difference(then, config.to_dict()) if text.split(" ")[0] not in MAY_CHANGE]
 
 
 def _before_folder(config: TrainConfig, common: RunFolder, run: RunFolder, temperature: float) -> RunFolder:

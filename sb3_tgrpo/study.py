@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.train_config import TrainConfig, difference
+from sb3_tgrpo.train_config import TrainConfig
 
 CELLS = "cells"
 START = "SFT"
@@ -305,14 +305,12 @@ def _unique(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def _check(cell: Cell, root: RunFolder) -> None:
-    from sb3_tgrpo.main_job import MAY_CHANGE
+    from sb3_tgrpo.main_job import changed_settings
 
     earlier = root.read(f"{cell.name}/config.json")
     if earlier is None:
         return
-    earlier = TrainConfig.from_dict(earlier, f"{root / cell.name}/config.json").to_dict()
-    changed = [text for text in difference(earlier, cell.config.to_dict()) if text.split(" ")[0] not in MAY_CHANGE]
-    if changed:
+    if changed := changed_settings(earlier, cell.config, root / cell.name / "config.json"):
         raise ValueError(f"{root / cell.name} is of other settings ({'; '.join(changed)}): choose another folder with --out.")
 
 

@@ -1,5 +1,7 @@
 """The signal in the gradients of groups: the arithmetic on synthetic gradients, and a model that is left as it was."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch as th
@@ -128,6 +130,33 @@ def test_model_is_left_as_it_was() -> None:
     assert measured.num_timesteps == plain.num_timesteps and len(measured.ep_info_buffer) == len(plain.ep_info_buffer)
     for a, b in zip(plain.policy.parameters(), measured.policy.parameters(), strict=True):
         assert th.equal(a, b)
+
+
+@pytest.mark.parametrize("n_played", [1, 3])
+def test_interrupted_measurement_goes_on_with_the_same_result(tmp_path: Path, n_played: int) -> None:
+    whole = measure_signal(toy_model(), 8)
+
+    def interrupt(done: int) -> None:
+        if done == 2 * n_played:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_signal(toy_model(), 8, progress=interrupt, folder=tmp_path)
+    assert len(list(tmp_path.glob("rollout_*.pt"))) == n_played
+    seen: list[int] = []
+    assert measure_signal(toy_model(), 8, progress=seen.append, folder=tmp_path) == whole and seen[0] == 2 * n_played
+    # What was played before it does not move the model on.
+    measure_signal(model := toy_model(), 8, folder=tmp_path)
+    model.learn(40, reset_num_timesteps=False)
+    untouched = toy_model().learn(40, reset_num_timesteps=False)  # made later: torch has one random state for all
+    for mine, other in zip(model.policy.parameters(), untouched.policy.parameters(), strict=True):
+        assert th.equal(mine, other)
+    with pytest.raises(ValueError, match=r"holds another measurement .variants: .*step only.* then, .'own'. now"):
+        measure_signal(toy_model(), 8, {"own": fused(0.3, 0.7)}, folder=tmp_path)
+    with th.no_grad():
+        next(model.policy.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match=r"holds another measurement .policy"):
+        measure_signal(model, 8, folder=tmp_path)
 
 
 def test_successes_and_mixed_groups() -> None:

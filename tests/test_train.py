@@ -203,10 +203,10 @@ def assert_same_result(first: Path, second: Path) -> None:
     assert plain[0] == plain[1]
 
 
-def run_until(folder: Path, file: str) -> None:
+def run_until(folder: Path, file: str, *arguments: str) -> None:
     """Run in another process, kill it without warning once the file is there, and what it started with it."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "VLA_TOY_PAUSE": "0.05", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "sb3_tgrpo", "train", *TOY, "--out", str(folder)]
+    command = [sys.executable, "-m", "sb3_tgrpo", "train", *TOY, "--out", str(folder), *arguments]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not ((folder / file).is_file() and (folder / file).stat().st_size) and process.poll() is None:
         time.sleep(0.01)
@@ -257,6 +257,18 @@ def test_measure_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "as trained" in capsys.readouterr().out
     report = RunFolder(tmp_path).read("signal.json")["report"]
     assert report["n_groups"] == 4 and set(report["variants"]) == {"as trained", "step only", "traj only", "success"}
+    assert not (tmp_path / "signal").exists()
+
+
+def test_killed_measurement_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = ["train", *TOY, "--measure-signal", "16", "--out"]
+    assert main([*measured, str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "killed"
+    run_until(folder, "signal/rollout_0001.pt", "--measure-signal", "16")
+    assert not (folder / "signal.json").exists()
+    assert main([*measured, str(folder), "--learning-rate", "0.5"]) == 1 and "of other settings" in capsys.readouterr().err
+    assert main([*measured, str(folder)]) == 0
+    assert RunFolder(folder).read("signal.json") == RunFolder(tmp_path / "whole").read("signal.json")
 
 
 # ---------------------------------------------------------------------- what goes wrong
