@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_tgrpo.envs.groups import MAX_RESTARTS
-from sb3_tgrpo.envs.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError
+from sb3_tgrpo.envs.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Actor(Protocol):
 class _Slot:
     """One environment and the episode it is playing."""
 
-    def __init__(self, makers: Mapping[str, Callable[[], gym.Env]], subprocess: bool) -> None:
-        self.makers, self.subprocess = makers, subprocess
+    def __init__(self, makers: Mapping[str, Callable[[], gym.Env]], subprocess: bool, pool: WorkerPool | None) -> None:
+        self.makers, self.subprocess, self.pool = makers, subprocess, pool
         self.task: str | None = None
         self.worker: Worker | None = None
         self.restarts = 0
@@ -129,9 +129,8 @@ class _Slot:
 
     def begin(self, request: EpisodeRequest, memory: Any) -> None:
         if request.task != self.task:
-            self.close()
-            make = self.makers[request.task]
-            self.worker = SubprocessWorker(make) if self.subprocess else InProcessWorker(make)
+            self.release()
+            self.worker = self._new_worker(self.makers[request.task])
             self.task, self.fresh = request.task, True
         self.episode = PlayedEpisode(request)
         self.memory = memory
@@ -141,6 +140,11 @@ class _Slot:
             self._send("describe")
         else:
             self._reset()
+
+    def _new_worker(self, make: Callable[[], gym.Env]) -> Worker:
+        if not self.subprocess:
+            return InProcessWorker(make)
+        return SubprocessWorker(make) if self.pool is None else self.pool.take(make)
 
     def _reset(self) -> None:
         self.awaited = "reset"
@@ -192,6 +196,13 @@ class _Slot:
         self.fresh = True
         self.begin(request, memory)
 
+    def release(self) -> None:
+        """After an episode: the environment goes back to the pool, if there is one."""
+        if self.pool is not None and isinstance(self.worker, SubprocessWorker):
+            self.pool.give(self.worker)
+            self.worker = None
+        self.close()
+
     def close(self) -> None:
         if self.worker is not None:
             self.worker.close()
@@ -209,6 +220,7 @@ class EpisodePlayer:
     :param timeout: seconds to wait for a step or reset of such a process; it is then restarted, as is one that crashes, and
         its episode begins again.
     :param max_steps: cut episodes here; None: the environment's limit alone.
+    :param pool: where processes are taken from and kept afterwards; None: they are started, and ended with their last episode.
     :param picture: picture of an observation and its info, to be kept in :attr:`PlayedEpisode.pictures`.
     :param wants_pictures: whether an episode's pictures are to be kept.
     :raises ValueError: on ``n_envs`` below 1.
@@ -223,6 +235,7 @@ class EpisodePlayer:
         subprocess: bool = True,
         timeout: float | None = 60.0,
         max_steps: int | None = None,
+        pool: WorkerPool | None = None,
         picture: Callable[[Any, dict[str, Any]], np.ndarray] | None = None,
         wants_pictures: Callable[[EpisodeRequest], bool] = lambda request: True,
     ) -> None:
@@ -230,7 +243,7 @@ class EpisodePlayer:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
         self.makers, self.actor = makers, actor
         self.n_envs, self.subprocess = n_envs, subprocess
-        self.timeout, self.max_steps = timeout, max_steps
+        self.timeout, self.max_steps, self.pool = timeout, max_steps, pool
         self.picture, self.wants_pictures = picture, wants_pictures
 
     def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[PlayedEpisode]:
@@ -241,7 +254,7 @@ class EpisodePlayer:
         :return: episodes as they end.
         """
         queue = deque(requests)
-        slots = [_Slot(self.makers, self.subprocess) for _ in range(min(self.n_envs, len(queue)))]
+        slots = [_Slot(self.makers, self.subprocess, self.pool) for _ in range(min(self.n_envs, len(queue)))]
         try:
             for slot in slots:
                 self._begin_next(slot, queue)
@@ -252,7 +265,7 @@ class EpisodePlayer:
                     if episode is not None:
                         if not self._begin_next(slot, queue):
                             busy.remove(slot)
-                            slot.close()
+                            slot.release()
                         yield episode
                 if self._enough(busy):
                     self._act(busy)

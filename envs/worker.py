@@ -103,7 +103,7 @@ class SubprocessWorker:
     def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
         if os.name != "posix":
             raise RuntimeError("Environments in sub-processes need a POSIX system: use subprocess=False here.")
-        self.env_fn = env_fn
+        self.pickled = cloudpickle.dumps(env_fn)
         self._request = 0  # number of the latest command; answers to earlier ones (after an interrupt) are dropped
         self._start()
 
@@ -116,7 +116,7 @@ class SubprocessWorker:
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ, stdin=subprocess.DEVNULL)
         theirs.close()
         self._starting = True
-        self._connection.send_bytes(cloudpickle.dumps((0, "make", (self.env_fn,))))
+        self._connection.send_bytes(cloudpickle.dumps((0, "make", (self.pickled,))))
 
     def send(self, command: str, *args: Any) -> None:
         self._request += 1
@@ -169,6 +169,50 @@ class SubprocessWorker:
         self._kill()
 
 
+class WorkerPool:
+    """
+    Processes kept for whoever next needs the same environment, since a simulator takes seconds to start. A context manager: at
+    the end of the ``with`` block they are closed.
+
+    The same means that the function that makes it pickles to the same bytes, so that no environment is mistaken for another.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[SubprocessWorker] = []
+
+    def take(self, env_fn: Callable[[], gym.Env]) -> SubprocessWorker:
+        """
+        An idle process with this environment, or a new one.
+
+        :param env_fn: makes the environment.
+        """
+        pickled = cloudpickle.dumps(env_fn)
+        for worker in self._idle:
+            if worker.pickled == pickled:
+                self._idle.remove(worker)
+                return worker
+        return SubprocessWorker(env_fn)
+
+    def give(self, worker: SubprocessWorker) -> None:
+        """
+        Keep a process.
+
+        :param worker: with every command answered; its environment is reset by the next user.
+        """
+        self._idle.append(worker)
+
+    def close(self) -> None:
+        """End all idle processes."""
+        while self._idle:
+            self._idle.pop().close()
+
+    def __enter__(self) -> "WorkerPool":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
 def serve(fileno: int) -> None:
     """
     Body of a worker process: build the environment, then answer commands until told to close or the caller is gone.
@@ -185,7 +229,7 @@ def serve(fileno: int) -> None:
                 break
             try:
                 if command == "make":
-                    env, answer = args[0](), None
+                    env, answer = cloudpickle.loads(args[0])(), None
                 else:
                     assert env is not None
                     answer = run_command(env, command, args)

@@ -29,6 +29,7 @@ from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
     from sb3_tgrpo.envs.episode_player import Actor, EpisodeRequest, PlayedEpisode
+    from sb3_tgrpo.envs.worker import WorkerPool
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
 Policy = BaseAlgorithm | BasePolicy
@@ -64,6 +65,7 @@ def evaluate_policy(
     subprocess: bool | None = None,
     timeout: float | None = 60.0,
     batch_size: int | None = None,
+    pool: "WorkerPool | None" = None,
 ) -> Evaluation:
     """
     Play a policy from given starts and record every episode.
@@ -93,6 +95,8 @@ def evaluate_policy(
     :param subprocess: Each environment in a process of its own; None: where observations hold an image.
     :param timeout: Seconds to wait for a step or a reset of such a process.
     :param batch_size: Observations per forward pass of an ``OpenVLAPolicy``; None: 2 on CPU, 8 on CUDA.
+    :param pool: Where such processes are taken from and kept for the next evaluation of the same environment; None: each
+        evaluation starts its own.
     :return: The outcomes.
     :raises ValueError: On settings that do not fit together, or a policy made for other spaces or assets.
     """
@@ -145,6 +149,7 @@ def evaluate_policy(
         n_envs=n_envs,
         subprocess=bool(first["has_image"]) if subprocess is None else subprocess,
         timeout=timeout,
+        pool=pool,
         picture=(_rendered if render else _upright) if videos else None,
         wants_pictures=lambda request: (request.task, *request.key) in filmed,
     )
@@ -203,7 +208,7 @@ def resumable_evaluation(folder: str | os.PathLike[str], policy: Policy, env_ids
 
 def _resume_settings(policy: Policy, env_ids: EnvIds, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's outcomes depend on, as JSON holds it."""
-    irrelevant = ("progress", "n_envs", "timeout", "subprocess", "video_folder", "record")
+    irrelevant = ("progress", "n_envs", "timeout", "subprocess", "video_folder", "record", "pool")
     kept = {key: value for key, value in settings.items() if key not in irrelevant}
     given = {"env_ids": list(_named(env_ids)), "policy_fingerprint": fingerprint(policy), **kept}
     return json.loads(json.dumps(given, default=lambda value: list(value) if isinstance(value, range) else repr(value)))

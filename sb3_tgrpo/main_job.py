@@ -37,6 +37,7 @@ from sb3_tgrpo.train_stages import (
 
 if TYPE_CHECKING:
     from sb3_tgrpo.diagnostics import SignalReport
+    from sb3_tgrpo.envs.worker import WorkerPool
     from sb3_tgrpo.evaluation import Evaluation
 
 RESULTS_FILE = "results.json"
@@ -72,6 +73,8 @@ def run_training(
     :raises TrainingError: on numbers that are not finite, memory that runs out, or simulators that keep failing, with what
         to change.
     """
+    from sb3_tgrpo.envs.worker import WorkerPool
+
     run = RunFolder(folder)
     view = view or RunView()
     with run.locked(), _explained(config):
@@ -84,18 +87,19 @@ def run_training(
         common = run if shared is None else RunFolder(shared)
         with _clock(run, "start policy"):
             setup = resolve_setup(config, start_checkpoint(config, common, view))
-        with _clock(run, "evaluate before"):
-            before = _evaluate_start(config, setup, common, run, view)
+        with WorkerPool() as pool, _clock(run, "evaluate before"):
+            before = _evaluate_start(config, setup, common, run, view, pool)
         view.later_seconds = run.read(SECONDS_FILE)["evaluate before"]  # the evaluation after it will take about as long
         policy = train(config, setup, run, view)
         view.later_seconds = 0.0
         pairs: Pairs = {}
-        with _clock(run, "evaluate after"):
-            for temperature, first in before.items():
-                second = evaluate(policy, config, setup, run, view, _name("after", temperature), temperature)
-                pairs[temperature] = (first, second)
-        with _clock(run, "videos"):
-            videos = _film(config, setup, run, view, policy, pairs)
+        with WorkerPool() as pool:  # not the one above: its processes would need memory during training
+            with _clock(run, "evaluate after"):
+                for temperature, first in before.items():
+                    second = evaluate(policy, config, setup, run, view, _name("after", temperature), temperature, pool)
+                    pairs[temperature] = (first, second)
+            with _clock(run, "videos"):
+                videos = _film(config, setup, run, view, policy, pairs, pool)
         results = _results(config, setup, run, pairs, videos)
         _write_report(config, run, results, view)
         run.write(RESULTS_FILE, results)  # the last file: it says that the run is complete
@@ -252,7 +256,7 @@ def _before_folder(config: TrainConfig, common: RunFolder, run: RunFolder, tempe
 
 
 def _evaluate_start(
-    config: TrainConfig, setup: Setup, common: RunFolder, run: RunFolder, view: RunView
+    config: TrainConfig, setup: Setup, common: RunFolder, run: RunFolder, view: RunView, pool: "WorkerPool"
 ) -> "dict[float, Evaluation]":
     found = {}
     cache: list[Any] = []
@@ -264,11 +268,13 @@ def _evaluate_start(
 
     for temperature in config.evaluation.eval_temperatures:
         place = _before_folder(config, common, run, temperature)
-        found[temperature] = evaluate(policy, config, setup, place, view, _name("before", temperature), temperature)
+        found[temperature] = evaluate(policy, config, setup, place, view, _name("before", temperature), temperature, pool)
     return found
 
 
-def _film(config: TrainConfig, setup: Setup, run: RunFolder, view: RunView, policy: Any, pairs: Pairs) -> dict[str, Any]:
+def _film(
+    config: TrainConfig, setup: Setup, run: RunFolder, view: RunView, policy: Any, pairs: Pairs, pool: "WorkerPool"
+) -> dict[str, Any]:
     """
     Videos of one start before and after: of the first that failed before and succeeds after, so that there is something to
     see, or of start 0 if there is none. Never a measure of anything.
@@ -286,7 +292,7 @@ def _film(config: TrainConfig, setup: Setup, run: RunFolder, view: RunView, poli
             if name == "before" and policy.device.type == "cuda":
                 policy.to("cpu")  # two of them may not fit
             player = policy if name == "after" else make_policy(config, setup)
-            film(player, config, setup, folder / f"{name}.mp4", temperature, start)
+            film(player, config, setup, folder / f"{name}.mp4", temperature, start, pool)
     view.end_stage()
     return {"mode": mode_name(temperature), "start": start, "chosen": bool(changed)}
 

@@ -27,6 +27,7 @@ from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecE
 from sb3_tgrpo.train_config import Assets, TrainConfig, difference, shipped_start
 
 if TYPE_CHECKING:
+    from sb3_tgrpo.envs.worker import WorkerPool
     from sb3_tgrpo.evaluation import Evaluation
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
@@ -448,6 +449,7 @@ def evaluate(
     view: RunView,
     name: str,
     temperature: float,
+    pool: "WorkerPool",
 ) -> "Evaluation":
     """
     Play the stored starts, or go on after the last episode that was played.
@@ -456,6 +458,7 @@ def evaluate(
     :param folder: where the evaluation is kept, in ``evaluations/<name>``.
     :param name: such as ``before_greedy``.
     :param temperature: 0 is greedy.
+    :param pool: simulators.
     """
     from sb3_tgrpo.evaluation import EvalEpisode, Evaluation, resumable_evaluation
 
@@ -482,6 +485,7 @@ def evaluate(
         n_envs=config.evaluation.eval_workers,
         record="none",
         progress=progress,
+        pool=pool,
     )
     view.end_stage(str(found.rate))
     return found
@@ -511,12 +515,15 @@ def evaluation_settings(config: TrainConfig, setup: Setup, temperature: float) -
     }
 
 
-def film(policy: BasePolicy, config: TrainConfig, setup: Setup, file: Path, temperature: float, start: int) -> Path:
+def film(
+    policy: BasePolicy, config: TrainConfig, setup: Setup, file: Path, temperature: float, start: int, pool: "WorkerPool"
+) -> Path:
     """
     A video of an episode, the one that :func:`evaluate` has played from this start.
 
     :param file: the video.
     :param start: number of the start.
+    :param pool: simulators.
     """
     from sb3_tgrpo.evaluation import evaluate_policy
 
@@ -526,7 +533,7 @@ def film(policy: BasePolicy, config: TrainConfig, setup: Setup, file: Path, temp
             settings[name] = [settings[name][start]]
     settings["episodes_per_start"] = 1
     with tempfile.TemporaryDirectory(dir=file.parent) as made:
-        evaluate_policy(policy, evaluation_envs(config), **settings, n_envs=1, video_folder=made, record="all")
+        evaluate_policy(policy, evaluation_envs(config), **settings, n_envs=1, video_folder=made, record="all", pool=pool)
         (video,) = Path(made).glob("*.mp4")
         os.replace(video, file)
     return file

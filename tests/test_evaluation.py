@@ -23,6 +23,7 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.comparison import mcnemar_p_value
 from sb3_tgrpo.envs.libero import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from sb3_tgrpo.envs.libero_tasks import get_task, stored_starts
+from sb3_tgrpo.envs.worker import WorkerPool
 from sb3_tgrpo.evaluation import EvalEpisode, Evaluation, evaluate_policy, paired_comparison, resumable_evaluation
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
@@ -160,6 +161,32 @@ def test_a_process_that_dies_is_replaced_and_its_episode_played_again(policy: Op
         policy, {"walk": Walk}, init_state_ids=range(2), n_envs=1, env_kwargs={"crash_file": str(tmp_path / "crashed")}
     )
     assert (tmp_path / "crashed").exists() and crashing.episodes == plain.episodes
+
+
+def test_processes_are_kept_for_the_next_evaluation(policy: OpenVLAPolicy) -> None:
+    def play(pool: WorkerPool | None, **how: Any) -> list[EvalEpisode]:
+        settings = {"init_state_ids": range(4), "n_envs": 2, "subprocess": True, **how}
+        return outcome(evaluate_policy(policy, {"walk": Walk}, pool=pool, **settings))
+
+    def running() -> set[int]:
+        return {worker._process.pid for worker in pool._idle}
+
+    alone = [play(None), play(None, deterministic=False)]
+    with WorkerPool() as pool:
+        assert play(pool) == alone[0]
+        first = running()
+        assert len(first) == 2 and play(pool, deterministic=False) == alone[1] and running() == first
+        # Another environment has other processes.
+        assert play(pool, env_kwargs={"render_mode": "rgb_array"}) == alone[0] and len(running()) == 4 and first < running()
+
+        def interrupt(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            play(pool, progress=interrupt)
+        assert len(running()) == 2 and not first & running()  # who knows what those in the middle of an episode would answer
+        workers = list(pool._idle)
+    assert not running() and all(worker._process.poll() is not None for worker in workers)
 
 
 def test_videos_of_failures(policy: OpenVLAPolicy, tmp_path: Path) -> None:

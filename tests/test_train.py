@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
@@ -22,11 +23,12 @@ from sb3_tgrpo import TGRPO
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.train import config_from
 from sb3_tgrpo.envs import make_group_env
+from sb3_tgrpo.envs.episode_player import env_maker
 from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, shipped_start
-from sb3_tgrpo.train_stages import follow_on_wandb, resolve_setup
+from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, resolve_setup
 
 TESTS = Path(__file__).parent
 TOY = [
@@ -250,6 +252,15 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
     assert main(["train", *TOY, "--seeds", "0", "1", "--out", str(finished)]) == 1 and "one run" in capsys.readouterr().err
     assert main(["train", *TOY, "--seeds", "0", "0", "--out", str(tmp_path)]) == 1
     assert main(["train", *TOY, "--seeds", "0", "--seed", "1", "--out", str(tmp_path)]) == 1
+
+
+def test_evaluations_find_each_others_simulators() -> None:
+    config = TrainConfig()
+    setup = resolve_setup(config, str(shipped_start()))
+    first, second = (cloudpickle.dumps(env_maker(config.task.env, env_kwargs(config, setup))) for _ in range(2))
+    assert first == second
+    other = replace(config, task=replace(config.task, payment="potential"))
+    assert cloudpickle.dumps(env_maker(config.task.env, env_kwargs(other, setup))) != first
 
 
 def test_measure_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
