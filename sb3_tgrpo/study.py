@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.train_config import TrainConfig
+from sb3_tgrpo.train_config import TrainConfig, parse_setting
 
 CELLS = "cells"
 START = "SFT"
@@ -48,6 +48,10 @@ ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 GROUP_SIZES = (2, 4, 6, 8)
 PAYMENTS = ("per_step", "latched", "potential")
 RATES = (0.3, 1.0, 3.0)
+RECIPE_VARIANTS = (
+    "TGRPO-groups_per_update=4", "TGRPO-groups_per_update=16", "TGRPO-N=4", "TGRPO-learning_rate=1e-4", "TGRPO-temperature=0.7",
+    "TGRPO-kl_coef=0.02", "TGRPO-payment=potential", "TGRPO-target_kl=0.02",
+)  # fmt: skip
 TUNED = ("PPO", "GRPO", "TGRPO")
 TASKS = ("libero_object-9", "libero_object-3")
 SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
@@ -80,6 +84,9 @@ GRIDS: dict[str, Grid] = {
     "payment": Grid((START, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
     "alpha": Grid((START, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
     "group-size": Grid((START, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
+    "recipe": Grid(
+        (START, "TGRPO", *RECIPE_VARIANTS), "the main job's settings, one changed at a time (docs/results/main_job.md)"
+    ),
     "references": Grid((START, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
     "tuning": Grid(
         (START, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
@@ -92,8 +99,8 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
     """
     What a method changes in the configuration.
 
-    :param method: a name in ``METHODS``, ``TGRPO-N=<group size>``, or any of these followed by ``@<factor>`` on its
-        learning rate.
+    :param method: a name in ``METHODS``, ``TGRPO-N=<group size>``, ``TGRPO-<setting>=<value>`` with a setting of the main job,
+        or any of these followed by ``@<factor>`` on its learning rate.
     :param config: what it changes.
     :raises ValueError: if there is no such method.
     """
@@ -102,8 +109,16 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
         settings = dict(_SETTINGS[name])
     elif name.startswith("TGRPO-N=") and name[8:].isdigit():
         settings = _group_size(int(name[8:]), config)
+    elif name.startswith("TGRPO-") and "=" in name and "/" not in name:  # the name is also that of a folder
+        key, _, text = name[6:].partition("=")
+        try:
+            settings = {key: parse_setting(key, text)}
+        except ValueError as error:
+            raise ValueError(f"Method {method!r}: {error}") from error
     else:
-        raise ValueError(f"Unknown method {method!r}. Available: {', '.join(METHODS)}, each also as NAME@FACTOR.")
+        raise ValueError(
+            f"Unknown method {method!r}. Available: {', '.join(METHODS)}, TGRPO-SETTING=VALUE, each also as NAME@FACTOR."
+        )
     if factor:
         try:
             settings["learning_rate"] = config.algorithm.learning_rate * float(factor)
