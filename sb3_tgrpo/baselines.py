@@ -5,6 +5,7 @@ of their own as references that are no VLA.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,7 @@ def make_ungrouped_env(make: Callable[[], gym.Env], n_envs: int, start_options: 
     def one() -> gym.Env:
         import sb3_tgrpo  # noqa: F401  # registers the LIBERO ids in the process that makes the environment
 
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # as for groups: Mesa's threads would fight for the cores
         return Monitor(DrawnStarts(make(), start_options))
 
     # Fresh interpreters: a simulator that renders does not survive a fork.
