@@ -50,7 +50,8 @@ class MetricsCallback(BaseCallback):
     - ``rollout/member_success_rate``: share of members that succeeded;
     - ``rollout/progress``: how far a member came, mean of the highest ``info["progress"]``;
     - ``stages``: steps spent with 0, 1, 2, ... stages done (``info["stage"]``), and ``furthest``: members by the highest;
-    - ``time/env_seconds`` and ``time/policy_seconds``: parts of ``time/rollout_seconds`` (with :class:`TimedVecEnv`).
+    - ``time/rollout_seconds`` and ``time/update_seconds``, also for algorithms that do not log them;
+    - ``time/env_seconds`` and ``time/policy_seconds``: parts of the former (with :class:`TimedVecEnv`).
 
     :param path: file to append the rows to, as JSON lines; None: only :attr:`rows`. When a training is resumed, rows after
         the model's ``num_timesteps`` are dropped.
@@ -89,6 +90,7 @@ class MetricsCallback(BaseCallback):
         self._progress_of = np.zeros(self.training_env.num_envs)
         self._groups = 0
         self._env_seconds = _env_seconds(self.training_env)
+        self._began = time.perf_counter()
 
     def _on_step(self) -> bool:
         infos, dones = self.locals["infos"], self.locals["dones"]
@@ -123,12 +125,12 @@ class MetricsCallback(BaseCallback):
             row["rollout/progress"] = float(np.mean(self._progress))
             row["stages"] = _as_list(self._stages)
             row["furthest"] = _as_list(self._furthest)
-        seconds = values.get("time/rollout_seconds")
-        if seconds is not None:
-            row["time/rollout_seconds"] = seconds
-            waited = _env_seconds(self.training_env) - self._env_seconds
-            if waited > 0:
-                row["time/env_seconds"], row["time/policy_seconds"] = waited, max(seconds - waited, 0.0)
+        self._ended = time.perf_counter()
+        seconds = values.get("time/rollout_seconds", self._ended - self._began)
+        row["time/rollout_seconds"] = seconds
+        waited = _env_seconds(self.training_env) - self._env_seconds
+        if waited > 0:
+            row["time/env_seconds"], row["time/policy_seconds"] = waited, max(seconds - waited, 0.0)
         self._pending = row
 
     def _on_training_end(self) -> None:
@@ -142,6 +144,7 @@ class MetricsCallback(BaseCallback):
         if not any(name.startswith("train/") for name in values):  # stopped before the update
             return
         kept = {name: value for name, value in values.items() if name.startswith(("train/", "time/update"))}
+        kept.setdefault("time/update_seconds", time.perf_counter() - self._ended)
         row = {"update": len(self.rows) + 1, "timesteps": self.num_timesteps, **self._pending, **kept}
         row = {name: value.item() if isinstance(value, np.generic) else value for name, value in row.items()}
         self._pending = None

@@ -307,6 +307,11 @@ def test_other_methods(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert rows and results["timesteps"] == rows[-1]["timesteps"]
     assert 40 <= results["timesteps"] <= (60 if algo in ("dpo", "tpo") else 40)  # whole groups, whole rollouts
     assert results["modes"]["T=1"]["after"]["episodes"] == 2
+    for part in ("rollout", "update"):
+        spent = [row[f"time/{part}_seconds"] for row in rows]
+        assert max(spent) > 0 or (algo, part) == ("dpo", "update")  # no pairs, no update
+        assert results["seconds"][f"{part}s"] == pytest.approx(sum(spent))
+    assert results["seconds"]["total"] >= results["seconds"]["rollouts"] + results["seconds"]["updates"]
     model = algorithm_class(algo).load(tmp_path / "model.zip", device="cpu")
     is_vla = hasattr(model.policy, "export_merged")
     assert is_vla == (algo in ("ppo", "dpo", "tpo")) == (tmp_path / "checkpoint" / "config.json").is_file()
