@@ -390,6 +390,7 @@ class TGRPO(OnPolicyAlgorithm):
         # Before the first optimizer step the ratio should be 1: what is left is a difference between sampling and scoring.
         self.logger.record("train/ratio_error_first", metrics["ratio_error"][0])
         self.logger.record("train/early_stop", float(stop))
+        self.logger.record("train/optimizer_steps", len(metrics["grad_norm"]))
         self.logger.record("train/clip_range", float(self.clip_range(self._current_progress_remaining)))  # type: ignore[operator]
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("time/update_seconds", time.perf_counter() - started)

@@ -262,8 +262,12 @@ def test_kl_holds_the_policy_near_its_start() -> None:
 
 def test_target_kl_stops_the_update() -> None:
     model = TGRPO("MlpPolicy", identity("box"), n_epochs=50, batch_size=20, target_kl=0.01, **FAST)
-    model.learn(80)
+    steps, step = [], model._optimizer_step
+    model._optimizer_step = lambda: steps.append(step()) or steps[-1]  # type: ignore[method-assign, func-returns-value]
+    model.learn(80, log_interval=1000)
     assert 1 <= model._n_updates < 50
+    logged = model.logger.name_to_value
+    assert logged["train/early_stop"] == 1.0 and logged["train/optimizer_steps"] == len(steps) < 50 * 4
 
 
 def test_ratio_levels_agree_where_an_action_is_one_token() -> None:
