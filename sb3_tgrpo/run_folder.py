@@ -115,6 +115,11 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment_record() -> dict[str, Any]:
     """Versions and machine, for the record."""
     versions = {"sb3-tgrpo": __version__, "python": platform.python_version()}
@@ -126,7 +131,7 @@ def environment_record() -> dict[str, Any]:
     return {
         "versions": versions,
         "platform": platform.platform(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cpu_count(),
     }
 
 

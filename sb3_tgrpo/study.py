@@ -366,7 +366,7 @@ def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, say
                     failed[cell] = "the start policy could not be evaluated"
                 elif len(running) < workers and (needs is None or is_finished(needs, root)):
                     waiting.remove(cell)
-                    running[cell] = _start(cell, needs, root), time.perf_counter()
+                    running[cell] = _start(cell, needs, root, workers), time.perf_counter()
                     say(f"{cell}: {'goes on' if root.read(f'{cell.name}/run.json') else 'begins'}")
             for cell, (process, started) in list(running.items()):
                 if process.poll() is None:
@@ -396,12 +396,15 @@ def _needs(cell: Cell, study: Study) -> Cell | None:
     return Cell(cell.env, START, seed, study.method_config(START, cell.env, seed), START)
 
 
-def _start(cell: Cell, needs: Cell | None, root: RunFolder) -> "subprocess.Popen[bytes]":
+def _start(cell: Cell, needs: Cell | None, root: RunFolder, workers: int) -> "subprocess.Popen[bytes]":
+    config = cell.config
+    if workers > 1 and config.update_threads is None:
+        config = replace(config, update_threads=1)  # the cores are the other cells'
     folder = root / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     if needs is not None:
         _take_over(root / needs.name, folder, needs, cell)
-    root.write(f"{cell.name}/cell.json", cell.config.to_dict())
+    root.write(f"{cell.name}/cell.json", config.to_dict())
     with open(folder / "log.txt", "ab") as log:
         # Its standard input stays open for as long as this process lives: see study_cell.
         return subprocess.Popen(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -153,6 +154,31 @@ class MetricsCallback(BaseCallback):
             self._file.append(row)
         if self._on_row is not None:
             self._on_row(row)
+
+
+class ThreadsCallback(BaseCallback):
+    """
+    Threads of torch on the CPU: few while simulators need the cores, more for updates, for which they wait.
+
+    :param sampling: threads while groups are sampled, and afterwards.
+    :param update: threads of updates.
+    """
+
+    def __init__(self, sampling: int, update: int) -> None:
+        super().__init__()
+        self.sampling, self.update = sampling, update
+
+    def _on_rollout_start(self) -> None:
+        th.set_num_threads(self.sampling)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        th.set_num_threads(self.update)
+
+    def _on_training_end(self) -> None:
+        th.set_num_threads(self.sampling)
 
 
 class ResumeCallback(BaseCallback):

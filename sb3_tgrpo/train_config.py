@@ -145,6 +145,7 @@ class TrainConfig:
     seed: int = setting(0, "of starts, sampling and the order of minibatches")
     device: str = setting("auto", "auto, cpu or cuda")
     threads: int = setting(1, "threads of the policy on the CPU")
+    update_threads: int | None = setting(None, "the same of updates, for which simulators wait; none: the cores, 4 at most")
     workers: int = setting(2, "processes that collect demonstrations")
     save_every: int = setting(1, "updates between checkpoints to resume from")
     wandb: str | None = setting(None, "Weights & Biases project to log to as well")
@@ -211,8 +212,8 @@ class TrainConfig:
 _POSITIVE = {
     "demos", "sft_steps", "sft_learning_rate", "sft_batch_size", "action_bins", "total_timesteps", "learning_rate",
     "groups_per_update", "parallel_groups", "temperature", "clip_range", "n_epochs", "batch_size", "micro_batch_size",
-    "max_grad_norm", "target_kl", "eval_starts", "eval_episodes", "eval_workers", "threads", "workers", "save_every",
-    "image_size", "max_episode_steps", "beta", "n_steps", "minibatch_size", "gamma", "gae_lambda",
+    "max_grad_norm", "target_kl", "eval_starts", "eval_episodes", "eval_workers", "threads", "update_threads", "workers",
+    "save_every", "image_size", "max_episode_steps", "beta", "n_steps", "minibatch_size", "gamma", "gae_lambda",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "alpha_step", "alpha_traj", "kl_coef", "start_noise", "joint_noise", "dart", "pushes", "slips", "detour", "sft_min_range",

@@ -22,8 +22,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from sb3_tgrpo.baselines import GROUPED, REFERENCES, algorithm_class, make_baseline, make_ungrouped_env
 from sb3_tgrpo.live_view import RunView
-from sb3_tgrpo.run_folder import JsonLines, RunFolder
-from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv, save_atomically
+from sb3_tgrpo.run_folder import JsonLines, RunFolder, cpu_count
+from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv, save_atomically
 from sb3_tgrpo.train_config import Assets, TrainConfig, difference, shipped_start
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ MODEL_FILE = "model.zip"
 TINY_TRAINING_STEPS = {"libero_object": 150}
 """The default recipe's step limit by suite: its demonstrations take about 100 steps, and what is not done by 150 is stuck."""
 RESUME_FILE = "resume.zip"
+MOST_THREADS = 4
+"""Of updates by default: the tiny policy's layers are too small for more to share."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +363,8 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
             view.sampling(timesteps, groups, config.algorithm.groups_per_update)
 
         metrics = MetricsCallback(folder / METRICS_FILE, view.update, sampling)
-        callbacks: list[BaseCallback] = [metrics, ResumeCallback(resume, config.save_every)]
+        threads = ThreadsCallback(config.threads, config.update_threads or min(cpu_count(), MOST_THREADS))
+        callbacks: list[BaseCallback] = [threads, metrics, ResumeCallback(resume, config.save_every)]
         left = total - model.num_timesteps
         with follow_on_wandb(config, folder):
             if left > 0:

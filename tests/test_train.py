@@ -16,7 +16,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from toy_envs import SignalEnv
 
 from sb3_tgrpo import TGRPO
@@ -26,14 +26,15 @@ from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.envs.episode_player import env_maker
 from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
-from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, TimedVecEnv
-from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, shipped_start
+from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
+from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
 from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, resolve_setup
 
 TESTS = Path(__file__).parent
 TOY = [
     "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-starts", "3", "--total-timesteps", "100", "--group-size", "2",
     "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-workers", "1",
+    "--update-threads", "1",
 ]  # fmt: skip
 
 
@@ -47,11 +48,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def toy_config() -> TrainConfig:
     names = iter(TOY)
-    kinds = {name: hint for _, name, hint, *_ in flags()}
-    given = {}
-    for flag in names:
-        name, value = flag[2:].replace("-", "_"), next(names)
-        given[name] = int(value) if kinds[name] is int else float(value) if kinds[name] is float else value
+    settings = ((flag[2:].replace("-", "_"), next(names)) for flag in names)
+    given = {name: parse_setting(name, value) for name, value in settings}
     return TrainConfig().updated(given)
 
 
@@ -280,6 +278,26 @@ def test_killed_measurement_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*measured, str(folder), "--learning-rate", "0.5"]) == 1 and "of other settings" in capsys.readouterr().err
     assert main([*measured, str(folder)]) == 0
     assert RunFolder(folder).read("signal.json") == RunFolder(tmp_path / "whole").read("signal.json")
+
+
+def test_updates_have_threads_of_their_own() -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(("sampling", th.get_num_threads()))
+            return True
+
+    env = make_group_env(SignalEnv, 2, subprocess=False)
+    model = TGRPO("MlpPolicy", env, seed=0, device="cpu")
+    train = model.train
+    model.train = lambda: seen.append(("update", th.get_num_threads())) or train()  # type: ignore[func-returns-value, method-assign]
+    try:
+        model.learn(30, callback=[ThreadsCallback(1, 3), Look()])
+    finally:
+        after = th.get_num_threads()
+        th.set_num_threads(1)
+    assert set(seen) == {("sampling", 1), ("update", 3)} and after == 1
 
 
 # ---------------------------------------------------------------------- what goes wrong

@@ -1,7 +1,6 @@
 """``sb3-tgrpo demos``: collect demonstrations with a scripted expert, and look at them."""
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -68,6 +67,7 @@ def run_collect(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from sb3_tgrpo.envs.demo_collection import CollectionError, CollectionSettings, collect_demos
+    from sb3_tgrpo.run_folder import cpu_count
 
     settings = CollectionSettings(
         task=args.env,
@@ -89,7 +89,7 @@ def run_collect(args: argparse.Namespace) -> int:
         wrist_image=args.wrist_image,
         target=args.target,
     )
-    workers = args.workers if args.workers is not None else min(_cpu_count(), args.episodes)
+    workers = args.workers if args.workers is not None else min(cpu_count(), args.episodes)
     with tqdm(total=args.episodes, unit="demo", disable=args.quiet, desc=settings.name) as bar:
 
         def progress(outcomes: dict[int, dict[str, Any]]) -> None:
@@ -106,10 +106,6 @@ def run_collect(args: argparse.Namespace) -> int:
             return 1
     _print_summary(path)
     return 0
-
-
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _print_summary(path: Path) -> None:

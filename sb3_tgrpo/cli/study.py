@@ -1,7 +1,6 @@
 """``sb3-tgrpo study``: grids of tasks, methods and seeds under one protocol."""
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     """Run, or show."""
     from rich.console import Console
 
-    from sb3_tgrpo.run_folder import RunFolder
+    from sb3_tgrpo.run_folder import RunFolder, cpu_count
     from sb3_tgrpo.study import StudyError, is_finished, run_study
     from sb3_tgrpo.study_tables import rich_table, write_results
 
@@ -114,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     if args.tables:
         results = write_results(study, RunFolder(args.out))
     else:
-        workers = args.workers if args.workers is not None else max(1, len(os.sched_getaffinity(0)) // 2)
+        workers = args.workers if args.workers is not None else max(1, cpu_count() // 2)
         try:
             results = run_study(study, args.out, workers=workers, command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]))
         except StudyError as error:
