@@ -121,7 +121,8 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
         )
     if factor:
         try:
-            settings["learning_rate"] = config.algorithm.learning_rate * float(factor)
+            # Rounded, so that three times 1e-4 is what somebody writes as 3e-4.
+            settings["learning_rate"] = float(f"{config.algorithm.learning_rate * float(factor):.12g}")
         except ValueError as error:
             raise ValueError(
                 f"Method {method!r}: what follows @ multiplies the learning rate, so it must be a number."
