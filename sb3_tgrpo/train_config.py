@@ -77,7 +77,7 @@ class AlgorithmConfig:
 
     algo: Algo = setting("tgrpo", "what trains; sft: nothing, the start policy stays as it is")
     total_timesteps: int = setting(80_000, "environment steps that count")
-    learning_rate: float = setting(3e-4, "of AdamW, constant")
+    learning_rate: float = setting(1e-4, "of AdamW, constant")
     group_size: int = setting(8, "trajectories from one start")
     groups_per_update: int = setting(8, "groups sampled for one update")
     parallel_groups: int = setting(1, "groups played at once (processes: this times group_size)")
