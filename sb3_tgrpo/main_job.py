@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 RESULTS_FILE = "results.json"
 SECONDS_FILE = "seconds.json"
 MAY_CHANGE = {"wandb", "threads", "update_threads", "workers", "save_every", "evaluation.eval_workers"}
-"""Settings that do not change the result, so that an interrupted run may go on with others."""
+"""Settings that do not change the result, or by rounding alone, so that an interrupted run may go on with others."""
 
 Pairs = dict[float, "tuple[Evaluation, Evaluation]"]
 
