@@ -31,14 +31,15 @@ from sb3_tgrpo.train_stages import (
     make_training_env,
     mode_name,
     resolve_setup,
+    simulators,
     start_checkpoint,
     train,
 )
 
 if TYPE_CHECKING:
     from sb3_tgrpo.diagnostics import SignalReport
-    from sb3_tgrpo.envs.worker import WorkerPool
     from sb3_tgrpo.evaluation import Evaluation
+    from sb3_tgrpo.train_stages import WorkerPool
 
 RESULTS_FILE = "results.json"
 SECONDS_FILE = "seconds.json"
@@ -73,8 +74,6 @@ def run_training(
     :raises TrainingError: on numbers that are not finite, memory that runs out, or simulators that keep failing, with what
         to change.
     """
-    from sb3_tgrpo.envs.worker import WorkerPool
-
     run = RunFolder(folder)
     view = view or RunView()
     with run.locked(), _explained(config):
@@ -87,13 +86,13 @@ def run_training(
         common = run if shared is None else RunFolder(shared)
         with _clock(run, "start policy"):
             setup = resolve_setup(config, start_checkpoint(config, common, view))
-        with WorkerPool() as pool, _clock(run, "evaluate before"):
+        with simulators() as pool, _clock(run, "evaluate before"):
             before = _evaluate_start(config, setup, common, run, view, pool)
         view.later_seconds = run.read(SECONDS_FILE)["evaluate before"]  # the evaluation after it will take about as long
         policy = train(config, setup, run, view)
         view.later_seconds = 0.0
         pairs: Pairs = {}
-        with WorkerPool() as pool:  # not the one above: its processes would need memory during training
+        with simulators() as pool:  # not the one above: its processes would need memory during training
             with _clock(run, "evaluate after"):
                 for temperature, first in before.items():
                     second = evaluate(policy, config, setup, run, view, _name("after", temperature), temperature, pool)

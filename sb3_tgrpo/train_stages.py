@@ -444,6 +444,13 @@ def mode_name(temperature: float) -> str:
     return "greedy" if temperature == 0 else f"T={temperature:g}"
 
 
+def simulators() -> "WorkerPool":
+    """Simulators that the evaluations before training share, or those after it; a context manager."""
+    from sb3_tgrpo.envs.worker import WorkerPool
+
+    return WorkerPool()
+
+
 def evaluate(
     policy: "BasePolicy | Callable[[], OpenVLAPolicy]",
     config: TrainConfig,
