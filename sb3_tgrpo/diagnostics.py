@@ -233,8 +233,9 @@ def measure_signal(
     :param n_groups: groups to play, at least 3; rounded up to a multiple of the groups that the environment steps at once.
     :param variants: ways to compute advantages, by name; None = :func:`default_variants`.
     :param progress: called with the number of groups done.
-    :param folder: keeps what has been played, so that the same call goes on after an interruption, with the same result; None:
-        nothing is kept.
+    :param folder: keeps what has been played, so that the same call goes on after an interruption, with the same result; one
+        folder per environment, which is not compared. All that it holds counts, more than ``n_groups`` too. None: nothing is
+        kept.
     :return: the report.
     :raises ValueError: for fewer than 3 groups, a model without environment, or a folder of another policy or other settings.
     """
@@ -252,11 +253,11 @@ def measure_signal(
     model.groups_per_update = None
     _, callback = model._setup_learn(1, outcomes, reset_num_timesteps=False)
     state = model._state()
-    rollouts = [] if kept is None else kept.read()
-    if rollouts:
-        model._resume_state, model._last_obs = rollouts[-1].state_after, None
-        model._setup_learn(1, outcomes, reset_num_timesteps=False)
     try:
+        rollouts = [] if kept is None else kept.read()
+        if rollouts:
+            model._resume_state, model._last_obs = rollouts[-1].state_after, None
+            model._setup_learn(1, outcomes, reset_num_timesteps=False)
         while (done := sum(len(rollout.groups) for rollout in rollouts)) < n_groups:
             if progress is not None and done:
                 progress(done)
@@ -315,8 +316,13 @@ class _KeptRollouts:
         settings = {
             "policy": fingerprint(model),
             "seed": model.seed,
+            "temperature": getattr(model.policy, "temperature", None),
             "group_size": model.group_size,
+            "environments": model.n_envs,
             "ratio_level": model.ratio_level,
+            "alpha_step": model.alpha_step,
+            "alpha_traj": model.alpha_traj,
+            "min_spread": model.min_spread,
             "variants": variants,
         }
         earlier = self.folder.read("settings.json")

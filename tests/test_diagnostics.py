@@ -153,6 +153,8 @@ def test_interrupted_measurement_goes_on_with_the_same_result(tmp_path: Path, n_
         assert th.equal(mine, other)
     with pytest.raises(ValueError, match=r"holds another measurement .variants: .*step only.* then, .'own'. now"):
         measure_signal(toy_model(), 8, {"own": fused(0.3, 0.7)}, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another measurement .alpha_step: 0.3 then, 0.5 now; alpha_traj"):
+        measure_signal(toy_model(alpha_step=0.5, alpha_traj=0.5), 8, folder=tmp_path)
     with th.no_grad():
         next(model.policy.parameters()).add_(1.0)
     with pytest.raises(ValueError, match=r"holds another measurement .policy"):

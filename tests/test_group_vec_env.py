@@ -1,5 +1,6 @@
 """Groups as an SB3 VecEnv: wrappers, callbacks' infos, method calls, video."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +114,29 @@ def test_processes_are_the_default_for_images_only() -> None:
     assert isinstance(plain.groups._workers[0], InProcessWorker)
     assert isinstance(images.groups._workers[0], SubprocessWorker)
     images.close()
+
+
+def test_processes_do_not_fight_for_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_tgrpo.envs.worker import SubprocessWorker
+
+    for name in ("OMP_NUM_THREADS", "LP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+    class Tells(gym.Env):
+        def threads(self, name: str) -> str | None:
+            return os.environ.get(name)
+
+    def asked(name: str) -> str | None:
+        worker = SubprocessWorker(Tells)
+        try:
+            worker.send("call", "threads", (name,), {})
+            return worker.receive(60.0)
+        finally:
+            worker.close()
+
+    assert asked("OMP_NUM_THREADS") == "1" and asked("LP_NUM_THREADS") == "0"
+    monkeypatch.setenv("LP_NUM_THREADS", "3")
+    assert asked("LP_NUM_THREADS") == "3"  # the user's choice
 
 
 def test_bad_input() -> None:

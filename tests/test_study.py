@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from toy_envs import ScriptEnv
 
 from sb3_tgrpo import TGRPO
+from sb3_tgrpo import study as study_module
 from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, make_ungrouped_env, rollout_steps
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.main_job import run_training
@@ -91,7 +92,7 @@ def test_every_method_is_a_valid_configuration() -> None:
         "stop_on": "success",
         "learning_rate": 3e-4,  # not 0.00030000000000000003
     }
-    assert settings_of("PPO@3", base) == {"algo": "ppo", "learning_rate": pytest.approx(3 * base.algorithm.learning_rate)}
+    assert settings_of("PPO@3", base) == {"algo": "ppo", "learning_rate": 3e-4}
     for wrong in ("TGPRO", "TGRPO-N=x", "PPO@fast", "TGRPO-speed=1", "TGRPO-n_epochs=many", "PPO-n_epochs=2"):
         with pytest.raises(ValueError, match=wrong):
             settings_of(wrong, base)
@@ -342,6 +343,16 @@ def test_ppo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_pr
     assert run_training(config, tmp_path)["timesteps"] == 80
     steps = [row["timesteps"] for row in JsonLines(tmp_path / "metrics.jsonl").read()]
     assert steps == sorted(set(steps)) and steps[:2] == updates
+
+
+@pytest.mark.parametrize(("workers", "given", "threads"), [(1, None, None), (2, None, 1), (2, 3, 3)])
+def test_cells_at_once_share_the_cores(
+    workers: int, given: int | None, threads: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_tgrpo.study.subprocess.Popen", lambda *args, **kwargs: None)
+    cell = Study("table1", toy(update_threads=given), ("vla_toy:Toy-v0",), ("SFT",)).cells()[0]
+    study_module._start(cell, None, RunFolder(tmp_path), workers)
+    assert RunFolder(tmp_path).read(f"{cell.name}/cell.json")["update_threads"] == threads
 
 
 def test_start_policy_alone_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
