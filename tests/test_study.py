@@ -414,15 +414,28 @@ def test_study_folder(finished: Path) -> None:
     assert json.loads((finished / CELL / "config.json").read_text())["seed"] == 0
 
 
-def test_finished_cells_are_not_run_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_cells_are_not_run_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def never(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a process was started")
+        raise AssertionError("a cell was started")
 
-    monkeypatch.setattr("sb3_tgrpo.study.subprocess.Popen", never)
-    monkeypatch.setattr("sb3_tgrpo.study.commit", lambda: None)
+    monkeypatch.setattr("sb3_tgrpo.study._start", never)
     assert main(study_arguments(finished)) == 0
     assert main([*study_arguments(finished), "--tables"]) == 0
     assert main([*study_arguments(finished), "kl_coef=0.5"]) == 1  # cells of other settings
+    refusal = capsys.readouterr().err  # of TGRPO's: nothing of training changes what the start policy reached
+    assert "TGRPO/seed_0 is of other settings (algorithm.kl_coef was 0.0, is 0.5)" in refusal
+    assert main([*study_arguments(finished), "max_episode_steps=7"]) == 1
+    assert "SFT/seed_0 is of other settings (task.max_episode_steps was" in capsys.readouterr().err
+
+
+def test_committed_cells_are_of_todays_settings() -> None:
+    root = RunFolder(Path(__file__).parents[1] / "docs/results/study")
+    earlier = root.read("table1/study.json")
+    study = Study("table1", TrainConfig(), tuple(earlier["envs"]), tuple(earlier["methods"]), tuple(earlier["seeds"]))
+    for cell in study.cells():
+        study_module._check(cell, root)
 
 
 def test_tables_of_what_is_there(finished: Path, tmp_path: Path) -> None:
