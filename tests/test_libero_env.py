@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -543,6 +544,20 @@ def test_the_simulator_is_created_by_the_first_reset(tmp_path: Path) -> None:
     )
     done = run_python(code, tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_simulators_that_start_together_compile_the_controller_once(tmp_path: Path) -> None:
+    code = (
+        "from sb3_tgrpo.envs import LiberoEnv\n"
+        "from sb3_tgrpo.envs.libero_controller import _advance\n"
+        "LiberoEnv('libero_object', 0, assets='light').reset(seed=0)\n"
+        "print(sum(_advance.stats.cache_misses.values()))\n"
+    )
+    cache = str(tmp_path / "numba")
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: run_python(code, tmp_path, NUMBA_CACHE_DIR=cache), range(2)))
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert sorted(one.stdout.split()[-1] for one in done) == ["0", "1"]
 
 
 def test_no_gl_library_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
