@@ -7,6 +7,7 @@ of their own as references that are no VLA.
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -56,20 +57,23 @@ def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
 class DrawnStarts(gym.Wrapper):
     """
     Resets with seeds (and options) drawn from a generator of its own, so that un-grouped environments start where groups do:
-    at starts that depend on the seed alone.
+    at starts that depend on the seed alone. Stable-Baselines3 seeds its i-th environment with ``seed + i``: environments of
+    neighbouring seeds would share their starts, but for ``place``.
 
     :param env: environment with seeded resets.
     :param start_options: reset options of each start, drawn with the same generator.
+    :param place: which of the environments this is.
     """
 
-    def __init__(self, env: gym.Env, start_options: StartOptions | None = None) -> None:
+    def __init__(self, env: gym.Env, start_options: StartOptions | None = None, place: int = 0) -> None:
         super().__init__(env)
         self.start_options = start_options
-        self._rng = np.random.default_rng(0)
+        self.place = place
+        self._rng = np.random.default_rng([0, place])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            self._rng = np.random.default_rng(seed)
+            self._rng = np.random.default_rng([seed, self.place])
         drawn = int(self._rng.integers(2**31))
         if self.start_options is not None:
             options = {**(options or {}), **(self.start_options(self._rng) or {})}
@@ -85,14 +89,14 @@ def make_ungrouped_env(make: Callable[[], gym.Env], n_envs: int, start_options: 
     :param start_options: see :class:`DrawnStarts`.
     """
 
-    def one() -> gym.Env:
+    def one(place: int) -> gym.Env:
         import sb3_tgrpo  # noqa: F401  # registers the LIBERO ids in the process that makes the environment
 
         os.environ.setdefault("LP_NUM_THREADS", "0")  # as for groups: Mesa's threads would fight for the cores
-        return Monitor(DrawnStarts(make(), start_options))
+        return Monitor(DrawnStarts(make(), start_options, place))
 
     # Fresh interpreters: a simulator that renders does not survive a fork.
-    return SubprocVecEnv([one] * n_envs, start_method="spawn")
+    return SubprocVecEnv([partial(one, place) for place in range(n_envs)], start_method="spawn")
 
 
 def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
@@ -105,6 +109,18 @@ def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
     """
     n_rollouts = max(1, round(total_timesteps / (n_envs * wanted)))
     return max(2, -(-total_timesteps // (n_envs * n_rollouts)))
+
+
+def even_batch_size(n_steps: int, wanted: int) -> int:
+    """
+    Steps per minibatch such that no small rest makes an optimizer step of its own, with an advantage normalisation and a KL
+    estimate of its own.
+
+    :param n_steps: of a rollout, over all environments.
+    :param wanted: most steps per minibatch.
+    """
+    n_minibatches = -(-n_steps // wanted)
+    return -(-n_steps // n_minibatches)
 
 
 class SceneExtractor(CombinedExtractor):
@@ -139,7 +155,7 @@ def make_baseline(
         return kind("OpenVLAPolicy", env, **settings, policy_kwargs=vla, **common)
     n_steps = rollout_steps(shared.total_timesteps, env.num_envs, own.n_steps)
     rollout: dict[str, Any] = {"n_steps": n_steps, "gamma": own.gamma, "gae_lambda": own.gae_lambda}
-    rollout["batch_size"] = min(own.minibatch_size, n_steps * env.num_envs)
+    rollout["batch_size"] = even_batch_size(n_steps * env.num_envs, own.minibatch_size)
     update: dict[str, Any] = {"n_epochs": shared.n_epochs, "clip_range": shared.clip_range, "target_kl": shared.target_kl}
     update |= {"max_grad_norm": shared.max_grad_norm, "vf_coef": own.vf_coef, "ent_coef": own.ent_coef}
     if shared.algo == "ppo":

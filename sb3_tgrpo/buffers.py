@@ -224,37 +224,39 @@ class GroupedRolloutBuffer(BaseBuffer):
         self.weight = np.where(self.mask, 1.0 / (shape[1] * members * np.maximum(lengths, 1)), 0.0)
         self.full = True
 
-    def minibatches(self, batch_size: int | None, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    def minibatches(self, batch_size: int | None, generator: np.random.Generator) -> list[np.ndarray]:
         """
         One pass over all steps that count.
 
-        :param batch_size: Steps per minibatch, shuffled over all groups; None = one group per minibatch, in random order.
+        :param batch_size: Most steps per minibatch, shuffled over all groups and dealt out evenly, so that no small rest makes
+            an optimizer step of its own; None = one group per minibatch, in random order.
         :param generator: Source of the order.
         :return: flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
         """
         if batch_size is None:
             indices = np.arange(self.mask.size).reshape(self.mask.shape)
-            for group in generator.permutation(self.mask.shape[1]):
-                yield indices[:, group][self.mask[:, group]]
-            return
+            groups = generator.permutation(self.mask.shape[1])
+            return [indices[:, group][self.mask[:, group]] for group in groups]
         order = generator.permutation(np.flatnonzero(self.mask))
-        for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
+        return np.array_split(order, -(-len(order) // batch_size))
 
-    def samples(self, batch: np.ndarray, micro_batch_size: int | None = None) -> Iterator[GroupedRolloutBufferSamples]:
+    def samples(
+        self, batch: np.ndarray, micro_batch_size: int | None = None, n_minibatches: int = 1
+    ) -> Iterator[GroupedRolloutBufferSamples]:
         """
         The steps of one minibatch, in pieces that fit in memory.
 
         :param batch: Flat indices, see :meth:`minibatches`.
         :param micro_batch_size: Steps per piece; None = all at once.
-        :return: samples whose weights sum to 1 over the minibatch, so that their losses add up to that of the minibatch.
+        :param n_minibatches: Into how many the rollout was split.
+        :return: samples with ``n_minibatches`` times their weights in eq. (6): the losses of a minibatch's pieces add up to
+            its loss, and the mean over all minibatches is eq. (6).
         """
-        total = self.weight.ravel()[batch].sum()
         size = len(batch) if micro_batch_size is None else micro_batch_size
         for start in range(0, len(batch), size):
-            yield self._get_samples(batch[start : start + size], weight_sum=total)
+            yield self._get_samples(batch[start : start + size], weight_scale=n_minibatches)
 
-    def _get_samples(self, batch_inds: np.ndarray, env: Any = None, weight_sum: float = 1.0) -> GroupedRolloutBufferSamples:  # type: ignore[override]
+    def _get_samples(self, batch_inds: np.ndarray, env: Any = None, weight_scale: float = 1.0) -> GroupedRolloutBufferSamples:  # type: ignore[override]
         rows = self._rows.ravel()[batch_inds]
         observations = {key: self.to_torch(pages.take(rows), copy=False) for key, pages in self._observations.items()}
         return GroupedRolloutBufferSamples(
@@ -262,7 +264,7 @@ class GroupedRolloutBuffer(BaseBuffer):
             actions=self.to_torch(self._actions.take(rows), copy=False),
             old_log_prob=self.to_torch(self._log_probs.take(rows), copy=False),
             advantages=self.to_torch(self.advantages.ravel()[batch_inds].astype(np.float32), copy=False),
-            weight=self.to_torch((self.weight.ravel()[batch_inds] / weight_sum).astype(np.float32), copy=False),
+            weight=self.to_torch((self.weight.ravel()[batch_inds] * weight_scale).astype(np.float32), copy=False),
         )
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:

@@ -397,7 +397,7 @@ def _group_gradients(model: "TGRPO", index: int, advantages: Mapping[str, np.nda
     sums = {name: [th.zeros_like(p, dtype=th.float32) for p in parameters] for name in rows}
     model.policy.set_training_mode(True)  # type: ignore[attr-defined]
     start = 0
-    for samples in buffer.samples(batch, model.micro_batch_size) if used else ():
+    for samples in buffer.samples(batch, model.micro_batch_size, shape[1]) if used else ():
         piece = slice(start, start + len(samples.advantages))
         start = piece.stop
         log_prob, _ = model.policy.action_log_prob(samples.observations, samples.actions)

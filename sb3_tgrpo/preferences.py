@@ -7,7 +7,6 @@ same environment steps as the methods beside them. The reference is the policy t
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -114,7 +113,7 @@ class PairedRolloutBuffer(GroupedRolloutBuffer):
         self.pairs = np.zeros((0, 3), dtype=np.int64)
         """``(n_pairs, 3)``: group, preferred member, other member."""
 
-    def minibatches(self, batch_size: int | None, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    def minibatches(self, batch_size: int | None, generator: np.random.Generator) -> list[np.ndarray]:
         """
         One pass over the groups that have pairs.
 
@@ -123,15 +122,17 @@ class PairedRolloutBuffer(GroupedRolloutBuffer):
         :return: flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
         """
         indices = np.arange(self.mask.size).reshape(self.mask.shape)
+        found: list[np.ndarray] = []
         collected: list[np.ndarray] = []
         for group in generator.permutation(np.unique(self.pairs[:, 0])):
             members = np.unique(self.pairs[self.pairs[:, 0] == group, 1:])
             collected.append(indices[:, group, members][self.mask[:, group, members]])
             if batch_size is None or sum(map(len, collected)) >= batch_size:
-                yield np.concatenate(collected)
+                found.append(np.concatenate(collected))
                 collected = []
         if collected:
-            yield np.concatenate(collected)
+            found.append(np.concatenate(collected))
+        return found
 
     def mean_log_prob(self) -> np.ndarray:
         """Mean over the steps of the recorded log-probability of a whole action, ``(n_groups, group_size)``."""
@@ -218,7 +219,7 @@ class DPO(TGRPO):
             self.logger.record("time/update_seconds", 0.0)
         self.logger.record("train/pairs", len(buffer.pairs))
 
-    def _accumulate_gradient(self, batch: np.ndarray) -> dict[str, float]:
+    def _accumulate_gradient(self, batch: np.ndarray, n_minibatches: int = 1) -> dict[str, float]:
         """
         Gradient of the loss over whole pairs, in micro-batches: the loss is differentiated by the log-probabilities first,
         and these by the parameters then, piece by piece. A pair need not fit into one forward pass.

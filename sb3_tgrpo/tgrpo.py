@@ -372,8 +372,9 @@ class TGRPO(OnPolicyAlgorithm):
         metrics: dict[str, list[float]] = defaultdict(list)
         stop = False
         for _ in range(self.n_epochs):
-            for batch in self.rollout_buffer.minibatches(self.batch_size, self._generator):
-                result = self._accumulate_gradient(batch)
+            minibatches = self.rollout_buffer.minibatches(self.batch_size, self._generator)
+            for batch in minibatches:
+                result = self._accumulate_gradient(batch, len(minibatches))
                 stop = self.target_kl is not None and result["approx_kl"] > 1.5 * self.target_kl
                 if not stop:
                     result["grad_norm"] = self._optimizer_step()
@@ -395,12 +396,12 @@ class TGRPO(OnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("time/update_seconds", time.perf_counter() - started)
 
-    def _accumulate_gradient(self, batch: np.ndarray) -> dict[str, float]:
+    def _accumulate_gradient(self, batch: np.ndarray, n_minibatches: int = 1) -> dict[str, float]:
         """Gradient of eq. (6) over one minibatch, in micro-batches, and what to watch."""
         self.policy.optimizer.zero_grad()
         totals: dict[str, float] = defaultdict(float)
         ratio_error = 0.0
-        for samples in self.rollout_buffer.samples(batch, self.micro_batch_size):
+        for samples in self.rollout_buffer.samples(batch, self.micro_batch_size, n_minibatches):
             loss, result = self._loss(samples)
             loss.backward()
             share = len(samples.advantages) / len(batch)

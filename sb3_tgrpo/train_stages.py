@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -289,14 +290,19 @@ def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
     env = gym.make(config.task.env, **env_kwargs(config, setup))
     spaces = env.observation_space, env.action_space
     env.close()
-    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), device=config.device, **policy_kwargs(setup))
+    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), **policy_kwargs(config, setup))
     policy.set_training_mode(False)
     return policy
 
 
-def policy_kwargs(setup: Setup) -> dict[str, Any]:
+def policy_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
     """Keyword arguments of the policy."""
-    return {"checkpoint": setup.checkpoint, "lora": setup.lora, "value_head": False}
+    kwargs: dict[str, Any] = {"checkpoint": setup.checkpoint, "lora": setup.lora, "value_head": False}
+    if config.device == "cpu":  # another device is not for good: what is trained on it can be loaded without it
+        kwargs["device"] = "cpu"
+    if setup.lora is None:
+        kwargs["dtype"] = "float32"  # a GPU's default, bfloat16, would round small updates of the weights away
+    return kwargs
 
 
 def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -> OnPolicyAlgorithm:
@@ -304,7 +310,7 @@ def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -
     from sb3_tgrpo.tgrpo import TGRPO
 
     if config.algorithm.algo != "tgrpo":
-        return make_baseline(config, env, policy_kwargs(setup), _tensorboard_folder(folder))
+        return make_baseline(config, env, policy_kwargs(config, setup), _tensorboard_folder(folder))
     algorithm = dataclasses.asdict(config.algorithm)
     for name in ("algo", "total_timesteps", "group_size", "parallel_groups", "stop_on"):  # of the environment and of learn()
         del algorithm[name]
@@ -312,7 +318,7 @@ def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -
         "OpenVLAPolicy",
         env,
         **algorithm,
-        policy_kwargs=policy_kwargs(setup),
+        policy_kwargs=policy_kwargs(config, setup),
         tensorboard_log=_tensorboard_folder(folder),
         seed=config.seed,
         device=config.device,
@@ -352,7 +358,8 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
         if resume.is_file():
             model = kind.load(resume, env=env, device=config.device, tensorboard_log=_tensorboard_folder(folder))
             if algo not in GROUPED:  # these do not save their random state, and start their episodes anew
-                model.set_random_seed(config.seed + model.num_timesteps)
+                sequence = np.random.SeedSequence([config.seed, model.num_timesteps])
+                model.set_random_seed(int(sequence.generate_state(1)[0] >> 1))
             view.rows = [row for row in JsonLines(folder / METRICS_FILE).read() if row["timesteps"] <= model.num_timesteps]
             view.begin_stage(title, total, "steps", done=model.num_timesteps)
         else:

@@ -59,14 +59,25 @@ def test_samples_belong_together() -> None:
     assert sorted(seen) == [0, 1, 2, 3, 10, 12, 13, 22, 23]
 
 
-def test_weights_of_a_minibatch_sum_to_one() -> None:
+def test_minibatches_add_up_to_the_objective() -> None:
+    """However the rollout is split, a step has the same weight in the mean over the minibatches: that of eq. (6)."""
     buffer, _ = filled()
-    for batch_size, micro in ((None, None), (None, 2), (4, 3), (100, 1)):
-        for batch in buffer.minibatches(batch_size, np.random.default_rng(1)):
-            total = sum(samples.weight.sum().item() for samples in buffer.samples(batch, micro))
-            assert total == pytest.approx(1.0, abs=1e-6)
-    groups = [len(batch) for batch in buffer.minibatches(None, np.random.default_rng(1))]
-    assert sorted(groups) == [3, 6]
+    numbers = buffer._observations[None].take(buffer._rows[buffer.mask]).squeeze(1)
+    expected = dict(zip(numbers.tolist(), buffer.weight[buffer.mask].tolist(), strict=True))
+    for batch_size, micro in ((None, None), (None, 2), (4, 3), (5, 2), (100, 1)):
+        found: dict[float, float] = {}
+        minibatches = buffer.minibatches(batch_size, np.random.default_rng(1))
+        for batch in minibatches:
+            for samples in buffer.samples(batch, micro, len(minibatches)):
+                shares = (samples.weight / len(minibatches)).tolist()
+                found |= dict(zip(samples.observations.squeeze(1).tolist(), shares, strict=True))  # type: ignore[union-attr]
+        assert found == pytest.approx(expected, abs=1e-7)
+
+
+def test_minibatches_are_groups_or_of_even_size() -> None:
+    buffer, _ = filled()
+    sizes = {n: sorted(map(len, buffer.minibatches(n, np.random.default_rng(1)))) for n in (None, 4, 8, 9, 100)}
+    assert sizes == {None: [3, 6], 4: [3, 3, 3], 8: [4, 5], 9: [9], 100: [9]}  # not 8 and a rest of 1
 
 
 def test_outcomes_replace_rewards() -> None:

@@ -84,7 +84,7 @@ def test_measured_gradient_is_the_updates() -> None:
     gradients = diagnostics._group_gradients(model, 0, {"own": fused(0.3, 0.7)(group), "step": fused(1.0, 0.0)(group),
                                                         "traj": fused(0.0, 1.0)(group)})  # fmt: skip
     indices = np.arange(model.rollout_buffer.mask.size).reshape(model.rollout_buffer.mask.shape)[:, 0].ravel()
-    model._accumulate_gradient(indices)
+    model._accumulate_gradient(indices, 2)
     expected = th.cat([p.grad.flatten() for p in model.policy.parameters() if p.grad is not None]).numpy()
     assert np.abs(expected).max() > 1e-4
     np.testing.assert_allclose(gradients["own"], expected, atol=1e-6)

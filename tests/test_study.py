@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from toy_envs import ScriptEnv
 
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo import study as study_module
-from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, make_ungrouped_env, rollout_steps
+from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, even_batch_size, make_ungrouped_env, rollout_steps
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.main_job import run_training
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
@@ -257,6 +258,14 @@ def test_rollouts_make_up_the_budget() -> None:
     assert rollout_steps(60_000, 4, 256) == 255  # 59 rollouts
 
 
+def test_minibatches_leave_no_small_rest() -> None:
+    assert [even_batch_size(*sizes) for sizes in ((2056, 256), (64, 256), (2048, 256), (257, 256))] == [229, 64, 256, 129]
+    for n_steps in range(500, 3000, 7):
+        size = even_batch_size(n_steps, 256)
+        rest = n_steps % size
+        assert size <= 256 and (rest == 0 or rest > 0.9 * size)
+
+
 def test_drawn_starts_depend_on_the_seed_alone() -> None:
     env = DrawnStarts(ScriptEnv(), lambda rng: {"init_state_id": int(rng.integers(50))})
 
@@ -267,6 +276,16 @@ def test_drawn_starts_depend_on_the_seed_alone() -> None:
     first = starts(3)
     assert len({str(start) for start in first}) == 3 and starts(3) == first and starts(4) != first
     assert all(0 <= options["init_state_id"] < 50 for _, options in first)
+
+
+def test_runs_of_neighbouring_seeds_share_no_starts() -> None:
+    """Stable-Baselines3 seeds the i-th environment with seed + i."""
+    envs = [DrawnStarts(ScriptEnv(), place=place) for place in range(4)]
+
+    def first_starts(seed: int) -> set[float]:
+        return {float(env.reset(seed=seed + place)[0][0]) for place, env in enumerate(envs)}
+
+    assert len(first_starts(0) | first_starts(1) | first_starts(2)) == 12
 
 
 def test_ungrouped_environments_go_their_own_ways() -> None:
@@ -288,7 +307,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Un-grouped environments without processes, which take seconds to start."""
 
     def make(one: Callable[[], gym.Env], n_envs: int, start_options: Any = None) -> VecEnv:
-        return DummyVecEnv([lambda: DrawnStarts(one(), start_options)] * n_envs)
+        return DummyVecEnv([partial(DrawnStarts, one(), start_options, place) for place in range(n_envs)])
 
     monkeypatch.setattr("sb3_tgrpo.train_stages.make_ungrouped_env", make)
     monkeypatch.setattr("sb3_tgrpo.main_job.film", lambda *args: None)

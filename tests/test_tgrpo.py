@@ -50,7 +50,8 @@ def parameters(model: TGRPO) -> th.Tensor:
 )
 def test_identity(kind: str, policy: str, threshold: float) -> None:
     """Chance gives 6.7 of 20 (discrete), 10 (multibinary) or -12 and worse (box)."""
-    settings = FAST | {"learning_rate": 1e-3} if kind in ("dict", "image") else FAST
+    rates = {"dict": 1e-3, "image": 3e-4}  # at 1e-3 two of twenty seeds of the CNN miss one of the images for good
+    settings = FAST | {"learning_rate": rates.get(kind, FAST["learning_rate"])}
     model = TGRPO(policy, identity(kind, 8), alpha_step=1.0, alpha_traj=0.0, n_epochs=4, batch_size=64, **settings)
     model.learn(12_000 if kind in ("box", "multidiscrete") else 6_000)
     reward, _ = evaluate_policy(model, Monitor(IdentityEnv(kind)), 10, warn=False)
@@ -165,10 +166,8 @@ def test_first_ratio_is_one_and_kl_starts_at_zero() -> None:
     fresh = TGRPO("MlpPolicy", identity("box"), **FAST | {"kl_coef": 0.5})
     fresh._setup_learn(1)
     fresh.collect_rollouts(fresh.env, ConvertedCallback(fresh), fresh.rollout_buffer, 1)  # type: ignore[arg-type]
-    assert (
-        abs(fresh._accumulate_gradient(next(fresh.rollout_buffer.minibatches(None, np.random.default_rng(0))))["kl_loss"])
-        < 1e-7
-    )
+    (batch,) = fresh.rollout_buffer.minibatches(None, np.random.default_rng(0))
+    assert abs(fresh._accumulate_gradient(batch)["kl_loss"]) < 1e-7
 
 
 class ConvertedCallback(BaseCallback):
