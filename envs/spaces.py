@@ -24,6 +24,10 @@ class InstructionSpace(spaces.Box):
         self.assets = assets
         self.assets_by_name = assets_by_name
 
+    def __eq__(self, other: object) -> bool:
+        """Policies and environments of different assets do not fit; Stable-Baselines3 compares their spaces."""
+        return super().__eq__(other) and self.assets == getattr(other, "assets", self.assets)
+
     def __repr__(self) -> str:
         return f"InstructionSpace(suite={self.suite!r}, assets={self.assets!r}, assets_by_name={self.assets_by_name})"
 

@@ -105,9 +105,9 @@ class PairedComparison:
         return (self.only_after - self.only_before) / self.n_pairs
 
     @property
-    def p_value(self) -> float:
-        """Exact McNemar test; takes the pairs as independent, also where several evaluations share starts."""
-        return mcnemar_p_value(self.only_before, self.only_after)
+    def p_value(self) -> float | None:
+        """Exact McNemar test; None of several evaluations, which share starts: their pairs are not independent."""
+        return mcnemar_p_value(self.only_before, self.only_after) if self.n_evaluations == 1 else None
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and results, for JSON."""
@@ -128,7 +128,7 @@ class PairedComparison:
                 f"only after {self.only_after}, neither {self.neither}",
                 f"difference  {100 * self.difference:+.1f} points, 95 % bootstrap interval [{low:+.1f}, {high:+.1f}] "
                 f"(resampled: {self.unit}s)",
-                f"McNemar     exact p = {self.p_value:.3g}",
+                *([] if self.p_value is None else [f"McNemar     exact p = {self.p_value:.3g}"]),
             ]
         )
 
@@ -154,7 +154,7 @@ def paired_comparison(
     :param after: As many.
     :param unit: What the bootstrap resamples.
     :param seed: Of the bootstrap.
-    :raises ValueError: If the starts differ, with an example, or the numbers of evaluations do.
+    :raises ValueError: If the starts differ, with an example, or the assets, the step caps or the numbers of evaluations do.
     """
     befores, afters = _as_list(before), _as_list(after)
     if unit not in get_args(Unit):
@@ -166,6 +166,7 @@ def paired_comparison(
     outcomes: list[tuple[bool, bool]] = []
     units: list[Hashable] = []
     for k, (first, second) in enumerate(zip(befores, afters, strict=True)):
+        _check_comparable(first, second)
         ours, theirs = _by_start(first), _by_start(second)
         if ours.keys() != theirs.keys():
             raise ValueError(_difference(ours, theirs))
@@ -177,7 +178,8 @@ def paired_comparison(
     both, only_before, only_after, neither = (int((pairs == state).all(axis=1).sum()) for state in states)
     gain = pairs[:, 1].astype(float) - pairs[:, 0]
     interval = _bootstrap_interval(gain, units, seed)
-    names = _names(befores), _names(afters)
+    same_way = len({_way(evaluation) for evaluation in (*befores, *afters)}) == 1
+    names = _names(befores, same_way), _names(afters, same_way)
     return PairedComparison(*names, both, only_before, only_after, neither, len(befores), unit, interval)
 
 
@@ -203,8 +205,23 @@ def _difference(ours: dict[tuple[Any, ...], Any], theirs: dict[tuple[Any, ...], 
     )
 
 
-def _names(evaluations: "Sequence[Evaluation]") -> str:
-    return ", ".join(dict.fromkeys(evaluation.policy for evaluation in evaluations))
+def _check_comparable(first: "Evaluation", second: "Evaluation") -> None:
+    """Other pictures or other step caps make another task; greedy against sampled play may be what is asked."""
+    played = [(evaluation.assets, evaluation.protocol.get("step_caps")) for evaluation in (first, second)]
+    for name, ours, theirs in zip(("assets", "step caps"), *played, strict=True):
+        if ours != theirs:
+            raise ValueError(
+                f"The {name} differ, {ours} and {theirs}, so the episodes can't be paired: evaluate both with the same."
+            )
+
+
+def _way(evaluation: "Evaluation") -> str:
+    return "greedy" if evaluation.deterministic else f"T={evaluation.temperature:g}" if evaluation.temperature else "sampled"
+
+
+def _names(evaluations: "Sequence[Evaluation]", same_way: bool) -> str:
+    names = (evaluation.policy + ("" if same_way else f" ({_way(evaluation)})") for evaluation in evaluations)
+    return ", ".join(dict.fromkeys(names))
 
 
 def _bootstrap_interval(gain: np.ndarray, units: Sequence[Hashable], seed: int) -> tuple[float, float]:

@@ -208,9 +208,14 @@ def resumable_evaluation(folder: str | os.PathLike[str], policy: Policy, env_ids
 
 def _resume_settings(policy: Policy, env_ids: EnvIds, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a folder's outcomes depend on, as JSON holds it."""
+    from sb3_tgrpo.envs.assets import resolve_assets
+
     irrelevant = ("progress", "n_envs", "timeout", "subprocess", "video_folder", "record", "pool")
     kept = {key: value for key, value in settings.items() if key not in irrelevant}
-    given = {"env_ids": list(_named(env_ids)), "policy_fingerprint": fingerprint(policy), **kept}
+    env_kwargs = dict(settings.get("env_kwargs") or {})
+    if any(task.startswith("libero_") for task in _named(env_ids)) and env_kwargs.get("assets", "auto") == "auto":
+        env_kwargs["assets"] = resolve_assets("auto").kind  # full ones may turn up before it goes on
+    given = {"env_ids": list(_named(env_ids)), "policy_fingerprint": fingerprint(policy), **kept, "env_kwargs": env_kwargs}
     return json.loads(json.dumps(given, default=lambda value: list(value) if isinstance(value, range) else repr(value)))
 
 

@@ -73,7 +73,7 @@ def tgrpo_loss(
     if kl_coef != 0.0 and ref_log_prob is None:
         raise ValueError(f"kl_coef={kl_coef} needs ref_log_prob, the log-probabilities under the reference policy.")
     if weight is None:
-        weight = th.full_like(advantages, 1.0 / max(len(advantages), 1))
+        weight = th.full_like(advantages, 1.0 / max(len(advantages), 1), dtype=log_prob.dtype)
     elif weight.shape != advantages.shape:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected {tuple(advantages.shape)}.")
 

@@ -34,6 +34,7 @@ from sb3_tgrpo.train_stages import (
     simulators,
     start_checkpoint,
     train,
+    training_starts,
 )
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 RESULTS_FILE = "results.json"
 SECONDS_FILE = "seconds.json"
+SETUP_FILE = "setup.json"
 MAY_CHANGE = {"wandb", "threads", "update_threads", "workers", "save_every", "evaluation.eval_workers"}
 """Settings that do not change the result, or by rounding alone, so that an interrupted run may go on with others."""
 
@@ -86,6 +88,8 @@ def run_training(
         common = run if shared is None else RunFolder(shared)
         with _clock(run, "start policy"):
             setup = resolve_setup(config, start_checkpoint(config, common, view))
+        for place in (common, run):
+            _record_setup(setup, place)
         with simulators() as pool, _clock(run, "evaluate before"):
             before = _evaluate_start(config, setup, common, run, view, pool)
         view.later_seconds = run.read(SECONDS_FILE)["evaluate before"]  # the evaluation after it will take about as long
@@ -149,7 +153,7 @@ def run_seeds(
             loaded[temperature] = (firsts, seconds)
         first = next(iter(runs.values()))
         results = {
-            **{key: first[key] for key in ("env", "assets", "start", "reward", "image_size")},
+            **{key: first[key] for key in ("env", "assets", "start", "reward", "training_starts", "image_size")},
             "seeds": list(seeds),
             "modes": {mode_name(t): _pooled(*evaluations, list(seeds)) for t, evaluations in loaded.items()},
             "seconds": sum(result["seconds"]["total"] for result in runs.values()),
@@ -237,6 +241,19 @@ def _record_config(config: TrainConfig, run: RunFolder, command: str | None, sev
         )
 
 
+def _record_setup(setup: Setup, run: RunFolder) -> None:
+    """
+    Write which start policy and which assets a folder's episodes are of, or check that it is still them: another checkpoint
+    may have taken the place of the first, and ``auto`` assets may have become others.
+    """
+    found = {"start": setup.identity, "assets": setup.assets_kind}
+    earlier = run.read(SETUP_FILE)
+    if earlier is None:
+        run.write(SETUP_FILE, found)
+    elif changed := difference(earlier, found):
+        raise ValueError(f"{run.path} holds episodes of others ({'; '.join(changed)}). Choose another folder with --out.")
+
+
 def changed_settings(earlier: dict[str, Any], config: TrainConfig, source: Path) -> list[str]:
     """
     Settings in which a configuration differs from an earlier one, both values with each. Where and how fast it runs may change
@@ -305,6 +322,7 @@ def _results(config: TrainConfig, setup: Setup, run: RunFolder, pairs: Pairs, vi
         "assets": setup.assets_kind,
         "image_size": setup.image_size,
         "reward": setup.reward_text,
+        "training_starts": training_starts(config),
         "start": Path(setup.checkpoint).name if os.path.isdir(setup.checkpoint) else setup.checkpoint,
         "seed": config.seed,
         "modes": {mode_name(t): _pooled([first], [second], [config.seed]) for t, (first, second) in pairs.items()},
@@ -334,7 +352,9 @@ def _pooled(before: "Sequence[Evaluation]", after: "Sequence[Evaluation]", seeds
         "paired": {unit: paired_comparison(list(before), list(after), unit=unit).to_dict() for unit in units},
     }
     for name, evaluations in (("before", before), ("after", after)):
-        episodes = [episode for evaluation in evaluations for episode in evaluation.episodes]
+        # Greedy play of the start policy is one evaluation, common to all seeds, however often it is paired.
+        distinct = {(e.protocol["seed"], e.protocol["policy_fingerprint"]): e.episodes for e in evaluations}
+        episodes = [episode for played in distinct.values() for episode in played]
         found[name] = {
             "successes": sum(episode.success for episode in episodes),
             "episodes": len(episodes),

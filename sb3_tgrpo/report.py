@@ -83,6 +83,7 @@ def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -
                     "assets": results["assets"] + (" (built in)" if results["assets"] == "light" else " (LIBERO's own)"),
                     "start policy": results["start"],
                     "reward": results["reward"],
+                    "training starts": results["training_starts"],
                     "seed": str(results["seed"]),
                     "training": f"{results['timesteps']:,} steps in {results['updates']} updates",
                     "time": f"{duration(seconds['total'])} in all: "
@@ -131,6 +132,7 @@ def write_pooled_report(config: TrainConfig, run: RunFolder, results: dict[str, 
                     "assets": results["assets"],
                     "start policy": results["start"],
                     "reward": results["reward"],
+                    "training starts": results["training_starts"],
                     "seeds": ", ".join(map(str, results["seeds"])),
                     "time": duration(results["seconds"]),
                     "finished": results["finished"],
@@ -152,7 +154,7 @@ def result_lines(results: dict[str, Any]) -> list[str]:
         low, high = paired["interval"]
         lines.append(
             f"{name:<8} {_rate(mode['before'])} -> {_rate(mode['after'])}, {100 * paired['difference']:+.0f} points "
-            f"[{100 * low:+.0f}, {100 * high:+.0f}], exact McNemar p = {paired['p_value']:.2g}"
+            f"[{100 * low:+.0f}, {100 * high:+.0f}]{_p_value(paired, ', exact McNemar p = ')}"
         )
         if "evaluation" in mode["paired"]:
             low, high = mode["paired"]["evaluation"]["interval"]
@@ -198,6 +200,11 @@ def _success_table(results: dict[str, Any]) -> str:
         "which only one of the two policies succeeds, the exact McNemar test, and a bootstrap over starts. The policy judged "
         "is the last one of the training, whatever the curves look like on the way."
     )
+    if any(len(mode["per_seed"]) > 1 for mode in results["modes"].values()):
+        note += (
+            " Greedy play of the start policy is the same for all seeds, and counted once. The test is of single seeds: "
+            "pairs of several seeds share their starts."
+        )
     body = f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div><p class="soft">{note}</p>'
     return _section("Success on the stored starts", body)
 
@@ -207,13 +214,17 @@ def _table_row(name: str, seed: str, before: dict[str, Any], after: dict[str, An
     cells = (
         html.escape(name), seed, _rate(before), _rate(after),
         f"{100 * paired['difference']:+.0f} points [{low:+.0f}, {high:+.0f}]",
-        f"{paired['only_before']} / {paired['only_after']}", f"{paired['p_value']:.2g}",
+        f"{paired['only_before']} / {paired['only_after']}", _p_value(paired),
     )  # fmt: skip
     return f'<tr class="{css}">' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _rate(counts: dict[str, Any]) -> str:
     return f"{counts['successes']}/{counts['episodes']} = {counts['successes'] / counts['episodes']:.0%}"
+
+
+def _p_value(paired: dict[str, Any], before: str = "") -> str:
+    return "" if paired["p_value"] is None else f"{before}{paired['p_value']:.2g}"
 
 
 def _mode_words(name: str) -> str:

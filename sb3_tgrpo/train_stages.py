@@ -51,6 +51,7 @@ class Setup:
     What a configuration comes down to on this machine.
 
     :param checkpoint: start policy.
+    :param identity: of the checkpoint's content.
     :param assets: what to ask the environment for.
     :param assets_kind: what that is here, ``"full"`` or ``"light"``.
     :param image_size: pixels.
@@ -60,6 +61,7 @@ class Setup:
     """
 
     checkpoint: str
+    identity: str
     assets: Assets
     assets_kind: str
     image_size: int
@@ -189,15 +191,15 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     :raises ValueError: if the reward is unknown or the task has none.
     """
     from sb3_tgrpo.envs.assets import resolve_assets
-    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.openvla.loading import checkpoint_identity, read_config
     from sb3_tgrpo.rewards.task_facts import parse_task_id
 
-    model = read_config(checkpoint)
+    model, identity = read_config(checkpoint), checkpoint_identity(checkpoint)
     small = model.pipeline == "area"
     lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
     steps = config.task.max_episode_steps
     if not is_libero(config):
-        return Setup(checkpoint, "auto", "none", 0, "the environment's own", lora, steps)
+        return Setup(checkpoint, identity, "auto", "none", 0, "the environment's own", lora, steps)
     if steps is None and small:
         steps = TINY_TRAINING_STEPS.get(parse_task_id(config.task.env)[0])
     ours = model.raw.get("sb3_tgrpo", {})
@@ -209,7 +211,8 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, paid {program.payment}"
     if steps is not None:
         text += f"; training episodes are cut at {steps} steps"
-    return Setup(checkpoint, assets, resolve_assets(assets).kind, config.task.image_size or default_size, text, lora, steps)
+    size = config.task.image_size or default_size
+    return Setup(checkpoint, identity, assets, resolve_assets(assets).kind, size, text, lora, steps)
 
 
 def is_libero(config: TrainConfig) -> bool:
@@ -236,6 +239,13 @@ def reward_program(config: TrainConfig) -> Any:
         return load_reward(name, payment=config.task.payment)
     except RewardError as error:
         raise ValueError(f"reward={config.task.reward!r}: {error}") from error
+
+
+def training_starts(config: TrainConfig) -> str:
+    """Where training episodes start, in words: a success rate on starts that were trained on says little about others."""
+    if not is_libero(config):
+        return "drawn by seed"
+    return "drawn by LIBERO's sampler" if config.task.starts == "drawn" else "the stored starts that it is judged on"
 
 
 def env_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +26,14 @@ from sb3_tgrpo.comparison import mcnemar_p_value
 from sb3_tgrpo.envs.libero import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from sb3_tgrpo.envs.libero_tasks import get_task, stored_starts
 from sb3_tgrpo.envs.worker import WorkerPool
-from sb3_tgrpo.evaluation import EvalEpisode, Evaluation, evaluate_policy, paired_comparison, resumable_evaluation
+from sb3_tgrpo.evaluation import (
+    EvalEpisode,
+    Evaluation,
+    _resume_settings,
+    evaluate_policy,
+    paired_comparison,
+    resumable_evaluation,
+)
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
 INSTRUCTION = np.frombuffer(b"pick up the milk".ljust(256, b"\x00"), np.uint8)
@@ -362,6 +371,7 @@ def test_what_is_resampled() -> None:
     widths = [c.interval[1] - c.interval[0] for c in (by_start, by_pair, by_evaluation)]
     assert widths[0] / widths[1] == pytest.approx(5**0.5, rel=0.2) and widths[2] == 0.0
     assert by_start.n_pairs == 50 and by_start.n_evaluations == 5 and "5 evaluations pooled" in str(by_start)
+    assert by_start.p_value is None and "McNemar" not in str(by_start) and by_start.to_dict()["p_value"] is None
 
 
 def test_only_identical_starts_are_paired() -> None:
@@ -373,6 +383,27 @@ def test_only_identical_starts_are_paired() -> None:
         paired_comparison(fake([1]), [fake([1]), fake([1])])
     with pytest.raises(ValueError, match="at least two"):
         paired_comparison(fake([1]), fake([1]), unit="evaluation")
+    with pytest.raises(ValueError, match="The assets differ, light and full"):
+        paired_comparison(fake([1, 0]), replace(fake([1, 0]), assets="full"))
+    with pytest.raises(ValueError, match=r"The step caps differ, .*280.* and .*150"):
+        paired_comparison(*(replace(fake([1, 0]), protocol={"step_caps": {"libero_object-3": n}}) for n in (280, 150)))
+    sampled = replace(fake([1, 0]), deterministic=False, temperature=0.7)
+    assert "before      1/2" in (text := str(paired_comparison(fake([1, 0]), sampled)))
+    assert "a (greedy)" in text and "a (T=0.7)" in text and "greedy" not in str(paired_comparison(sampled, sampled))
+
+
+def test_assets_are_part_of_what_an_interrupted_evaluation_is_of(
+    policy: OpenVLAPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full ones may turn up while it is interrupted, and auto would then go on with these."""
+    found = []
+    for kind in ("light", "full"):
+        monkeypatch.setattr("sb3_tgrpo.envs.assets.resolve_assets", lambda _, kind=kind: SimpleNamespace(kind=kind))
+        for kwargs in ({}, {"assets": "auto"}, {"assets": "light"}):
+            settings = _resume_settings(policy, "LIBERO/libero_object-3-v0", {"env_kwargs": kwargs})
+            found.append(settings["env_kwargs"]["assets"])
+    assert found == ["light", "light", "light", "full", "full", "light"]
+    assert _resume_settings(policy, {"walk": Walk}, {})["env_kwargs"] == {}
 
 
 # ---------------------------------------------------------------------- records
@@ -443,6 +474,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     before = evaluate_policy(
         policy, "LIBERO/libero_object-9-v0", init_state_ids=[0], env_kwargs={**env_kwargs, "max_episode_steps": 2}, n_envs=1
     )
+    before.protocol["step_caps"] = {"libero_object-9": 280}  # only so many are compared; two steps are played faster
     before.save(tmp_path / "before.json")
     arguments = ["--env", "LIBERO/libero_object-9-v0", "--assets", "light", "--image-size", "64", "--quiet", "--video", "all"]
     arguments += ["--starts", "0", "--out", str(tmp_path / "out"), "--compare", str(tmp_path / "before.json"), "--n-envs", "1"]

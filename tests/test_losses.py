@@ -22,6 +22,13 @@ def test_clipped_objective_by_hand() -> None:
     assert loss.item() == pytest.approx(-sum(objectives) / 5)
 
 
+@pytest.mark.parametrize("kind", [np.array, th.tensor])
+def test_whole_numbers_as_advantages(kind) -> None:
+    new, old = kind([-1.0, -2.0, -1.0]), kind([-1.1, -2.0, -1.2])
+    loss = tgrpo_loss(new, old, kind([1, -1, 2]))
+    assert float(loss) == pytest.approx(-(math.exp(0.1) - 1.0 + 2 * 1.2) / 3)
+
+
 def test_asymmetric_clip() -> None:
     loss = tgrpo_loss(log(1.5, 0.5), log(1.0, 1.0), th.ones(2, dtype=th.float64), clip_range=0.2, clip_range_high=0.3)
     assert loss.item() == pytest.approx(-(1.3 + 0.5) / 2)

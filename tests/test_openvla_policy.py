@@ -1,15 +1,19 @@
 """What must hold of OpenVLAPolicy, and that each check notices the bug it guards against."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from openvla_toys import InstructionSpace, encode, observation_space, observations
+from stable_baselines3.common.utils import check_for_correct_spaces
 
+from sb3_tgrpo.envs.spaces import InstructionSpace as LiberoInstructionSpace
 from sb3_tgrpo.openvla.model import KeyValueCache, OpenVLA
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+from sb3_tgrpo.train_config import shipped_start
 
 BOX = spaces.Box(-1.0, 1.0, (7,), np.float32)
 
@@ -504,6 +508,28 @@ def test_gripper_convention_is_liberos_only_for_libero():
     assert np.array_equal(libero.unscale_action(libero.scale_action(libero.unscale_action(ids))), libero.unscale_action(ids))
     every = np.tile(np.arange(768, 1024)[:, None], (1, 7))
     assert set(libero.unscale_action(every)[:, 6].tolist()) == {-1.0, 1.0}
+
+
+def test_light_and_full_assets_are_not_mixed():
+    """By default: by name it is the user's decision."""
+    shipped = str(shipped_start())
+
+    def space(assets, by_name=False):
+        image = spaces.Box(0, 255, (128, 128, 3), np.uint8)
+        return spaces.Dict({"image": image, "instruction": LiberoInstructionSpace("libero_object", assets, by_name)})
+
+    policy = make_policy(space=space("light"), checkpoint=shipped, lora=None)
+    make_policy(space=space("full", by_name=True), checkpoint=shipped, lora=None)
+    with pytest.raises(ValueError, match=r"LIBERO's own assets, but the checkpoint .* was trained with the light ones"):
+        make_policy(space=space("full"), checkpoint=shipped, lora=None)
+    # What load(env=...) and set_env of Stable-Baselines3 compare.
+    check_for_correct_spaces(SimpleNamespace(observation_space=space("light", True), action_space=BOX), *spaces_of(policy))
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        check_for_correct_spaces(SimpleNamespace(observation_space=space("full"), action_space=BOX), *spaces_of(policy))
+
+
+def spaces_of(policy):
+    return policy.observation_space, policy.action_space
 
 
 def test_the_whole_libero_route_equals_its_steps(tmp_path):

@@ -49,6 +49,7 @@ def mode(before: int, after: int, seeds: tuple[int, ...] = (0,)) -> dict[str, An
 def results(seeds: tuple[int, ...] = (0,), assets: str = "light") -> dict[str, Any]:
     return {
         "env": "LIBERO/libero_object-9-v0", "assets": assets, "image_size": 128, "reward": "libero_object-9",
+        "training_starts": "drawn by LIBERO's sampler",
         "start": "start <b>", "seed": 0, "seeds": list(seeds), "timesteps": 2000, "updates": 4,
         "modes": {"greedy": mode(3, 8, seeds), "T=1": mode(4, 6, seeds)}, "finished": "2026-01-01T00:00:00Z",
         "videos": {"mode": "greedy", "start": 7, "chosen": True}, "seconds": {"total": 130.0, "rollouts": 90.0},
@@ -147,6 +148,9 @@ def test_plots() -> None:
 def test_durations_and_sparklines() -> None:
     assert [duration(s) for s in (45.2, 725, 7380)] == ["45 s", "12 min 05 s", "2 h 03 min"]
     assert sparkline([0.0, 1.0, 0.5]) == "▁█▅" and sparkline([2.0, 2.0]) == "▁▁" and len(sparkline([0.0] * 99)) == 40
+    infinity, nan = float("inf"), float("nan")
+    assert sparkline([0.0, infinity, 1.0, -infinity, nan]) == "▁!█!!" and sparkline([infinity]) == "!" and sparkline([]) == ""
+    assert sparkline([0.0, 5e-324]) == "▁█"  # nor do the least of numbers leave the range
     assert time_split([row(1)]) == {"env": 0.6, "policy": 0.3, "update": 0.1} and time_split([{}]) == {}
     assert describe_update(row(2)) == (
         "update 2, success 50%, mixed groups 40%, reward 2.00, progress 50%, KL 0.0100, env 60% policy 30% update 10%"
@@ -203,6 +207,21 @@ def test_live_panel() -> None:
         assert words in panel, words
     output = console.file.getvalue()  # type: ignore[attr-defined]
     assert "✓ evaluate before, greedy  3 of 10 succeeded" in output
+
+
+def test_live_panel_of_a_method_without_groups() -> None:
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=110)
+    with LiveView("PPO", console) as view:
+        view.begin_stage("PPO", 60_000, "steps")
+        assert "update" not in shown(console, view)  # nothing is known yet
+        view.sampling(1_700, 23, None)
+        panel = shown(console, view)
+        assert "episodes" in panel and "23 ended since the last update" in panel
+        assert "groups" not in panel and "●" not in panel
+        view.update({"update": 1, "timesteps": 2_000})
+        assert "0 ended since the last update" in shown(console, view)
 
 
 def shown(console: Any, view: LiveView) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
-from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, resolve_setup
+from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, policy_kwargs, resolve_setup, training_starts
 
 TESTS = Path(__file__).parent
 TOY = [
@@ -191,6 +192,42 @@ def test_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixtur
     assert difference({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b was 1, is 2"]
 
 
+def test_another_start_policy_or_other_assets_are_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Same settings, but what they name has changed: what was played before can't be compared with what would be now."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results.json").unlink()
+    run = RunFolder(tmp_path)
+    found = run.read("setup.json")
+    assert found == {"start": "tiny", "assets": "none"}
+    for changed, message in (({"start": "other"}, "start was 'other', is 'tiny'"), ({"assets": "full"}, "assets was 'full'")):
+        run.write("setup.json", found | changed)
+        assert main(["train", *TOY, "--out", str(tmp_path)]) == 1 and message in capsys.readouterr().err
+
+
+def test_identity_is_of_the_content(tmp_path: Path) -> None:
+    identity = resolve_setup(TrainConfig(), str(shipped_start())).identity
+    copy = shutil.copytree(shipped_start(), tmp_path / "copy")
+    assert resolve_setup(TrainConfig(), str(copy)).identity == identity
+    weights = copy / "model-00001-of-00001.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert resolve_setup(TrainConfig(), str(copy)).identity != identity
+
+
+def test_all_weights_are_trained_in_single_precision() -> None:
+    setup = resolve_setup(TrainConfig(), str(shipped_start()))
+    assert setup.lora is None and policy_kwargs(TrainConfig(), setup)["dtype"] == "float32"
+    assert "dtype" not in policy_kwargs(TrainConfig(), replace(setup, lora="language"))
+
+
+def test_report_says_when_evaluation_starts_were_trained_on() -> None:
+    assert training_starts(TrainConfig()) == "drawn by LIBERO's sampler"
+    assert training_starts(TrainConfig().updated({"starts": "stored"})) == "the stored starts that it is judged on"
+
+
 def assert_same_result(first: Path, second: Path) -> None:
     """Equal parameters, outcomes and metrics, times aside."""
     models = [TGRPO.load(folder / "model.zip", device="cpu") for folder in (first, second)]
@@ -239,6 +276,7 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
     results = RunFolder(tmp_path).read("results.json")
     for name, mode in results["modes"].items():
         assert [seed["seed"] for seed in mode["per_seed"]] == [0, 1] and mode["after"]["episodes"] == 6
+        assert mode["before"]["episodes"] == (3 if name == "greedy" else 6)  # one evaluation, however many seeds start there
         assert mode["after"]["successes"] == sum(seed["after"]["successes"] for seed in mode["per_seed"])
         assert set(mode["paired"]) == {"start", "evaluation"} and f"{name:<8} seed 1" in output
     # Alone or among others, a seed gives the same; the start policy's greedy evaluation is common to both.

@@ -79,14 +79,21 @@ def upstream_checkpoint(suite: str | None) -> str:
 
 
 def check_assets(checkpoint: str, assets: str | None, by_name: bool) -> None:
-    """An upstream policy has never seen the light assets; running it on them by accident would only look like failure."""
-    if assets != "light" or by_name or checkpoint == "tiny":
+    """A policy has never seen the other assets; running it on them by accident would only look like failure."""
+    if assets is None or by_name or checkpoint == "tiny":
         return
+    trained = "full"
     if checkpoint not in UPSTREAM_CHECKPOINTS.values():
         from sb3_tgrpo.openvla.loading import read_config
 
-        if read_config(checkpoint).assets == "light":
-            return
+        trained = read_config(checkpoint).assets or trained
+    if assets == trained:
+        return
+    if assets == "full":
+        raise ValueError(
+            f"The environment uses LIBERO's own assets, but the checkpoint {checkpoint!r} was trained with the light ones. "
+            "Ask for these, or for the others by name: assets='light' or assets='full'."
+        )
     raise ValueError(
         f"The environment uses the light assets, but the checkpoint {checkpoint!r} was trained with LIBERO's own. Point "
         "SB3_TGRPO_LIBERO_ASSETS at them, or ask for the light ones by name: assets='light'."

@@ -60,7 +60,7 @@ def load_openvla(
     shards = _shards(folder)
     # 4-bit layers are made from full-precision ones, which must not all be on the GPU at once.
     _load_weights(model, folder, shards, dtype, th.device("cpu") if quantization else device)
-    model.identity = _identity(folder, sorted(set(shards.values())))
+    model.identity = _identity(folder, shards)
     return finish(model, dtype, device, quantization)
 
 
@@ -219,7 +219,19 @@ def _some(names: list[str], limit: int = 4) -> str:
     return f"({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""
 
 
-def _identity(folder: Path, shards: list[str]) -> str:
+def checkpoint_identity(checkpoint: str | os.PathLike[str]) -> str:
+    """
+    A fingerprint of a checkpoint's content, without loading it.
+
+    :param checkpoint: As for :func:`load_openvla`; a hub id is downloaded if it is not in the cache.
+    """
+    if str(checkpoint) == "tiny":
+        return "tiny"
+    folder = find_checkpoint(checkpoint)
+    return _identity(folder, _shards(folder))
+
+
+def _identity(folder: Path, shards: Mapping[str, str]) -> str:
     """
     A fingerprint of the checkpoint: configuration, statistics, and each shard's size, header and ends. Reading all
     15 GB would take a minute at every start; a fine-tune of the same shapes differs in the sampled bytes.
@@ -228,7 +240,7 @@ def _identity(folder: Path, shards: list[str]) -> str:
     for name in ("config.json", "dataset_statistics.json"):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
-    for name in shards:
+    for name in sorted(set(shards.values())):
         size = (folder / name).stat().st_size
         digest.update(f"{name}:{size}".encode())
         with open(folder / name, "rb") as file:
