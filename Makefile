@@ -28,7 +28,7 @@ setup: $(STAMP) gl
 # none of which libero.libero uses.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) scripts/make_venv.py $(VENV)
 	@echo "Installing into $(VENV): about 3 GB, a minute or more"
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq --prefer-binary -c constraints.txt -e ".[all,dev]"

@@ -29,7 +29,7 @@ def choose_gl() -> str:
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if not chosen and sys.platform == "linux":
-        if _has_egl_device():
+        if has_egl_device():
             chosen = "egl"
         elif ctypes.util.find_library("OSMesa") is not None:
             chosen = "osmesa"
@@ -43,7 +43,7 @@ def choose_gl() -> str:
     return chosen
 
 
-def _has_egl_device() -> bool:
+def has_egl_device() -> bool:
     """EGL can be installed without any driver behind it."""
     try:
         egl = ctypes.CDLL("libEGL.so.1")

@@ -1,30 +1,48 @@
 """Make sure that MuJoCo can render without a display: install Debian's software OpenGL where that is allowed."""
 
-import ctypes.util
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-PACKAGES = ["libegl1", "libgl1", "libgl1-mesa-dri", "libosmesa6"]
-# opencv, a requirement of robosuite, loads libGL whether or not anything is drawn
-LIBRARIES = ["EGL", "OSMesa", "GL"]
+EGL = ["libegl1", "libgl1", "libgl1-mesa-dri"]
+OSMESA = ["libosmesa6"]  # the second choice; Mesa has it no more since 25.1
+
+# opencv, a requirement of robosuite, loads libGL whether or not anything is drawn.
+CAN_RENDER = """
+import ctypes.util, sys
+sys.path.insert(0, {envs!r})
+from gl import has_egl_device
+found = ctypes.util.find_library
+sys.exit(not (found("GL") and (has_egl_device() or found("OSMesa"))))
+""".format(envs=str(Path(__file__).parents[1] / "envs"))
+
+
+def can_render() -> bool:
+    """Asked in a new process: libEGL remembers which drivers it has seen."""
+    return subprocess.run([sys.executable, "-c", CAN_RENDER]).returncode == 0
+
+
+def install(packages: list[str]) -> None:
+    """What can't be installed is missed by :func:`can_render`."""
+    print(f"Installing {' '.join(packages)}, to render without a display")
+    quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
+    subprocess.run(["apt-get", "install", "-y", "--no-install-recommends", *packages], **quiet)
 
 
 def main() -> int:
-    missing = [name for name in LIBRARIES if ctypes.util.find_library(name) is None]
-    if not missing or not sys.platform.startswith("linux"):
+    if not sys.platform.startswith("linux") or can_render():
         return 0
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
     if shutil.which("apt-get") and os.geteuid() == 0:
-        print(f"Installing {' '.join(PACKAGES)} (missing: {', '.join('lib' + name for name in missing)})")
-        quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
-        subprocess.run(["apt-get", "update"], **quiet)
-        if subprocess.run(command, **quiet).returncode == 0:
-            return 0
+        subprocess.run(["apt-get", "update"], stdout=subprocess.DEVNULL)
+        for packages in (EGL, OSMESA):
+            install(packages)
+            if can_render():
+                return 0
     print(
-        f"Rendering LIBERO needs {', '.join('lib' + name for name in missing)}, which this user can't install. "
-        f"Ask for:\n    sudo {' '.join(command)}\nEverything that does not render works without.",
+        "LIBERO can't be rendered: libGL with EGL or OSMesa is missing, and this user can't install it. Ask for:\n"
+        f"    sudo apt-get install {' '.join(EGL)}\nEverything that does not render works without.",
         file=sys.stderr,
     )
     return 0

@@ -564,12 +564,12 @@ def test_no_gl_library_names_the_package(monkeypatch: pytest.MonkeyPatch) -> Non
     from sb3_tgrpo.envs import gl
 
     monkeypatch.delenv("MUJOCO_GL", raising=False)
-    monkeypatch.setattr(gl, "_has_egl_device", lambda: False)
+    monkeypatch.setattr(gl, "has_egl_device", lambda: False)
     monkeypatch.setattr(gl.ctypes.util, "find_library", lambda name: None)
     monkeypatch.setattr(gl.sys, "platform", "linux")
     with pytest.raises(RuntimeError, match="apt-get install libegl1"):
         gl.choose_gl()
-    monkeypatch.setattr(gl, "_has_egl_device", lambda: True)
+    monkeypatch.setattr(gl, "has_egl_device", lambda: True)
     assert gl.choose_gl() == os.environ["MUJOCO_GL"] == "egl"
 
 
