@@ -94,7 +94,7 @@ def evaluate_policy(
     :param name: Of the policy, for the record.
     :param subprocess: Each environment in a process of its own; None: where observations hold an image.
     :param timeout: Seconds to wait for a step or a reset of such a process.
-    :param batch_size: Observations per forward pass of an ``OpenVLAPolicy``; None: 2 on CPU, 8 on CUDA.
+    :param batch_size: Observations per forward pass of an ``OpenVLAPolicy``; None: 4 on CPU, 8 on CUDA.
     :param pool: Where such processes are taken from and kept for the next evaluation of the same environment; None: each
         evaluation starts its own.
     :return: The outcomes.

@@ -168,11 +168,19 @@ class TrainConfig:
                 f"algo={self.algorithm.algo!r} compares successes with failures; a member that is cut short is neither: set "
                 f"stop_on='never' (now {self.algorithm.stop_on!r})."
             )
+        # TGRPO refuses these as well, but only after the start policy has been evaluated.
+        if self.algorithm.outcome_reward is not None and (self.algorithm.alpha_step, self.algorithm.stop_on) != (0.0, "never"):
+            raise ValueError(
+                f"outcome_reward={self.algorithm.outcome_reward!r} rewards whole trajectories: set alpha_step=0 (now "
+                f"{self.algorithm.alpha_step:g}), alpha_traj=1 and stop_on='never' (now {self.algorithm.stop_on!r})."
+            )
         if self.start.from_scratch and self.start.checkpoint is not None:
             raise ValueError(f"from_scratch trains a start policy of its own: leave out checkpoint={self.start.checkpoint!r}.")
         temperatures = self.evaluation.eval_temperatures
         if not temperatures or min(temperatures) < 0 or len(set(temperatures)) < len(temperatures):
             raise ValueError(f"eval_temperatures={temperatures} must be one or more different numbers, none below 0.")
+        if self.algorithm.algo in ("trpo", "recurrent_ppo") and set(temperatures) - {0.0, 1.0}:
+            raise ValueError(f"eval_temperatures={temperatures}: the policy of {self.algorithm.algo} has none but 0 and 1.")
         if self.task.starts == "stored" and self.task.start_noise:
             raise ValueError(f"start_noise={self.task.start_noise} widens drawn starts: leave it out with starts='stored'.")
 

@@ -87,6 +87,12 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
         ({"start": {"from_scratch": True, "checkpoint": "tiny"}}, "leave out checkpoint='tiny'"),
         ({"evaluation": {"eval_temperatures": [0, 0]}}, "must be one or more different numbers"),
         ({"task": {"starts": "stored", "start_noise": 0.1}}, "leave it out with starts='stored'"),
+        ({"algorithm": {"outcome_reward": "success", "alpha_step": 0.0, "stop_on": "success"}}, "(now 'success')"),
+        ({"algorithm": {"outcome_reward": "success", "stop_on": "never"}}, "alpha_step=0 (now 0.3)"),
+        (
+            {"algorithm": {"algo": "trpo"}, "evaluation": {"eval_temperatures": [0, 0.7]}},
+            "policy of trpo has none but 0 and 1",
+        ),
     ],
 )
 def test_bad_configurations(change: dict, message: str) -> None:

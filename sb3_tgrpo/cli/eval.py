@@ -48,7 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tasks.add_argument("--reward", action="store_true", help="also report stages of the shipped reward programs")
     tasks.add_argument("--seed", type=int, default=0, help="of sampling and start noise (default %(default)s)")
     tasks.add_argument("--n-envs", type=int, default=2, help="environments at once, a process each (default %(default)s)")
-    tasks.add_argument("--batch-size", type=int, default=None, help="observations per forward pass; default: 2, on CUDA 8")
+    tasks.add_argument("--batch-size", type=int, default=None, help="observations per forward pass; default: 4, on CUDA 8")
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="default: runs/eval/ and what is evaluated")
