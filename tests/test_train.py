@@ -91,7 +91,7 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
         ({"algorithm": {"outcome_reward": "success", "stop_on": "never"}}, "alpha_step=0 (now 0.3)"),
         (
             {"algorithm": {"algo": "trpo"}, "evaluation": {"eval_temperatures": [0, 0.7]}},
-            "policy of trpo has none but 0 and 1",
+            "of trpo has none but 0 and 1",
         ),
     ],
 )
