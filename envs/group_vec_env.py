@@ -32,7 +32,6 @@ class GroupVecEnv(VecEnv):
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self._successes: list[bool | None] = [None] * self.num_envs
         self._start_time = time.time()
         self.valid = np.zeros(self.num_envs, dtype=bool)
 
@@ -96,7 +95,6 @@ class GroupVecEnv(VecEnv):
         self._reset_options()
         self._returns[:] = 0.0
         self._lengths[:] = 0
-        self._successes = [None] * self.num_envs
         return stack_observations(self.observation_space, self.groups.observations)
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -112,9 +110,8 @@ class GroupVecEnv(VecEnv):
         infos = step.infos
         for i, info in enumerate(infos):
             info["valid"] = bool(step.valid[i])
-            self._successes[i] = info.get("is_success", self._successes[i])
             if "resampled" in info:
-                self._returns[i], self._lengths[i], self._successes[i] = 0.0, 0, None
+                self._returns[i], self._lengths[i] = 0.0, 0
             if i in step.start_infos:
                 self.reset_infos[i] = step.start_infos[i]
             if dones[i]:
@@ -122,9 +119,9 @@ class GroupVecEnv(VecEnv):
                 info["TimeLimit.truncated"] = bool(step.truncations[i])
                 elapsed = round(time.time() - self._start_time, 6)
                 info["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": elapsed}
-                if self._successes[i] is not None:  # a held member reported it when it ended
-                    info["is_success"] = bool(self._successes[i])
-                self._returns[i], self._lengths[i], self._successes[i] = 0.0, 0, None
+                if "is_success" in step.final_infos[i]:  # a held member reported it when it ended
+                    info["is_success"] = bool(step.final_infos[i]["is_success"])
+                self._returns[i], self._lengths[i] = 0.0, 0
         return stack_observations(self.observation_space, step.observations), step.rewards, dones, infos
 
     def close(self) -> None:

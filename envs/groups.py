@@ -14,7 +14,7 @@ StopOn = Literal["success", "termination", "never"]
 StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
 
 MAX_RESTARTS = 3
-"""How often an environment's process is restarted before one group is finished."""
+"""How often the process of one environment is restarted before its group is finished."""
 
 
 class GroupStep(NamedTuple):
@@ -30,6 +30,7 @@ class GroupStep(NamedTuple):
     infos: list[dict[str, Any]]  # of the step just made; empty for a member that stood still
     valid: np.ndarray  # (num_envs,) bool: this member made a step that counts
     final_observations: dict[int, Any]  # by environment, of groups that ended
+    final_infos: dict[int, dict[str, Any]]  # likewise, of each member's own last step, which may be long ago
     start_infos: dict[int, dict[str, Any]]  # by environment, reset infos of groups that started anew
 
 
@@ -40,21 +41,25 @@ class SyncGroupVectorEnv(VectorEnv):
     starts anew in the same step (Gymnasium's ``SAME_STEP`` auto-reset, with ``final_obs`` and ``final_info``).
 
     A member that ends while its group goes on is *held*: it stands still, its reward is 0 and it is masked. The mask is
-    ``infos["valid"]``; ``terminations`` and ``truncations`` are raised for all members in the step that ends the group.
+    ``infos["valid"]``; ``terminations`` and ``truncations`` are raised for all members in the step that ends the group, and
+    ``final_obs`` and ``final_info`` are those of each member's own last step, also of one that was held since then.
 
     Stop rules (contract of ``stop_on``):
 
-    - ``"success"``: the group ends when its first member reports ``info["is_success"]``; the others are truncated.
+    - ``"success"``: the group ends when its first member reports ``info["is_success"]``. Members that did not succeed are
+      truncated, also one that had failed and was held: the group's end is the end of all.
     - ``"termination"``: the group ends when its first member terminates; the others are truncated.
     - ``"never"``: each member runs to its own end.
 
-    Under every rule the group also ends when nobody is left.
+    Under every rule the group also ends when nobody is left; each member is then terminated or truncated as its own episode
+    was.
 
     The first start of group ``g`` after ``reset(seed=s)`` has seed ``s + g``, so that a group of one task starts where a plain
     environment does; later starts get seeds derived from ``(s, g, number of the start)``.
 
     An environment whose process crashes or does not answer within ``timeout`` is started anew and its group sampled again from
-    the same start; ``infos["resampled"]`` is then True for the group's members, whose steps since the start do not count.
+    the same start; ``infos["resampled"]`` is then True for the group's members, whose steps since the start do not count. Each
+    environment may be restarted three times before its group is finished; a fourth time is a ``RuntimeError``.
 
     :param env_fns: one function per environment; the first ``group_size`` make up the first group, and so on.
     :param group_size: members per group, at least 2.
@@ -105,12 +110,15 @@ class SyncGroupVectorEnv(VectorEnv):
         self._entropy: int | None = None  # base seed of the starts
         self._n_starts = np.zeros(self.n_groups, dtype=np.int64)  # starts taken so far, so the next start's number
         self._starts: list[tuple[int, dict[str, Any] | None]] = [(0, None)] * self.n_groups  # seed, options of the current one
-        self._restarts = np.zeros(self.n_groups, dtype=np.int64)  # in the current group
+        # Of each environment since the start of its group: what strikes a whole group at once, such as a machine that was
+        # suspended, is one restart for each of its members.
+        self._restarts = np.zeros(self.num_envs, dtype=np.int64)
         self._paused = np.zeros(self.num_envs, dtype=bool)
         self._over = np.ones(self.num_envs, dtype=bool)  # True before the first reset: nothing to step
         self._terminated = np.zeros(self.num_envs, dtype=bool)
         self._truncated = np.zeros(self.num_envs, dtype=bool)
         self._observations: list[Any] = [None] * self.num_envs
+        self._last_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]  # of each member's own last step
 
     # ------------------------------------------------------------------ Gymnasium's interface
 
@@ -142,7 +150,8 @@ class SyncGroupVectorEnv(VectorEnv):
         infos: dict[str, Any] = {}
         for i, info in enumerate(step.infos):
             if i in step.final_observations:
-                infos = self._add_info(infos, {"final_obs": step.final_observations[i], "final_info": info}, i)
+                final = {"final_obs": step.final_observations[i], "final_info": step.final_infos[i]}
+                infos = self._add_info(infos, final, i)
                 info = step.start_infos[i]
             infos = self._add_info(infos, {key: value for key, value in info.items() if key != "resampled"}, i)
         infos["valid"] = step.valid
@@ -249,7 +258,8 @@ class SyncGroupVectorEnv(VectorEnv):
                 self._workers[i].restart()
                 self._count_restart(i, error)
                 continue
-            self._observations[i], rewards[i], infos[i] = observation, reward, info
+            self._observations[i], rewards[i] = observation, reward
+            infos[i] = self._last_infos[i] = info
             self._terminated[i], self._truncated[i] = terminated, truncated
         self._over |= self._terminated | self._truncated
 
@@ -265,21 +275,29 @@ class SyncGroupVectorEnv(VectorEnv):
     ) -> GroupStep:
         """Raise the flags of groups that ended, and start these and the lost ones (from the same start) again."""
         terminations, truncations = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
-        final_observations = {}
+        final_observations, final_infos = {}, {}
         for group in ended:
+            by_success = self.stop_on == "success" and self._has_success(group, infos)
             for i in self._members(group):
                 # A success counts as an end even where the environment itself would go on.
-                terminations[i] = self._terminated[i] or (self.stop_on == "success" and infos[i].get("is_success", False))
+                terminations[i] = infos[i].get("is_success", False) if by_success else self._terminated[i]
                 truncations[i] = not terminations[i]
-                final_observations[i] = self._observations[i]
+                final_observations[i], final_infos[i] = self._observations[i], self._last_infos[i]
             self._draw_start(group)
-            self._restarts[group] = 0
         start_infos = self._begin([*ended, *lost_groups])
         for group in lost_groups:
             for i in self._members(group):
                 rewards[i], valid[i], infos[i] = 0.0, False, {"resampled": True}
         return GroupStep(
-            list(self._observations), rewards, terminations, truncations, infos, valid, final_observations, start_infos
+            list(self._observations),
+            rewards,
+            terminations,
+            truncations,
+            infos,
+            valid,
+            final_observations,
+            final_infos,
+            start_infos,
         )
 
     def _members(self, group: int) -> range:
@@ -290,8 +308,11 @@ class SyncGroupVectorEnv(VectorEnv):
         if all(self._over[i] for i in members):
             return True
         if self.stop_on == "success":
-            return any(infos[i].get("is_success", False) for i in members)
+            return self._has_success(group, infos)
         return self.stop_on == "termination" and any(self._terminated[i] for i in members)
+
+    def _has_success(self, group: int, infos: list[dict[str, Any]]) -> bool:
+        return any(infos[i].get("is_success", False) for i in self._members(group))
 
     def _group_seeds(self, seeds: Sequence[int | None]) -> list[int | None]:
         if len(seeds) != self.num_envs:
@@ -314,6 +335,7 @@ class SyncGroupVectorEnv(VectorEnv):
             options = self.start_options(np.random.default_rng(sequence.spawn(1)[0]))
         self._starts[group] = (int(seed), options)
         self._n_starts[group] += 1
+        self._restarts[self._members(group)] = 0
 
     def _begin(self, groups: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Put groups at their current start; processes lost on the way are restarted."""
@@ -357,11 +379,11 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def _count_restart(self, i: int, error: WorkerLostError) -> None:
         group = i // self.group_size
-        self._restarts[group] += 1
-        if self._restarts[group] > MAX_RESTARTS:
+        self._restarts[i] += 1
+        if self._restarts[i] > MAX_RESTARTS:
             raise RuntimeError(
-                f"Environment {i} {error}, after {MAX_RESTARTS} restarts in this group (start seed {self._starts[group][0]}). "
-                "See the messages of its process above; raise timeout if it is only slow."
+                f"Environment {i} {error}, after {MAX_RESTARTS} restarts of it in one group (start seed "
+                f"{self._starts[group][0]}). See the messages of its process above; raise timeout if it is only slow."
             ) from error
         gym.logger.warn(f"Environment {i} {error}: restarted, group {group} is sampled again from the same start.")
 

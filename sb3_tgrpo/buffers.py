@@ -192,9 +192,17 @@ class GroupedRolloutBuffer(BaseBuffer):
         self._outcomes.append(outcomes)
         self._start_of_group[group] = len(self._steps)
 
-    def discard_group(self, group: int) -> None:
-        """Forget the steps of a group since its start: it is sampled again."""
+    def discard_group(self, group: int) -> int:
+        """
+        Forget the steps of a group since its start: it is sampled again.
+
+        :param group: Index of the group among the environments.
+        :return: How many of these steps had counted, over all members.
+        """
+        members = slice(group * self.group_size, (group + 1) * self.group_size)
+        discarded = self._steps[self._start_of_group[group] :]
         self._start_of_group[group] = len(self._steps)
+        return sum(int(step.valid[members].sum()) for step in discarded)
 
     def compute_advantages(self, alpha_step: float = 0.3, alpha_traj: float = 0.7, min_spread: float = MIN_SPREAD) -> None:
         """

@@ -1,5 +1,6 @@
 """What a run is doing, on the terminal: a live panel with rich, or plain lines where the output is no terminal."""
 
+import math
 import sys
 import time
 from dataclasses import dataclass, field
@@ -63,7 +64,8 @@ class RunView:
         self.title = title
         self.stages: list[Stage] = []
         self.rows: list[dict[str, Any]] = []
-        self.groups = (0, 0)
+        self.groups: tuple[int, int | None] | None = None
+        """As last given to :meth:`sampling`."""
         self.later_seconds = 0.0
         """What comes after the current part will take about so long."""
         self._stream = stream
@@ -117,15 +119,22 @@ class RunView:
         stage.done, stage.text = done, text or stage.text
         self.refresh()
 
-    def sampling(self, timesteps: int, groups: int, groups_per_update: int) -> None:
-        """Training: steps done in all, groups done of those for the next update."""
+    def sampling(self, timesteps: int, groups: int, groups_per_update: int | None) -> None:
+        """
+        Training goes on.
+
+        :param timesteps: steps done in all.
+        :param groups: groups that have ended since the last update; episodes for a method without groups.
+        :param groups_per_update: groups that the next update needs; None for a method without groups.
+        """
         self.groups = (groups, groups_per_update)
         self.advance(timesteps)
 
     def update(self, row: dict[str, Any]) -> None:
         """A row of :class:`~sb3_tgrpo.train_callbacks.MetricsCallback`."""
         self.rows.append(row)
-        self.groups = (0, self.groups[1])
+        if self.groups is not None:
+            self.groups = (0, self.groups[1])
         self.advance(row["timesteps"], describe_update(row))
         self.refresh(force=True)
 
@@ -208,9 +217,8 @@ class LiveView(RunView):
                 row = Table.grid(padding=(0, 1))
                 row.add_row(bar, Text(f"{stage.done:,.0f} of {stage.total:,.0f} {stage.unit}"))
                 table.add_row("", row)
-            if self.groups[1] and self.rows is not None and "steps" in stage.unit:
-                done, wanted = self.groups
-                table.add_row("groups", f"{'●' * done}{'○' * (wanted - done)}  {done} of {wanted} for the next update")
+            if self.groups is not None and "steps" in stage.unit:
+                table.add_row(*_sampled_row(*self.groups))
             elif stage.text:
                 table.add_row("", stage.text)
         for name, value in self._training_rows():
@@ -238,6 +246,13 @@ class LiveView(RunView):
         if split:
             found.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in split.items())))
         return found
+
+
+def _sampled_row(done: int, wanted: int | None) -> tuple[str, str]:
+    """Name and text of the panel's row on what has been sampled since the last update."""
+    if wanted is None:
+        return "episodes", f"{done} ended since the last update"
+    return "groups", f"{'●' * done}{'○' * (wanted - done)}  {done} of {wanted} for the next update"
 
 
 def make_view(title: str, plain: bool | None = None) -> RunView:
@@ -290,11 +305,13 @@ def time_split(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """The latest values as a row of blocks, between their least and greatest."""
+    """The latest values as a row of blocks, between their least and greatest; ``!`` for one that is not finite."""
     values = values[-width:]
-    low, high = min(values), max(values)
-    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BLOCKS[round((value - low) * scale)] for value in values)
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    spread = high - low if high > low else 1.0
+    top = len(BLOCKS) - 1
+    return "".join(BLOCKS[round((value - low) / spread * top)] if math.isfinite(value) else "!" for value in values)
 
 
 def duration(seconds: float) -> str:

@@ -88,6 +88,8 @@ class TGRPO(OnPolicyAlgorithm):
     }
     policy: GroupPolicy  # type: ignore[assignment]
     rollout_buffer: GroupedRolloutBuffer  # type: ignore[assignment]
+    saves_on_interrupt = True
+    """Whether Ctrl-C saves the model; False where somebody else does. Not saved itself."""
 
     def __init__(
         self,
@@ -288,8 +290,9 @@ class TGRPO(OnPolicyAlgorithm):
 
             rollout_buffer.add(self._last_obs, actions, rewards, log_probs, valid, _step_signal(infos, rewards))  # type: ignore[arg-type]
             resampled = np.array([info.get("resampled", False) for info in infos])
+            n_discarded = 0
             for group in np.flatnonzero(resampled.reshape(-1, groups.group_size).any(axis=1)):
-                rollout_buffer.discard_group(int(group))
+                n_discarded += rollout_buffer.discard_group(int(group))
             for group in np.flatnonzero(dones.reshape(-1, groups.group_size).all(axis=1)):
                 members = infos[group * groups.group_size : (group + 1) * groups.group_size]
                 rollout_buffer.end_group(int(group), self._outcomes(members))
@@ -299,8 +302,9 @@ class TGRPO(OnPolicyAlgorithm):
                     groups.pause([int(group)])
 
             n_steps += 1
-            n_valid += int(valid.sum())
-            self.num_timesteps += int(valid.sum())
+            n_new = int(valid.sum()) - n_discarded  # may be negative: a group that is sampled again takes its steps back
+            n_valid += n_new
+            self.num_timesteps += n_new
             self._last_obs = new_obs  # type: ignore[assignment]
             self._last_episode_starts = np.where(active | resampled, dones | resampled, self._last_episode_starts)
             self._update_info_buffer(infos, dones)
@@ -470,7 +474,8 @@ class TGRPO(OnPolicyAlgorithm):
         """
         Sample groups and update the policy until ``total_timesteps`` valid steps have been made.
 
-        Ctrl-C saves ``tgrpo_interrupted.zip`` (into ``tensorboard_log`` if given, else the current folder) before it ends.
+        Ctrl-C saves ``tgrpo_interrupted.zip`` (into ``tensorboard_log`` if given, else the current folder) before it ends,
+        unless :attr:`saves_on_interrupt` is set to False.
 
         :param total_timesteps: Steps that count; the last rollout is completed.
         :param callback: Called at every step.
@@ -483,6 +488,8 @@ class TGRPO(OnPolicyAlgorithm):
         try:
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         except KeyboardInterrupt:
+            if not self.saves_on_interrupt:
+                raise
             path = pathlib.Path(self.tensorboard_log or ".") / "tgrpo_interrupted.zip"
             self.save(path)
             print(f"\nInterrupted after {self.num_timesteps} steps, saved. Go on with TGRPO.load({str(path)!r}, env=env).")
@@ -556,7 +563,7 @@ class TGRPO(OnPolicyAlgorithm):
             groups.set_start_state(state["starts"])
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_obs", "_last_episode_starts", "_generator"]
+        return [*super()._excluded_save_params(), "_last_obs", "_last_episode_starts", "_generator", "saves_on_interrupt"]
 
 
 class _ValidStepsProgressBar(ProgressBarCallback):

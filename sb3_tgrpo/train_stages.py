@@ -348,6 +348,8 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
 
     :return: the last policy.
     """
+    from sb3_tgrpo.tgrpo import TGRPO
+
     algo = config.algorithm.algo
     if algo == "sft":
         return _leave_as_it_is(config, setup, folder)
@@ -377,8 +379,10 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
             model = make_model(config, setup, folder, env)
 
         def sampling(timesteps: int, groups: int) -> None:
-            view.sampling(timesteps, groups, config.algorithm.groups_per_update)
+            view.sampling(timesteps, groups, config.algorithm.groups_per_update if algo in GROUPED else None)
 
+        if isinstance(model, TGRPO):
+            model.saves_on_interrupt = False  # resume.zip does better
         metrics = MetricsCallback(folder / METRICS_FILE, view.update, sampling)
         threads = ThreadsCallback(config.threads, config.update_threads or min(cpu_count(), MOST_THREADS))
         callbacks: list[BaseCallback] = [threads, metrics, ResumeCallback(resume, config.save_every)]
@@ -391,9 +395,6 @@ def train(config: TrainConfig, setup: Setup, folder: RunFolder, view: RunView) -
         resume.unlink(missing_ok=True)
         view.end_stage(f"{model.num_timesteps:,} steps, {len(metrics.rows)} updates")
         return model.policy
-    except KeyboardInterrupt:
-        (folder / "tensorboard" / "tgrpo_interrupted.zip").unlink(missing_ok=True)  # resume.zip does better
-        raise
     finally:
         env.close()
 

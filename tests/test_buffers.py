@@ -95,14 +95,24 @@ def test_discarded_group_leaves_no_trace() -> None:
     buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", n_envs=2, group_size=2)
     for value in (1.0, 2.0, 3.0):
         if value == 3.0:
-            buffer.discard_group(0)
+            assert buffer.discard_group(0) == 3 and buffer.discard_group(0) == 0
         row = np.full((2, 1), value, dtype=np.float32)
-        buffer.add(row, row.astype(np.int64), row[:, 0], row)
+        buffer.add(row, row.astype(np.int64), row[:, 0], row, np.array([True, value != 2.0]))
     buffer.end_group(0)
     buffer.compute_advantages()
     (batch,) = buffer.minibatches(None, np.random.default_rng(0))
     (samples,) = buffer.samples(batch)
     assert samples.observations.tolist() == [[3.0], [3.0]]  # type: ignore[union-attr]
+
+
+def test_discarding_counts_the_steps_of_this_group_since_its_start() -> None:
+    buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", n_envs=4, group_size=2)
+    row = np.ones((4, 1), dtype=np.float32)
+    for t in range(5):
+        buffer.add(row, row.astype(np.int64), row[:, 0], row, np.array([True, t != 3, True, True]))
+        if t == 1:
+            buffer.end_group(0)
+    assert buffer.discard_group(0) == 5 and buffer.discard_group(1) == 10
 
 
 def test_a_group_of_images_takes_the_memory_of_its_frames() -> None:

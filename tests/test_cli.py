@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,19 @@ def test_errors_are_messages_not_tracebacks(capsys: pytest.CaptureFixture[str]) 
     assert main(["demos", "show", "no_such_file.hdf5"]) == 1
     error = capsys.readouterr().err
     assert "no_such_file.hdf5" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", "--checkpoint", "tiny", "--episodes", "1", "--env"],
+        ["train", "--checkpoint", "tiny", "--plain", "--reward", "sparse", "--env"],
+    ],
+)
+def test_unknown_environment_is_a_message(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([*arguments, "LIBERO/libero_object-99-v0", "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "libero_object-99" in error and "Traceback" not in error
 
 
 def test_module_and_version() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch as th
@@ -72,7 +73,7 @@ def test_gl(light: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_gl(light).status == "ok"
     import sb3_tgrpo.envs.gl as gl
 
-    monkeypatch.setattr(gl, "_has_egl_device", lambda: False)
+    monkeypatch.setattr(gl, "has_egl_device", lambda: False)
     monkeypatch.setattr(gl.ctypes.util, "find_library", lambda name: None)
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     finding = doctor.check_gl(light)
@@ -340,15 +341,43 @@ def test_start_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
     def describe(policy: Any, env: Any, starts: Any, **kwargs: Any) -> StartPolicyReport:
         made = env()
-        seen.update(kwargs, starts=list(starts), image=made.observation_space["image"].shape, noise=made.unwrapped.start_noise)
+        seen.update(kwargs, starts=list(starts), image=made.observation_space["image"].shape)
+        seen.update(noise=made.unwrapped.start_noise, joint_noise=made.unwrapped.joint_noise)
         made.close()
         return StartPolicyReport([True, False], [[True, False], [True, True]], {"x": 0.5}, (10.0, 12.0), 0.8)
 
     monkeypatch.setattr("sb3_tgrpo.start_policy.describe_start_policy", describe)
     arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--starts", "2", "--temperature", "0.8"]
     assert main([*arguments, "--start-noise", "0.02", "--n-envs", "1"]) == 0
+    assert seen["stored"] is False and seen["joint_noise"] == 0.02  # as in training
     text = capsys.readouterr().out
     assert "greedy success   1/2" in text and "mixed groups     1/2" in text
     assert seen["starts"] == [0, 1] and seen["temperature"] == 0.8 and seen["noise"] == 0.02 and seen["image"] == (128, 128, 3)
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["start_policy"]["greedy_rate"] == 0.5
+    assert main([*arguments, "--joint-noise", "0.1", "--json"]) == 0 and seen["joint_noise"] == 0.1
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_stored_starts_are_widened(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
+    """With ``--stored`` the noise is a reset option, the one that evaluations use, and reaches the simulator."""
+    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr(doctor_policy, "POLICY_CHECKS", ())
+    states: list[np.ndarray] = []
+
+    def describe(policy: Any, env: Any, starts: Any, *, stored: bool, **kwargs: Any) -> StartPolicyReport:
+        made = cloudpickle.loads(cloudpickle.dumps(env))()  # as in a process of its own
+        made.reset(options={"init_state_id": 0})
+        states.append(made.unwrapped.flat_state())
+        made.close()
+        assert stored
+        return StartPolicyReport([True], [[True, False]], {"x": 0.5}, (10.0, 12.0), 0.8)
+
+    monkeypatch.setattr("sb3_tgrpo.start_policy.describe_start_policy", describe)
+    arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--stored", "--seed", "5"]
+    assert main([*arguments, "--start-noise", str(noise)]) == 0
+    with Subject(assets="light").make_env(("libero_object", 0), observations=()) as env:
+        env.reset(seed=0, options={"init_state_id": 0, "start_noise": noise, "noise_seed": 5})
+        np.testing.assert_array_equal(states[0], env.flat_state())
+        env.reset(seed=0, options={"init_state_id": 0})
+        assert np.array_equal(states[0], env.flat_state()) == (noise == 0.0)

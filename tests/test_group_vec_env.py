@@ -36,11 +36,24 @@ def test_step_infos(subprocess: bool) -> None:
     assert infos[0]["episode"]["r"] == 21.0 and infos[0]["episode"]["l"] == 3
     assert infos[1]["episode"]["r"] == 2.0 and infos[1]["episode"]["l"] == 1  # held steps do not count
     assert infos[0]["is_success"] is True and infos[1]["is_success"] is False
-    assert infos[0]["TimeLimit.truncated"] is False and infos[1]["TimeLimit.truncated"] is False
+    assert infos[0]["TimeLimit.truncated"] is False
+    assert infos[1]["TimeLimit.truncated"] is True  # it had failed by itself, but another's success ended the group
     assert infos[0]["terminal_observation"].tolist() == [5, 3, 21]
     assert "episode" not in infos[2] and rewards.tolist() == [1, 0, 10, 10]
     assert obs[:2, 1].tolist() == [0, 0] and obs[2:, 1].tolist() == [3, 3]
     env.close()
+
+
+def test_success_of_a_member_that_was_held() -> None:
+    env = make(n_groups=1, stop_on="never")
+    env.reset()
+    for actions in ([1, 10], [50, 10], [50, 2]):
+        *_, dones, infos = env.step(np.array(actions))
+    assert dones.all() and [info["is_success"] for info in infos] == [True, False]
+    assert [info["valid"] for info in infos] == [False, True]
+    env.step(np.array([2, 10]))
+    *_, infos = env.step(np.array([50, 2]))
+    assert [info["is_success"] for info in infos] == [False, False]  # nothing is left of the first episode
 
 
 def test_truncation_flag_of_a_member_that_is_cut_short() -> None:

@@ -46,10 +46,10 @@ def test_stop_on_success(make: MakeGroups, subprocess: bool) -> None:
     assert flags(result) == ([False] * 4, [False] * 4, [True, False, True, True])
     assert result[1].tolist() == [20.0, 0.0, 22.0, 23.0]
     assert result[0][1].tolist() == [7.0, 1.0, 2.0]  # it stands where it ended
-    # Member 2 succeeds: the group ends, members that did not are truncated (or had terminated by themselves)
+    # Member 2 succeeds: the group ends, members that did not are truncated, the one that had failed before as well
     obs, _rewards, terminations, truncations, infos = env.step(np.array([30, 50, 1, 33]))
-    assert terminations.tolist() == [False, True, True, False]
-    assert truncations.tolist() == [True, False, False, True]
+    assert terminations.tolist() == [False, False, True, False]
+    assert truncations.tolist() == [True, True, False, True]
     assert infos["valid"].tolist() == [True, False, True, True]
     assert [final.tolist() for final in infos["final_obs"]] == [[7, 3, 60], [7, 1, 2], [7, 3, 35], [7, 3, 69]]
     assert infos["final_info"]["is_success"].tolist() == [False, False, True, False]
@@ -81,6 +81,37 @@ def test_ends_when_nobody_is_left(make: MakeGroups) -> None:
     env.reset(seed=0)
     env.step(np.array([2, 2, 10, 10]))
     assert flags(env.step(np.array([10, 10, 2, 3])))[:2] == ([True, True, True, False], [False, False, False, True])
+
+
+def test_success_of_the_last_one_left_truncates_the_others(make: MakeGroups) -> None:
+    env = make(stop_on="success")
+    env.reset(seed=0)
+    env.step(np.array([2, 3, 10, 2]))
+    # Member 0 failed before, member 3 as well; nobody is left, but it is a success that ends the group
+    assert flags(env.step(np.array([10, 10, 1, 10])))[:2] == ([False, False, True, False], [True, True, False, True])
+
+
+def test_success_and_failure_in_one_step(make: MakeGroups) -> None:
+    env = make(stop_on="success")
+    env.reset(seed=0)
+    assert flags(env.step(np.array([1, 2, 1, 10])))[:2] == ([True, False, True, False], [False, True, False, True])
+
+
+@pytest.mark.parametrize("subprocess", [False, True])
+def test_final_info_is_of_each_members_own_last_step(make: MakeGroups, subprocess: bool) -> None:
+    env = make(n_envs=4, group_size=2, stop_on="never", subprocess=subprocess)
+    env.reset(seed=0)
+    for actions in ([1, 10, 10, 10], [50, 10, 1, 10], [50, 10, 50, 10]):
+        infos = env.step(np.array(actions))[4]
+    assert "final_info" not in infos
+    infos = env.step(np.array([50, 2, 50, 10]))[4]  # member 0 succeeded three steps ago and was held
+    assert infos["final_info"]["_is_success"].tolist() == [True, True, False, False]
+    assert infos["final_info"]["is_success"].tolist() == [True, False, False, False]
+    infos = env.step(np.array([2, 10, 50, 3]))[4]  # the other group; member 0 fails in its next episode
+    assert infos["final_info"]["_is_success"].tolist() == [False, False, True, True]
+    assert infos["final_info"]["is_success"].tolist() == [False, False, True, False]
+    infos = env.step(np.array([50, 2, 10, 10]))[4]
+    assert infos["final_info"]["is_success"].tolist() == [False, False, False, False]
 
 
 def test_groups_are_independent(make: MakeGroups) -> None:
@@ -159,8 +190,30 @@ def test_gives_up_after_three_restarts(make: MakeGroups) -> None:
     for _ in range(3):
         with pytest.warns(UserWarning, match="restarted"):
             env.step(np.array([10, 5]))
-    with pytest.raises(RuntimeError, match=r"Environment 1 ended unexpectedly, exit status 3, after 3 restarts .*seed 0"):
+    message = r"Environment 1 ended unexpectedly, exit status 3, after 3 restarts of it in one group .start seed 0.*timeout"
+    with pytest.raises(RuntimeError, match=message):
         env.step(np.array([10, 5]))
+
+
+def test_restarts_are_counted_for_each_environment(make: MakeGroups) -> None:
+    """What strikes a whole group at once, such as a machine that was suspended, is one restart for each, not four."""
+    env = make(n_envs=4, group_size=4, subprocess=True)
+    env.reset(seed=0)
+    for _ in range(3):
+        with pytest.warns(UserWarning, match="restarted"):
+            infos = env.step(np.full(4, 5))[4]
+        assert infos["resampled"].all()
+    with pytest.raises(RuntimeError, match=r"Environment 2 .*after 3 restarts of it"):
+        env.step(np.array([10, 10, 5, 10]))
+
+
+def test_a_reset_begins_another_count_of_restarts(make: MakeGroups) -> None:
+    env = make(n_envs=2, group_size=2, subprocess=True)
+    for _ in range(2):
+        env.reset(seed=0)
+        env.step(np.array([10, 5]))
+        env.step(np.array([10, 5]))
+    assert env.step(np.array([10, 10]))[4]["valid"].all()
 
 
 def test_a_finished_group_clears_the_count_of_restarts(make: MakeGroups) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,13 @@ def test_interrupt_saves(tmp_path: Path) -> None:
     assert resumed.num_timesteps == 100
     resumed.learn(160, reset_num_timesteps=False)
     model.learn(160, reset_num_timesteps=False)  # the interrupted one can go on as well: its rollout is begun anew
+    (tmp_path / "tgrpo_interrupted.zip").unlink()
+    model.saves_on_interrupt = False
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(1000, callback=Interrupt())
+    assert not list(tmp_path.glob("*.zip"))
+    model.save(tmp_path / "model.zip")
+    assert TGRPO.load(tmp_path / "model.zip").saves_on_interrupt
 
 
 # ---------------------------------------------------------------------- the update
@@ -411,6 +419,41 @@ def test_lost_worker_costs_a_group_not_the_run(tmp_path: Path) -> None:
         model.learn(30)
     assert (tmp_path / "crashed").exists()
     assert model.rollout_buffer.mask.shape == (15, 1, 2) and model.rollout_buffer.mask.all()
+    env.close()
+
+
+def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path) -> None:
+    marker = str(tmp_path / "crashed")
+
+    class CrashesOnce(ScriptEnv):
+        """One of all environments crashes in its fifth step; here, so that its process need not import this module."""
+
+        def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            if self.count == 4:
+                try:
+                    open(marker, "x").close()
+                    os._exit(3)
+                except FileExistsError:
+                    pass
+            return super().step(action)
+
+    class Watch(ConvertedCallback):
+        def _on_step(self) -> bool:
+            counts.append(self.num_timesteps)
+            return True
+
+        def _on_rollout_end(self) -> None:
+            fractions.append(self.locals["n_valid"] / self.locals["n_slots"])
+
+    counts: list[int] = []
+    fractions: list[float] = []
+    env = make_group_env(CrashesOnce, 2, 2, stop_on="never", subprocess=True, env_kwargs={"limit": 10})
+    model = TGRPO("MlpPolicy", env, **FAST)
+    with pytest.warns(UserWarning, match="restarted"):
+        model.learn(40, callback=Watch(model), progress_bar=True)
+    # The crash takes away the four steps of two members and adds none for them, the other group goes on
+    assert counts == [4, 8, 12, 16, 16 - 8 + 2, 14, 18, 22, 26, 30, 32, 34, 36, 38, 40]
+    assert model.num_timesteps == model.rollout_buffer.mask.sum() == 40 and fractions == [40 / 50]
     env.close()
 
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from gymnasium.error import Error as GymnasiumError
+
 from sb3_tgrpo.version import __version__
 
 SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "study", "train")
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         return int(args.run(args))
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError, GymnasiumError) as error:  # the last: an unknown id, for instance
         # Messages for users name the argument, the value and the remedy: a traceback would bury them.
         print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -2,9 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from sb3_tgrpo.train_config import TaskConfig
 
 if TYPE_CHECKING:
     from sb3_tgrpo.doctor import Finding
@@ -42,10 +46,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     start.add_argument("--policy", default=None, metavar="CHECKPOINT", help="play it: greedy, sampled, entropy, mixed groups")
     start.add_argument("--starts", type=int, default=20, help="number of starts (default %(default)s)")
     start.add_argument("--stored", action="store_true", help="LIBERO's stored starts instead of drawn ones")
-    start.add_argument("--start-noise", type=float, default=0.0, metavar="METRES")
+    start.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the starts, stored ones too")
+    start.add_argument(
+        "--joint-noise", type=float, default=TaskConfig.joint_noise, metavar="RADIANS",
+        help="by which the arm's joints vary in drawn starts (default %(default)s, as in training)",
+    )  # fmt: skip
     start.add_argument("--temperature", type=float, default=1.0)
     start.add_argument("--n-envs", type=int, default=2, help="environments at once (default %(default)s)")
-    start.add_argument("--seed", type=int, default=0, help="of sampling")
+    start.add_argument("--seed", type=int, default=0, help="of sampling, and of the noise on stored starts")
     parser.set_defaults(run=run)
 
 
@@ -79,11 +87,9 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(args: argparse.Namespace) -> "StartPolicyReport":
     """The numbers of a start policy, of ``--policy``."""
-    import gymnasium as gym
     import torch as th
     from stable_baselines3.common.utils import FloatSchedule
 
-    from sb3_tgrpo.envs.episode_player import env_maker
     from sb3_tgrpo.openvla.loading import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
     from sb3_tgrpo.start_policy import describe_start_policy
@@ -91,17 +97,44 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
     if not th.cuda.is_available():
         th.set_num_threads(1)  # the cores belong to the simulators
     size = 256 if read_config(args.policy).pipeline == "libero" else 128
-    kwargs: dict[str, Any] = {"assets": args.assets, "image_size": size, "start_noise": args.start_noise}
-    env = gym.make(args.env, **kwargs)
+    make = start_maker(args, size)
+    env = make()
     policy = OpenVLAPolicy(
         env.observation_space, env.action_space, FloatSchedule(0.0), checkpoint=args.policy, unnorm_key=args.unnorm_key,
         lora=None, value_head=False, device=args.device,
     )  # fmt: skip
     env.close()
     return describe_start_policy(
-        policy, env_maker(args.env, kwargs), range(args.starts), temperature=args.temperature, stored=args.stored,
-        seed=args.seed, n_envs=args.n_envs,
-    )  # fmt: skip
+        policy, make, range(args.starts), temperature=args.temperature, stored=args.stored, seed=args.seed, n_envs=args.n_envs
+    )
+
+
+def start_maker(args: argparse.Namespace, image_size: int) -> Callable[[], gym.Env]:
+    """A function that makes the environment with the starts asked for, widened as in training and in evaluations."""
+    from sb3_tgrpo.envs.episode_player import env_maker
+
+    kwargs: dict[str, Any] = {"assets": args.assets, "image_size": image_size}
+    if not args.stored:
+        return env_maker(args.env, {**kwargs, "start_noise": args.start_noise, "joint_noise": args.joint_noise})
+    make = env_maker(args.env, kwargs)
+    return (lambda: WidenedStoredStarts(make(), args.start_noise, args.seed)) if args.start_noise else make
+
+
+class WidenedStoredStarts(gym.Wrapper):
+    """
+    Adds noise to stored starts, for which LIBERO's environment has reset options: its own ``start_noise`` is of drawn starts.
+
+    :param env: LIBERO environment, to be reset to stored starts.
+    :param start_noise: metres.
+    :param noise_seed: of the noise.
+    """
+
+    def __init__(self, env: gym.Env, start_noise: float, noise_seed: int) -> None:
+        super().__init__(env)
+        self.noise = {"start_noise": start_noise, "noise_seed": noise_seed}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(seed=seed, options={**(options or {}), **self.noise})
 
 
 _COLOURS = {"ok": "green", "failed": "red", "note": "yellow", "not checked": "dim"}
