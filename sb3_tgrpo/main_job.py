@@ -411,7 +411,8 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
     if isinstance(error, th.OutOfMemoryError) or "cuda out of memory" in low:
         return (
             f"The GPU's memory ran out. Lower micro_batch_size (now {algorithm.micro_batch_size}), which does not change the "
-            f"result, or train an adapter alone (lora, now {config.start.lora}). {goes_on}"
+            f"result. {goes_on} Or begin anew (--out) with gradient_checkpointing (now {config.gradient_checkpointing}), "
+            f"quantization='4bit' (now {config.start.quantization!r}) or an adapter alone (lora, now {config.start.lora})."
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
         return (

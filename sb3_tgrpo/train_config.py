@@ -54,6 +54,7 @@ class StartConfig:
     lora: str | None = setting(
         "auto", "adapter: 'language', 'upstream', none for all weights; auto: none for tiny, else language"
     )
+    quantization: Literal["4bit"] | None = setting(None, "the language model in 4 bits, under an adapter (CUDA, bitsandbytes)")
     demos: int = setting(9, "demonstrations; few, because what limits the start is to be data, not training")
     expert: Literal["scripted", "smooth"] = setting("smooth", "who demonstrates")
     dart: float = setting(0.15, "standard deviation of executed, unrecorded noise (DART)")
@@ -147,6 +148,7 @@ class TrainConfig:
     threads: int = setting(1, "threads of the policy on the CPU")
     update_threads: int | None = setting(None, "the same of updates, for which simulators wait; none: the cores, 4 at most")
     workers: int = setting(2, "processes that collect demonstrations")
+    gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass: less memory, a third more time")
     save_every: int = setting(1, "updates between checkpoints to resume from")
     wandb: str | None = setting(None, "Weights & Biases project to log to as well")
 

@@ -308,6 +308,7 @@ def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
 def policy_kwargs(config: TrainConfig, setup: Setup) -> dict[str, Any]:
     """Keyword arguments of the policy."""
     kwargs: dict[str, Any] = {"checkpoint": setup.checkpoint, "lora": setup.lora, "value_head": False}
+    kwargs |= {"quantization": config.start.quantization, "gradient_checkpointing": config.gradient_checkpointing}
     if config.device == "cpu":  # another device is not for good: what is trained on it can be loaded without it
         kwargs["device"] = "cpu"
     if setup.lora is None:

@@ -227,6 +227,10 @@ def test_all_weights_are_trained_in_single_precision() -> None:
     setup = resolve_setup(TrainConfig(), str(shipped_start()))
     assert setup.lora is None and policy_kwargs(TrainConfig(), setup)["dtype"] == "float32"
     assert "dtype" not in policy_kwargs(TrainConfig(), replace(setup, lora="language"))
+    saving = TrainConfig().updated({"gradient_checkpointing": True, "quantization": "4bit"})
+    assert policy_kwargs(saving, setup) | {"gradient_checkpointing": True, "quantization": "4bit"} == policy_kwargs(
+        saving, setup
+    )
 
 
 def test_report_says_when_evaluation_starts_were_trained_on() -> None:
