@@ -5,6 +5,7 @@ All cells of a study start from the same checkpoint, have the same budget of env
 the same evaluation. Finished cells are kept, interrupted ones go on.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.train_config import TrainConfig, parse_setting
+from sb3_tgrpo.train_config import TrainConfig, difference, parse_setting
 
 CELLS = "cells"
 START = "SFT"
@@ -53,6 +54,8 @@ RECIPE_VARIANTS = (
     "TGRPO-temperature=0.7", "TGRPO-kl_coef=0.02", "TGRPO-payment=potential",
 )  # fmt: skip
 TUNED = ("PPO", "GRPO", "TGRPO")
+TUNED_BY = "T=1"
+"""The way of playing by which tuned learning rates are chosen."""
 TASKS = ("libero_object-9", "libero_object-3")
 SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 
@@ -207,20 +210,27 @@ class Study:
             if foreign := sorted(set(names) - set(known)):
                 raise ValueError(f"{what} are given for {', '.join(foreign)}, not part of this study: {', '.join(known)}.")
 
+    def checkpoint(self, env: str) -> str | None:
+        """The start policy of a task, None for the one that ships."""
+        return self.checkpoints.get(env, self.config.start.checkpoint)
+
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
         """
         The configuration of a cell.
 
-        :raises ValueError: for an unknown method or setting.
+        :raises ValueError: for an unknown method or setting, or one that all methods of a study have in common.
         """
-        base = self.config.updated({"env": env, "seed": seed})
-        if env in self.checkpoints:
-            base = base.updated({"checkpoint": self.checkpoints[env]})
-        family = "TGRPO" if method.startswith("TGRPO") else method
-        overrides = {**self.overrides.get(family, {}), **self.overrides.get(method, {})}
-        config = base.updated({**settings_of(method, base), **overrides})
-        if config.algorithm.total_timesteps != self.config.algorithm.total_timesteps:
-            raise ValueError(f"{method} changes total_timesteps: all methods of a study have the same budget (--budget).")
+        common = self.config.updated({"env": env, "seed": seed, "checkpoint": self.checkpoint(env)})
+        # A variant changes what TGRPO has in this study, so TGRPO's settings come before the variant's: three times its
+        # learning rate, for instance, or another kl_coef than it was given.
+        base = common.updated(self.overrides.get("TGRPO", {})) if method.startswith("TGRPO") else common
+        config = base.updated({**settings_of(method, base), **self.overrides.get(method, {})})
+        if changed := difference(_in_common(common), _in_common(config)):
+            raise ValueError(
+                f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "
+                "evaluation and budget, and the task but for reward and payment. Set it for all of them (--set NAME=VALUE, "
+                "--checkpoint, --tasks, --seeds, --budget), or leave it out."
+            )
         return config
 
     def cells(self) -> "list[Cell]":
@@ -235,6 +245,14 @@ class Study:
                     same = config == self.method_config("TGRPO", env, seed)
                     found.append(Cell(env, method, seed, config, "TGRPO" if same else method))
         return found
+
+
+def _in_common(config: TrainConfig) -> dict[str, Any]:
+    """What no method may change: without it, a table would compare more than methods."""
+    values = config.to_dict()
+    task = {name: value for name, value in values["task"].items() if name not in ("reward", "payment")}
+    budget = {"total_timesteps": values["algorithm"]["total_timesteps"]}
+    return {"task": task, "algorithm": budget, **{name: values[name] for name in ("start", "evaluation", "seed")}}
 
 
 @dataclass(frozen=True)
@@ -300,8 +318,7 @@ def run_study(
     root = RunFolder(folder)
     cells = study.cells()
     with root.locked():
-        for cell in cells:
-            _check(cell, root)
+        check_cells(cells, root)
         _record(study, root, command)
         failed = _run(_unique(cells), study, root, workers, say)
         results = write_results(study, root)
@@ -311,6 +328,47 @@ def run_study(
     return results
 
 
+def write_tables(study: Study, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """
+    Write tables and plots of what is finished; runs nothing.
+
+    :param study: what was to be run; overrides and tuning that it does not name are those that the folder's record has.
+    :param folder: of :func:`run_study`.
+    :return: the results, as in ``<grid>/results.json``.
+    :raises ValueError: if the folder holds cells of other settings, or its record has other overrides or another tuning.
+    """
+    from sb3_tgrpo.study_tables import write_results
+
+    root = RunFolder(folder)
+    study = _as_recorded(study, root)
+    check_cells(study.cells(), root)
+    return write_results(study, root)
+
+
+def _as_recorded(study: Study, root: RunFolder) -> Study:
+    """The study with the overrides and the tuning that it was run with."""
+    record = root.read(f"{study.grid}/study.json")
+    if record is None:  # its cells may be those of another grid
+        return study
+    stored = record["overrides"]
+    others = [
+        f"settings of {method} are {stored.get(method, {})}, given are {dict(settings)}"
+        for method, settings in study.overrides.items()
+        if {**stored.get(method, {}), **settings} != stored.get(method, {})
+    ]
+    tuning = json.loads(json.dumps(study.tuning))  # factors are keys, which JSON has as text
+    if tuning not in (None, record["tuning"]):
+        others.append(f"tuning is {record['tuning']}, given is {tuning}")
+    if others:
+        raise ValueError(
+            f"{root / study.grid / 'study.json'} has other settings than those given ({'; '.join(others)}): leave them out, "
+            "tables are of what was run; or run the study with them."
+        )
+    known = {START, "TGRPO", *study.methods}
+    overrides = {method: settings for method, settings in stored.items() if method in known}
+    return replace(study, overrides=overrides, tuning=record["tuning"])
+
+
 def is_finished(cell: Cell, root: RunFolder) -> bool:
     """Whether a cell has its results."""
     return (root / cell.name / "results.json").is_file()
@@ -318,6 +376,18 @@ def is_finished(cell: Cell, root: RunFolder) -> bool:
 
 def _unique(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.name: cell for cell in cells}.values())
+
+
+def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
+    """
+    Check that what the folder holds is what was asked for.
+
+    :param cells: finished, begun or neither.
+    :param root: the studies' folder.
+    :raises ValueError: if a cell was begun with other settings.
+    """
+    for cell in cells:
+        _check(cell, root)
 
 
 def _check(cell: Cell, root: RunFolder) -> None:
@@ -343,7 +413,7 @@ def _record(study: Study, root: RunFolder, command: str | None) -> None:
         "methods": list(study.methods),
         "seeds": list(study.seeds),
         "budget": study.config.algorithm.total_timesteps,
-        "checkpoints": {env: study.checkpoints.get(env, study.config.start.checkpoint) for env in study.envs},
+        "checkpoints": {env: study.checkpoint(env) for env in study.envs},
         "overrides": {method: dict(settings) for method, settings in study.overrides.items()},
         "tuning": study.tuning,
         "config": study.config.to_dict(),
@@ -466,29 +536,48 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
 
     :param tuning_folder: of the tuning study.
     :param study: what is to be run; a method without trials keeps its learning rate.
-    :raises ValueError: if there is none, it is not finished, methods had unequal numbers of trials, or tasks are the same.
+    :raises ValueError: if there is none, it is not finished, methods had unequal numbers of trials, tasks are the same, or it
+        was not evaluated at T = 1.
     """
-    results = RunFolder(tuning_folder).read("tuning/results.json")
-    if results is None:
+    root = RunFolder(tuning_folder)
+    results, record = root.read("tuning/results.json"), root.read("tuning/study.json")
+    if results is None or record is None:
         raise ValueError(f"{tuning_folder} has no finished tuning: run 'sb3-tgrpo study tuning --out {tuning_folder}' first.")
     if shared := sorted(set(results["envs"]) & set(study.envs)):
         raise ValueError(f"{tuning_folder} was tuned on {', '.join(shared)}, part of this study: tune on other tasks.")
+    if TUNED_BY not in results["modes"]:
+        raise ValueError(
+            f"{tuning_folder} was evaluated by {', '.join(results['modes'])}, learning rates are chosen by {TUNED_BY}: tune "
+            "with 1.0 among eval_temperatures."
+        )
     trials: dict[str, dict[float, float]] = {}
-    mode = list(results["modes"])[-1]
-    for name, row in results["modes"][mode].items():
+    names = {}
+    for name, row in results["modes"][TUNED_BY].items():
         method, _, factor = name.partition("@")
         if factor:
             trials.setdefault(method, {})[float(factor)] = row["mean"]
+            names[method, float(factor)] = name
     if results["missing"] or len({len(scores) for scores in trials.values()}) != 1:
         raise ValueError(f"{tuning_folder} is not finished, or its methods had unequal numbers of trials.")
     best = {method: max(scores, key=lambda factor: (scores[factor], factor == 1.0)) for method, scores in trials.items()}
-    rate = study.config.algorithm.learning_rate
+    # The rates that were tried: this study's own may be another multiple of them.
+    tried = Study(
+        "tuning", TrainConfig.from_dict(record["config"], str(root / "tuning/study.json")), tuple(record["envs"]),
+        tuple(record["methods"]), tuple(record["seeds"]), overrides=record["overrides"],
+    )  # fmt: skip
+    rates = {
+        method: tried.method_config(names[method, factor], tried.envs[0], tried.seeds[0]).algorithm.learning_rate
+        for method, factor in best.items()
+    }
     overrides = {name: dict(settings) for name, settings in study.overrides.items()}
     families = {"TGRPO" if method.startswith("TGRPO") else method for method in study.methods}
     for method in sorted(set(best) & families):
-        overrides[method] = {"learning_rate": rate * best[method], **overrides.get(method, {})}
-    record = {"envs": results["envs"], "mode": mode, "trials": trials, "chosen": best, "seeds": results["seeds"]}
-    return replace(study, overrides=overrides, tuning=record)
+        overrides[method] = {"learning_rate": rates[method], **overrides.get(method, {})}
+    tuning = {
+        "envs": results["envs"], "mode": TUNED_BY, "trials": trials, "chosen": best, "learning_rates": rates,
+        "seeds": results["seeds"],
+    }  # fmt: skip
+    return replace(study, overrides=overrides, tuning=tuning)
 
 
 # ---------------------------------------------------------------------- the record
@@ -496,14 +585,19 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
 
 def commit() -> str | None:
     """The commit of this package where it runs from a git checkout, with ``+`` after it if files differ; else None."""
+    file = Path(__file__).resolve()
     try:
-        place = Path(__file__).resolve().parent.parent
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=place, capture_output=True, text=True, check=True)
-        changes = ["git", "status", "--porcelain", "--untracked-files=no"]
-        changed = subprocess.run(changes, cwd=place, capture_output=True, text=True, check=True)
+        # Installed into an environment inside somebody's repository, the package is not what is committed there.
+        _git(file.parent, "ls-files", "--error-unmatch", file.name)
+        head = _git(file.parent, "rev-parse", "HEAD")
+        changed = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def hardware() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a study found: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sb3_tgrpo.outcomes import Evaluation
 from sb3_tgrpo.report_plots import BLUE, GREY, new_figure, png
 from sb3_tgrpo.run_folder import RunFolder, now, write_text
 from sb3_tgrpo.study import GRIDS, START, Cell, Study, short_name
-from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean, ranks
+from sb3_tgrpo.study_stats import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
 from sb3_tgrpo.train_stages import mode_name
 
 if TYPE_CHECKING:
@@ -19,9 +18,10 @@ if TYPE_CHECKING:
 
 PROTOCOL = (
     "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
-    "as independent); for IQM, the interquartile mean over (task, seed) cells, and for the mean, a bootstrap that draws the "
-    "seeds of each task; for the difference to SFT, a bootstrap over starts, played by both policies. Ranks are averaged over "
-    "tasks."
+    "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
+    "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
+    "over starts, played by both policies. Ranks are averaged over tasks. Greedy play of SFT is the same evaluation for all "
+    "seeds: it counts once, and has no interval over seeds."
 )
 
 
@@ -83,8 +83,9 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
 
     :param found: evaluations of the finished cells, of one way of playing.
     :param study: the order of tasks, methods and seeds.
-    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank`` and ``vs_sft``;
-        the last four and ``rank`` are None where a task is missing.
+    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank`` and ``vs_sft``.
+        Both intervals, ``iqm`` and ``rank`` are None where a task is missing, the intervals also where a task has but one
+        evaluation, which says nothing of other seeds; ``vs_sft`` is None for SFT itself, or where nothing can be paired.
     """
     by_key = {(cell.method, cell.env, cell.seed): evaluation for cell, evaluation in found.items()}
     rows: dict[str, dict[str, Any]] = {}
@@ -94,14 +95,15 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
         }
         if not any(mine.values()):
             continue
-        tasks = {env: _task(evaluations) for env, evaluations in mine.items() if evaluations}
-        row: dict[str, Any] = {"tasks": tasks, "mean": float(np.mean([task["rate"] for task in tasks.values()]))}
+        tasks = {env: _task(method, evaluations) for env, evaluations in mine.items() if evaluations}
+        scores = [task["seeds"] for task in tasks.values()]
+        row: dict[str, Any] = {"tasks": tasks, "mean": float(mean_of_tasks(scores))}
         row |= dict.fromkeys(("mean_interval", "iqm", "iqm_interval", "rank"))
         if len(tasks) == len(study.envs):
-            scores = [task["seeds"] for task in tasks.values()]
-            row["iqm"] = float(interquartile_mean(np.concatenate(scores)))
-            row["iqm_interval"] = list(bootstrap_interval(scores))
-            row["mean_interval"] = list(bootstrap_interval(scores, mean))
+            row["iqm"] = float(iqm_of_cells(scores))
+            if all(task["evaluations"] > 1 for task in tasks.values()):
+                row["iqm_interval"] = list(bootstrap_interval(scores))
+                row["mean_interval"] = list(bootstrap_interval(scores, mean_of_tasks))
         row["vs_sft"] = None if method == START else _against_start(by_key, method, study)
         rows[method] = row
     complete = [method for method, row in rows.items() if row["iqm"] is not None]
@@ -111,15 +113,31 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
     return rows
 
 
-def _task(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    pooled = Rate(sum(e.rate.successes for e in evaluations), sum(e.rate.trials for e in evaluations))
+def _task(method: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    different = _without_copies(evaluations) if method == START else evaluations
+    pooled = Rate(sum(e.rate.successes for e in different), sum(e.rate.trials for e in different))
     return {
         "rate": pooled.rate,
         "successes": pooled.successes,
         "episodes": pooled.trials,
         "interval": list(pooled.interval()),
+        "evaluations": len(different),
         "seeds": [evaluation.success_rate for evaluation in evaluations],
     }
+
+
+def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """
+    Greedy play of one policy from the same starts is one evaluation, however many seeds have it: pooled, it would look like
+    several times as many episodes.
+
+    :param evaluations: of one policy.
+    """
+    found: dict[Hashable, Evaluation] = {}
+    for k, evaluation in enumerate(evaluations):
+        outcomes = tuple((episode.key, episode.success) for episode in evaluation.episodes)
+        found.setdefault(outcomes if evaluation.deterministic else k, evaluation)
+    return list(found.values())
 
 
 def _against_start(by_key: dict[tuple[str, str, int], Evaluation], method: str, study: Study) -> dict[str, Any] | None:
@@ -165,7 +183,9 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
     return head, body
 
 
-def _percent(rate: float, interval: Sequence[float]) -> str:
+def _percent(rate: float, interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return f"{100 * rate:.1f}"
     return f"{100 * rate:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
@@ -182,7 +202,7 @@ def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
     if results["missing"]:
         parts.append("Not finished, so not in the tables: " + "; ".join(results["missing"]) + ".\n")
     parts.append(_budget(results))
-    parts.append(_provenance(record, results))
+    parts.append(_provenance(record["calls"], results, study))
     return "\n".join(parts)
 
 
@@ -200,7 +220,7 @@ def _budget(results: dict[str, Any]) -> str:
     return f"## Cells\n\n{text}\n\n" + "\n".join([head, *lines]) + "\n"
 
 
-def _provenance(record: dict[str, Any], results: dict[str, Any]) -> str:
+def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study: Study) -> str:
     tuning = results["tuning"]
     tuned = "none: every method has the learning rate of the recipe"
     if tuning:
@@ -212,14 +232,12 @@ def _provenance(record: dict[str, Any], results: dict[str, Any]) -> str:
             f"on {', '.join(map(short_name, tuning['envs']))}, by {tuning['mode']}; chosen: {chosen}"
         )
     lines = [f"- Tuning: {tuned}."]
-    for method, settings in record.get("overrides", {}).items():
+    for method, settings in study.overrides.items():
         lines.append(f"- {method} has settings of its own: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
-    checkpoints = ", ".join(
-        f"{short_name(env)}: {path or 'as shipped'}" for env, path in record.get("checkpoints", {}).items()
-    )
+    checkpoints = ", ".join(f"{short_name(env)}: {study.checkpoint(env) or 'as shipped'}" for env in study.envs)
     lines.append(f"- Start policy: {checkpoints}.")
     lines.append(f"- Seeds: {', '.join(map(str, results['seeds']))}.")
-    for call in record["calls"]:
+    for call in calls:
         machine = call["hardware"]
         versions = ", ".join(f"{name} {number}" for name, number in call["versions"].items())
         lines.append(
@@ -283,8 +301,3 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return png(figure)
-
-
-def result_folder(study: Study, root: RunFolder) -> Path:
-    """Where :func:`write_results` writes."""
-    return root / study.grid

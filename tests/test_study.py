@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,24 @@ from sb3_tgrpo import TGRPO
 from sb3_tgrpo import study as study_module
 from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, even_batch_size, make_ungrouped_env, rollout_steps
 from sb3_tgrpo.cli import main
+from sb3_tgrpo.comparison import wilson_interval
+from sb3_tgrpo.envs import registration
 from sb3_tgrpo.main_job import run_training
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
-from sb3_tgrpo.study import GRIDS, METHODS, Study, env_ids, settings_of, tuned_overrides
-from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean, ranks
+from sb3_tgrpo.study import (
+    GRIDS,
+    METHODS,
+    SUITES,
+    Study,
+    check_cells,
+    commit,
+    env_ids,
+    settings_of,
+    tuned_overrides,
+    write_tables,
+)
+from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, write_results
 from sb3_tgrpo.train_config import TrainConfig, parse_setting
 
@@ -55,11 +69,14 @@ def test_interquartile_mean_by_hand() -> None:
 def test_bootstrap_draws_the_seeds_of_each_task() -> None:
     assert bootstrap_interval([[0.5, 0.5], [0.5]]) == (0.5, 0.5)
     # Tasks are kept: that one is easy and one is hard is no uncertainty. Drawing from all cells would spread from 0 to 1.
-    assert bootstrap_interval([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], mean) == (0.5, 0.5)
-    low, high = bootstrap_interval([[0.0, 1.0]], mean)
+    assert bootstrap_interval([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], mean_of_tasks) == (0.5, 0.5)
+    # Tasks weigh the same, however many of their seeds are finished.
+    assert mean_of_tasks([[0.0, 0.0, 0.0], [1.0]]) == 0.5
+    assert bootstrap_interval([[0.0, 0.0, 0.0], [1.0]], mean_of_tasks) == (0.5, 0.5)
+    low, high = bootstrap_interval([[0.0, 1.0]], mean_of_tasks)
     assert (low, high) == (0.0, 1.0)  # 0, 1/2 and 1 with 1/4, 1/2 and 1/4
     rng = np.random.default_rng(0)
-    low, high = bootstrap_interval([rng.normal(size=400).tolist()], mean)
+    low, high = bootstrap_interval([rng.normal(size=400).tolist()], mean_of_tasks)
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
     with pytest.raises(ValueError, match="each task"):
         bootstrap_interval([[1.0], []])
@@ -111,6 +128,7 @@ def test_group_size_keeps_the_batch(size: int, parallel: int) -> None:
 def test_tasks() -> None:
     assert env_ids(["libero_goal-2", "LIBERO/libero_goal-2-v0", "CartPole-v1"]) == ["LIBERO/libero_goal-2-v0", "CartPole-v1"]
     assert env_ids(["libero_spatial"]) == [f"LIBERO/libero_spatial-{k}-v0" for k in range(10)]
+    assert dict(registration.SUITES) == SUITES  # which may not be imported there
 
 
 def test_cells() -> None:
@@ -132,6 +150,49 @@ def test_overrides_of_tgrpo_are_those_of_its_variants() -> None:
     assert found["TGRPO-step"].kl_coef == 0.5 and found["SFT"].learning_rate == TrainConfig().algorithm.learning_rate
 
 
+def test_variants_change_what_tgrpo_has_in_the_study() -> None:
+    usual = {"kl_coef": 0.1, "learning_rate": 5e-5, "alpha_step": 0.6, "alpha_traj": 0.4, "group_size": 6}
+    methods = ("TGRPO", "TGRPO-kl_coef=0.02", "TGRPO@3", "TGRPO-alpha=0.9", "TGRPO-N=4", "TGRPO-step", "GRPO")
+    own = {"TGRPO-step": {"alpha_step": 0.8}, "GRPO": {"outcome_reward": "return"}}  # of single methods, so the last word
+    found = {cell.method: cell for cell in study(methods=methods, overrides={"TGRPO": usual, **own}).cells()}
+    algorithm = {method: cell.config.algorithm for method, cell in found.items()}
+    base = TrainConfig().updated(usual).algorithm
+    assert algorithm["TGRPO"] == base
+    assert algorithm["TGRPO-kl_coef=0.02"] == replace(base, kl_coef=0.02)
+    assert algorithm["TGRPO@3"] == replace(base, learning_rate=1.5e-4)
+    assert algorithm["TGRPO-alpha=0.9"] == replace(base, alpha_step=0.9, alpha_traj=0.1)
+    assert algorithm["TGRPO-N=4"] == replace(base, group_size=4, groups_per_update=12)  # 8 groups of 6, as many trajectories
+    assert algorithm["TGRPO-step"] == replace(base, alpha_step=0.8, alpha_traj=0.0)
+    assert algorithm["GRPO"].outcome_reward == "return" and algorithm["GRPO"].kl_coef == 0.0
+    assert {cell.place for cell in found.values()} == {"SFT", *methods}  # none is another's copy
+
+
+PROTOCOL_HOLES: list[tuple[dict[str, Any], str]] = [
+    ({"methods": ("TGRPO-seed=5",)}, "TGRPO-seed=5 changes .* .seed was 0, is 5."),
+    ({"methods": ("TGRPO-eval_starts=10",)}, "evaluation.eval_starts was 50, is 10"),
+    ({"methods": ("TGRPO-start_noise=0.1",)}, "task.start_noise was 0.0, is 0.1"),
+    ({"overrides": {"PPO": {"checkpoint": "/other"}}}, "PPO changes .* .start.checkpoint was None, is '/other'.*leave it out"),
+    ({"overrides": {"PPO": {"eval_starts": 10}}}, "evaluation.eval_starts was 50, is 10"),
+    ({"overrides": {"PPO": {"env": ENVS[1]}}}, "task.env was"),
+    ({"overrides": {"TGRPO": {"max_episode_steps": 9}}}, "task.max_episode_steps was None, is 9"),
+    ({"overrides": {"SFT": {"eval_temperatures": (0.0,)}}}, "evaluation.eval_temperatures was"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), PROTOCOL_HOLES)
+def test_what_all_methods_have_in_common(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(**changes).cells()
+
+
+def test_methods_may_have_rewards_of_their_own() -> None:
+    cells = study(methods=("TGRPO-sparse",), overrides={"SFT": {"payment": "potential"}}).cells()
+    assert {(cell.config.task.reward, cell.config.task.payment) for cell in cells} == {
+        ("shipped", "potential"),
+        ("sparse", "latched"),
+    }
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -140,7 +201,7 @@ def test_overrides_of_tgrpo_are_those_of_its_variants() -> None:
         ({"config": TrainConfig().updated({"from_scratch": True})}, "make it first"),
         ({"checkpoints": {"LIBERO/libero_goal-1-v0": "x"}}, "not part of this study"),
         ({"overrides": {"DPO": {"beta": 1.0}}}, "settings are given for DPO"),
-        ({"overrides": {"PPO": {"total_timesteps": 7}}}, "same budget"),
+        ({"overrides": {"PPO": {"total_timesteps": 7}}}, "total_timesteps was 80000, is 7"),
         ({"overrides": {"PPO": {"gama": 0.9}}}, "gama"),
     ],
 )
@@ -223,10 +284,66 @@ def test_table_by_hand() -> None:
     assert plot(rows, "", "greedy").startswith(b"\x89PNG") and plot(rows, "alpha_1", "greedy").startswith(b"\x89PNG")
 
 
-def tuning_results(folder: Path, rates: dict[str, float], env: str = "LIBERO/libero_object-1-v0", missing: Any = ()) -> Path:
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_copies_of_an_evaluation_count_once(deterministic: bool) -> None:
+    """Greedy play of the start policy is copied to every seed; sampled play is each seed's own, whatever comes out."""
+    seeds = (0, 1, 2, 3, 4)
+    these = study(methods=("SFT", "TGRPO"), seeds=seeds)
+    outcomes = {ENVS[0]: [1] * 23 + [0] * 27, ENVS[1]: [1] * 40 + [0] * 10}
+    played = {cell: replace(evaluation(outcomes[cell.env], cell.env), deterministic=deterministic) for cell in these.cells()}
+    rows = summarise(played, these)
+    times = 1 if deterministic else 5
+    first = rows["SFT"]["tasks"][ENVS[0]]
+    assert (first["successes"], first["episodes"], first["evaluations"]) == (23 * times, 50 * times, times)
+    assert first["interval"] == list(wilson_interval(23 * times, 50 * times)) and first["seeds"] == [0.46] * 5
+    assert rows["SFT"]["mean"] == pytest.approx(0.63) and rows["SFT"]["iqm"] == pytest.approx(0.63)
+    assert (rows["SFT"]["iqm_interval"] is None) == (rows["SFT"]["mean_interval"] is None) == deterministic
+    _, body = table_rows(rows, these.envs)
+    assert body[0][1].startswith("46.0 [33.0, 59.6]" if deterministic else "46.0 [39.9, 52.2]")
+    assert body[0][5] == ("63.0" if deterministic else "63.0 [63.0, 63.0]")
+    assert plot(rows, "", "greedy").startswith(b"\x89PNG")
+    # Trained policies are others for each seed, also where they come out the same.
+    assert rows["TGRPO"]["tasks"][ENVS[0]]["episodes"] == 250 and rows["TGRPO"]["iqm_interval"] is not None
+    assert rows["TGRPO"]["vs_sft"]["start"]["n_pairs"] == 500
+
+
+def test_evaluations_of_the_start_policy_that_differ_are_all_counted() -> None:
+    """Other outcomes, or other starts: widened ones are drawn by the seed."""
+    these = study(methods=("SFT",), envs=ENVS[:1])
+    cells = these.cells()
+    for change in ({"success": False}, {"seed": 7}):
+        first, second = evaluation([1, 1]), evaluation([1, 1])
+        second.episodes[1] = replace(second.episodes[1], **change)
+        task = summarise({cells[0]: first, cells[1]: second}, these)["SFT"]["tasks"][ENVS[0]]
+        assert (task["evaluations"], task["episodes"]) == (2, 4)
+
+
+def test_tasks_weigh_the_same_when_seeds_are_missing() -> None:
+    these = study(methods=("SFT", "TGRPO"), seeds=(0, 1, 2, 3))
+    easy = {("TGRPO", ENVS[0], seed): [1, 1] for seed in (0, 1, 2, 3)}
+    rows = summarise(found(these, {**easy, ("TGRPO", ENVS[1], 0): [0, 0], ("TGRPO", ENVS[1], 1): [0, 0]}), these)
+    assert rows["TGRPO"]["mean"] == 0.5 and rows["TGRPO"]["mean_interval"] == [0.5, 0.5]  # 4/6 over cells
+    one = summarise(found(these, {**easy, ("TGRPO", ENVS[1], 0): [0, 0]}), these)["TGRPO"]
+    assert one["iqm"] is not None and one["iqm_interval"] is None  # one seed says nothing of others
+
+
+def tuning_results(
+    folder: Path,
+    rates: dict[str, float],
+    env: str = "LIBERO/libero_object-1-v0",
+    missing: Any = (),
+    mode: str = "T=1",
+    overrides: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
     rows = {name: {"mean": score} for name, score in {"SFT": 0.9, **rates}.items()}
-    content = {"envs": [env], "seeds": [0], "modes": {"greedy": {}, "T=1": rows}, "missing": list(missing)}
-    RunFolder(folder).write("tuning/results.json", content)
+    greedy = {name: {"mean": 1 - row["mean"]} for name, row in rows.items()}
+    common = {"envs": [env], "seeds": [0]}
+    results = {**common, "modes": {mode: rows, "greedy": greedy}, "missing": list(missing)}
+    RunFolder(folder).write("tuning/results.json", results)
+    config = TrainConfig().updated({"env": env, **settings}).to_dict()
+    record = {**common, "methods": list(rows), "overrides": overrides or {}, "config": config}
+    RunFolder(folder).write("tuning/study.json", record)
     return folder
 
 
@@ -234,8 +351,9 @@ def test_tuning(tmp_path: Path) -> None:
     scores = {"PPO@0.3": 0.2, "PPO@1": 0.4, "PPO@3": 0.1, "TGRPO@0.3": 0.1, "TGRPO@1": 0.2, "TGRPO@3": 0.3}
     tuned = tuned_overrides(tuning_results(tmp_path / "a", scores), study())
     rate = TrainConfig().algorithm.learning_rate
-    assert tuned.overrides == {"PPO": {"learning_rate": rate}, "TGRPO": {"learning_rate": 3 * rate}}
+    assert tuned.overrides == {"PPO": {"learning_rate": rate}, "TGRPO": {"learning_rate": 3e-4}}
     assert tuned.tuning is not None and tuned.tuning["chosen"] == {"PPO": 1.0, "TGRPO": 3.0}
+    assert tuned.tuning["learning_rates"] == {"PPO": rate, "TGRPO": 3e-4} and tuned.tuning["mode"] == "T=1"
     with pytest.raises(ValueError, match="tune on other tasks"):
         tuned_overrides(tuning_results(tmp_path / "b", scores, ENVS[0]), study())
     del scores["PPO@3"]
@@ -245,6 +363,18 @@ def test_tuning(tmp_path: Path) -> None:
         tuned_overrides(tuning_results(tmp_path / "d", {"PPO@1": 0.1}, missing=["PPO@3"]), study())
     with pytest.raises(ValueError, match="no finished tuning"):
         tuned_overrides(tmp_path / "e", study())
+    with pytest.raises(ValueError, match=r"evaluated by T=0.5, greedy, .* chosen by T=1: tune with 1.0"):
+        tuned_overrides(tuning_results(tmp_path / "f", scores, mode="T=0.5"), study())
+
+
+def test_tuning_gives_the_rate_that_was_tried(tmp_path: Path) -> None:
+    scores = {"PPO@1": 0.2, "PPO@3": 0.1, "TGRPO@1": 0.2, "TGRPO@3": 0.3}
+    own = {"TGRPO": {"learning_rate": 2e-3}}  # of the tuning
+    folder = tuning_results(tmp_path, scores, learning_rate=1e-3, overrides=own)
+    tuned = tuned_overrides(folder, study(methods=("PPO", "TGRPO", "TGRPO@3")))
+    assert tuned.config.algorithm.learning_rate == 1e-4
+    found = {cell.method: cell.config.algorithm.learning_rate for cell in tuned.cells()}
+    assert (found["PPO"], found["TGRPO"], found["TGRPO@3"]) == (1e-3, 6e-3, 1.8e-2)
 
 
 # ---------------------------------------------------------------------- other methods in the main job
@@ -453,8 +583,7 @@ def test_committed_cells_are_of_todays_settings() -> None:
     root = RunFolder(Path(__file__).parents[1] / "docs/results/study")
     earlier = root.read("table1/study.json")
     study = Study("table1", TrainConfig(), tuple(earlier["envs"]), tuple(earlier["methods"]), tuple(earlier["seeds"]))
-    for cell in study.cells():
-        study_module._check(cell, root)
+    check_cells(study.cells(), root)
 
 
 def test_tables_of_what_is_there(finished: Path, tmp_path: Path) -> None:
@@ -463,6 +592,79 @@ def test_tables_of_what_is_there(finished: Path, tmp_path: Path) -> None:
     results = write_results(these, RunFolder(tmp_path))
     assert results["missing"] == ["SFT, vla_toy_Toy, seed 1", "TGRPO, vla_toy_Toy, seed 1"]
     assert "Not finished, so not in the tables: SFT" in markdown(results, these, RunFolder(tmp_path))
+
+
+def copy_of_tables(finished: Path, folder: Path, **record: Any) -> Path:
+    """The finished study with other things in its record."""
+    shutil.copytree(finished / "table1", folder / "table1")
+    os.symlink(finished / "cells", folder / "cells")
+    stored = RunFolder(folder).read("table1/study.json")
+    RunFolder(folder).write("table1/study.json", {**stored, **record})
+    return folder
+
+
+def test_tables_are_of_the_settings_asked_for(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = copy_of_tables(finished, tmp_path)
+    before = (folder / "table1/table.md").read_text()
+    assert main([*study_arguments(folder), "--tables", "--budget", "50"]) == 1
+    assert "TGRPO/seed_0 is of other settings (algorithm.total_timesteps was 40, is 50)" in capsys.readouterr().err
+    assert (folder / "table1/table.md").read_text() == before
+
+
+def test_tables_keep_what_was_tuned_and_overridden(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = {"TGRPO": {"learning_rate": 1e-3}, "PPO": {"gamma": 0.5}}
+    rest = {"envs": ["LIBERO/libero_object-1-v0"], "mode": "T=1", "trials": {"TGRPO": {"1.0": 0.4}}, "seeds": [0]}
+    tuning = {**rest, "chosen": {"TGRPO": 1.0}, "learning_rates": {"TGRPO": 1e-3}}
+    folder = copy_of_tables(finished, tmp_path / "study", overrides=overrides, tuning=tuning)
+    arguments = [*study_arguments(folder), "learning_rate=0.5"]  # TGRPO's is the record's
+    assert main([*arguments, "--tables"]) == 0
+    text = (folder / "table1/table.md").read_text()
+    assert "Tuning: 1 learning rates for each of TGRPO" in text
+    assert "TGRPO has settings of its own: learning_rate = 0.001" in text
+    assert "PPO has" not in text  # which these tables are not of
+    assert RunFolder(folder).read("table1/results.json")["tuning"] == tuning
+    assert main([*arguments, "TGRPO.learning_rate=0.001", "--tables"]) == 0
+    same = tuning_results(tmp_path / "same", {"TGRPO@1": 0.4}, learning_rate=1e-3)
+    assert main([*arguments, "--tables", "--tuning", str(same)]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "TGRPO.learning_rate=0.1", "--tables"]) == 1
+    assert "settings of TGRPO are {'learning_rate': 0.001}, given are {'learning_rate': 0.1}" in capsys.readouterr().err
+    other = tuning_results(tmp_path / "other", {"TGRPO@1": 0.3}, learning_rate=1e-3)
+    assert main([*arguments, "--tables", "--tuning", str(other)]) == 1
+    assert "tuning is {'envs'" in capsys.readouterr().err
+    untuned = copy_of_tables(finished, tmp_path / "untuned")
+    assert main([*study_arguments(untuned), "--tables", "--tuning", str(same)]) == 1
+    assert "study.json has other settings than those given" in capsys.readouterr().err
+
+
+def test_tables_of_cells_that_another_grid_ran(finished: Path, tmp_path: Path) -> None:
+    os.symlink(finished / "cells", tmp_path / "cells")
+    these = Study("ablation", TrainConfig().updated(TOY), (TOY["env"],), ("TGRPO",), (0,))
+    assert not write_tables(these, tmp_path)["missing"]  # no record of this grid
+
+
+def test_commit_is_that_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of a repository that the environment with the package lies in."""
+
+    def git(*arguments: str) -> str:
+        named = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-C", str(tmp_path), *arguments]
+        return subprocess.run(named, capture_output=True, text=True, check=True).stdout.strip()
+
+    installed = tmp_path / "venv/site-packages/sb3_tgrpo/study.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("")
+    (tmp_path / "thesis.tex").write_text("")
+    monkeypatch.setattr(study_module, "__file__", str(installed))
+    assert commit() is None
+    git("init", "-q")
+    git("add", "thesis.tex")
+    git("commit", "-q", "-m", "thesis")
+    assert commit() is None
+    git("add", str(installed))
+    git("commit", "-q", "-m", "package")
+    assert commit() == git("rev-parse", "HEAD")
+    installed.write_text("# changed")
+    assert commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_kill_and_resume(finished: Path, tmp_path: Path) -> None:

@@ -99,19 +99,18 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
-    from sb3_tgrpo.study import StudyError, is_finished, run_study
-    from sb3_tgrpo.study_tables import rich_table, write_results
+    from sb3_tgrpo.study import StudyError, is_finished, run_study, write_tables
+    from sb3_tgrpo.study_tables import rich_table
 
     study = study_from(args)
-    cells = study.cells()
     if args.dry_run:
         root = RunFolder(args.out)
-        for cell in {cell.name: cell for cell in cells}.values():
+        for cell in {cell.name: cell for cell in study.cells()}.values():
             print(f"{'finished' if is_finished(cell, root) else 'to run  '}  {cell}")
         return 0
     status = 0
     if args.tables:
-        results = write_results(study, RunFolder(args.out))
+        results = write_tables(study, args.out)
     else:
         workers = args.workers if args.workers is not None else max(1, cpu_count() // 2)
         try:
