@@ -1,5 +1,6 @@
 # make run   set up and train            make test       set up and test (no GPU, under half an hour on two cores)
 # make setup only set up                 make test-slow  the tests that take minutes each
+# make run ARGS="--from-scratch"         ... with arguments of `sb3-tgrpo train`
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ STAMP := $(VENV)/.installed
 .PHONY: run test test-slow lint setup gl clean
 
 run: setup
-	$(BIN)/python -m sb3_tgrpo train
+	$(BIN)/python -m sb3_tgrpo train $(ARGS)
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests

@@ -1,7 +1,8 @@
 """
 The main job from Python: evaluate a start policy, train it by TGRPO, evaluate again, and compare start by start.
 
-Like ``sb3-tgrpo train``, with what you want changed: here the trajectory level alone, for fewer steps. Killed and started again it goes on where it was.
+Like ``sb3-tgrpo train``, with what you want changed: here the trajectory level alone, for fewer steps. Killed
+and started again it goes on where it was.
 
     python examples/03_train.py --checkpoint FOLDER
 """

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.train_config import TrainConfig, difference, parse_setting
+from sb3_tgrpo.train_config import TrainConfig, difference, parse_setting, shipped_start
 
 CELLS = "cells"
 START = "SFT"
@@ -391,7 +391,8 @@ def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
 
 
 def _check(cell: Cell, root: RunFolder) -> None:
-    from sb3_tgrpo.main_job import changed_settings
+    from sb3_tgrpo.main_job import SETUP_FILE, changed_settings
+    from sb3_tgrpo.openvla.loading import checkpoint_identity
 
     earlier = root.read(f"{cell.name}/config.json")
     if earlier is None:
@@ -402,6 +403,13 @@ def _check(cell: Cell, root: RunFolder) -> None:
         changed = [text for text in changed if not text.startswith(("algorithm.", "baseline."))]
     if changed:
         raise ValueError(f"{root / cell.name} is of other settings ({'; '.join(changed)}): choose another folder with --out.")
+    setup = root.read(f"{cell.name}/{SETUP_FILE}")
+    checkpoint = cell.config.start.checkpoint or str(shipped_start())
+    # What is on the hub is compared when a cell runs; here it would have to be downloaded.
+    if setup is not None and os.path.isdir(checkpoint) and checkpoint_identity(checkpoint) != setup["start"]:
+        raise ValueError(
+            f"{root / cell.name} started from another policy than {checkpoint} holds now: choose another folder with --out."
+        )
 
 
 def _record(study: Study, root: RunFolder, command: str | None) -> None:
@@ -493,8 +501,13 @@ def _take_over(source: Path, target: Path, needs: Cell, cell: Cell) -> None:
     Copy evaluations of the start policy that would come out the same. Not where the reward is another one: successes are
     the same, the episodes' rewards and stages are not.
     """
+    from sb3_tgrpo.main_job import SETUP_FILE
+
     if needs.config.task != cell.config.task:
         return
+    played, mine = RunFolder(source).read(SETUP_FILE), RunFolder(target)
+    if played is not None and mine.read(SETUP_FILE) is None:
+        mine.write(SETUP_FILE, played)  # the cell itself then checks that it starts from the policy that was evaluated
     for place in (source / "evaluations").glob("before_*"):
         sampled = place.name != "before_greedy" or cell.config.task.start_noise
         copy = target / "evaluations" / place.name

@@ -28,6 +28,7 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.comparison import wilson_interval
 from sb3_tgrpo.envs import registration
 from sb3_tgrpo.main_job import run_training
+from sb3_tgrpo.openvla.loading import checkpoint_identity
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.study import (
@@ -44,7 +45,7 @@ from sb3_tgrpo.study import (
 )
 from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, write_results
-from sb3_tgrpo.train_config import TrainConfig, parse_setting
+from sb3_tgrpo.train_config import TrainConfig, parse_setting, shipped_start
 
 TESTS = Path(__file__).parent
 ENVS = ("LIBERO/libero_object-3-v0", "LIBERO/libero_object-9-v0")
@@ -561,6 +562,7 @@ def test_study_folder(finished: Path) -> None:
     assert "evaluate before, greedy" in (finished / CELL / "log.txt").read_text()
     assert "(done before)" in (finished / CELL / "log.txt").read_text()
     assert json.loads((finished / CELL / "config.json").read_text())["seed"] == 0
+    assert json.loads((finished / CELL / "setup.json").read_text()) == {"start": "tiny", "assets": "none"}
 
 
 def test_finished_cells_are_not_run_again(
@@ -577,6 +579,18 @@ def test_finished_cells_are_not_run_again(
     assert "TGRPO/seed_0 is of other settings (algorithm.kl_coef was 0.0, is 0.5)" in refusal
     assert main([*study_arguments(finished), "max_episode_steps=7"]) == 1
     assert "SFT/seed_0 is of other settings (task.max_episode_steps was" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
+    root = RunFolder(tmp_path)
+    study = Study("table1", TrainConfig(), ("LIBERO/libero_object-8-v0",), ("TGRPO",), (0,))
+    cell = study.cells()[0]
+    root.write(f"{cell.name}/config.json", cell.config.to_dict())
+    root.write(f"{cell.name}/setup.json", {"start": checkpoint_identity(shipped_start()), "assets": "light"})
+    check_cells([cell], root)
+    root.write(f"{cell.name}/setup.json", {"start": "an earlier one", "assets": "light"})
+    with pytest.raises(ValueError, match=r"SFT/seed_0 started from another policy than .* holds now"):
+        check_cells([cell], root)
 
 
 def test_committed_cells_are_of_todays_settings() -> None:
