@@ -7,8 +7,8 @@ One process, one simulation on the light assets; the arm is moved by random acti
 Times are the median over rounds of the mean over repeats.
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -30,7 +30,9 @@ def microseconds(function: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print a table of microseconds per call."""
-    task = sys.argv[1] if len(sys.argv) > 1 else "libero_object-3"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", default="libero_object-3")
+    task = parser.parse_args().task
     suite, index = task.rsplit("-", 1)
     env = LiberoEnv(suite, int(index), observations=(), assets="light")
     env.reset(seed=0)
