@@ -39,6 +39,7 @@ from sb3_tgrpo.study import (
     check_cells,
     commit,
     env_ids,
+    is_finished,
     settings_of,
     tuned_overrides,
     write_tables,
@@ -593,11 +594,16 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
         check_cells([cell], root)
 
 
-def test_committed_cells_are_of_todays_settings() -> None:
-    root = RunFolder(Path(__file__).parents[1] / "docs/results/study")
-    earlier = root.read("table1/study.json")
-    study = Study("table1", TrainConfig(), tuple(earlier["envs"]), tuple(earlier["methods"]), tuple(earlier["seeds"]))
+@pytest.mark.parametrize("folder", ["study", "study_6"])
+def test_committed_cells_are_of_todays_settings(folder: str) -> None:
+    root = RunFolder(Path(__file__).parents[1] / "docs/results" / folder)
+    record = root.read("table1/study.json")
+    study = Study(
+        "table1", TrainConfig(), tuple(record["envs"]), tuple(record["methods"]), tuple(record["seeds"]),
+        {env: checkpoint for env, checkpoint in record["checkpoints"].items() if checkpoint},
+    )  # fmt: skip
     check_cells(study.cells(), root)
+    assert any(is_finished(cell, root) for cell in study.cells())
 
 
 def test_tables_of_what_is_there(finished: Path, tmp_path: Path) -> None:
