@@ -7,10 +7,8 @@ The same function evaluates drawn starts, sampled policies and other environment
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -24,8 +22,7 @@ from stable_baselines3.common.policies import BasePolicy
 from sb3_tgrpo.actors import PredictActor, TokenActor, check_spaces
 from sb3_tgrpo.comparison import PairedComparison, Rate, paired_comparison, wilson_interval
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation, suite_of, task_name, write_json
-from sb3_tgrpo.run_folder import write_text
-from sb3_tgrpo.version import __version__
+from sb3_tgrpo.run_folder import JsonLines, versions
 
 if TYPE_CHECKING:
     from sb3_tgrpo.envs.episode_player import Actor, EpisodeRequest, PlayedEpisode
@@ -39,8 +36,6 @@ Progress = Callable[[EvalEpisode, int, int], None]
 
 OFFICIAL_SEED = 0
 """What OpenVLA's evaluation seeds LIBERO with, whatever its own seed is: the placement of fixtures depends on it."""
-
-_PACKAGES = ("mujoco", "robosuite", "hf-libero", "torch", "transformers", "stable-baselines3")
 
 
 def evaluate_policy(
@@ -190,18 +185,19 @@ def resumable_evaluation(folder: str | os.PathLike[str], policy: Policy, env_ids
         write_json(file, given)
     if (folder / "evaluation.json").is_file():
         return Evaluation.load(folder / "evaluation.json")
-    done = _read_lines(folder / "episodes.jsonl")
+    lines = JsonLines(folder / "episodes.jsonl")
+    rows = lines.read()
+    lines.rewrite(rows)  # without one that an interruption has cut short
+    done = [EvalEpisode(**row) for row in rows]
     report: Progress | None = settings.pop("progress", None)
-    with open(folder / "episodes.jsonl", "a", encoding="utf-8") as lines:
 
-        def note(episode: EvalEpisode, n_done: int, n_all: int) -> None:
-            lines.write(json.dumps(asdict(episode)) + "\n")
-            lines.flush()
-            if report is not None:
-                report(episode, n_done, n_all)
+    def note(episode: EvalEpisode, n_done: int, n_all: int) -> None:
+        lines.append(asdict(episode))
+        if report is not None:
+            report(episode, n_done, n_all)
 
-        settings.setdefault("video_folder", folder / "videos")
-        evaluation = evaluate_policy(policy, env_ids, progress=note, done=done, **settings)
+    settings.setdefault("video_folder", folder / "videos")
+    evaluation = evaluate_policy(policy, env_ids, progress=note, done=done, **settings)
     evaluation.save(folder / "evaluation.json")
     return evaluation
 
@@ -217,15 +213,6 @@ def _resume_settings(policy: Policy, env_ids: EnvIds, settings: Mapping[str, Any
         env_kwargs["assets"] = resolve_assets("auto").kind  # full ones may turn up before it goes on
     given = {"env_ids": list(_named(env_ids)), "policy_fingerprint": fingerprint(policy), **kept, "env_kwargs": env_kwargs}
     return json.loads(json.dumps(given, default=lambda value: list(value) if isinstance(value, range) else repr(value)))
-
-
-def _read_lines(path: Path) -> list[EvalEpisode]:
-    """Whole lines of an interrupted evaluation; a line cut short by the interruption is removed from the file."""
-    if not path.is_file():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    write_text(path, whole + "\n" if whole else "")
-    return [EvalEpisode(**json.loads(line)) for line in whole.splitlines()]
 
 
 # ---------------------------------------------------------------------- names and facts
@@ -247,17 +234,6 @@ def fingerprint(policy: Policy) -> str:
         ends = th.cat([flat[:32], flat[-32:]]).to("cpu", th.float64)
         digest.update(name.encode() + ends.numpy().tobytes())
     return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Versions of what results depend on; packages that are not installed are left out."""
-    found = {"sb3-tgrpo": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _policy_of(policy: Policy) -> BasePolicy:

@@ -120,19 +120,20 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def environment_record() -> dict[str, Any]:
-    """Versions and machine, for the record."""
-    versions = {"sb3-tgrpo": __version__, "python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of what results depend on; packages that are not installed are left out."""
+    found = {"sb3-tgrpo": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            versions[name] = version(name)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {
-        "versions": versions,
-        "platform": platform.platform(),
-        "cores": cpu_count(),
-    }
+    return found
+
+
+def environment_record() -> dict[str, Any]:
+    """Versions and machine, for the record."""
+    return {"versions": versions(), "platform": platform.platform(), "cores": cpu_count()}
 
 
 def now() -> str:
