@@ -45,6 +45,23 @@ def test_unknown_environment_is_a_message(arguments: list[str], capsys: pytest.C
     assert "libero_object-99" in error and "Traceback" not in error
 
 
+def test_waiting_threads_give_up_their_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is set is set before torch is imported, and what the user has set stays."""
+    code = (
+        "import os, sys; from sb3_tgrpo.cli import main; early = 'torch' not in sys.modules\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "print(early, os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    for given, expected in (({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert output.splitlines()[-1] == f"True {expected}"
+
+
 def test_module_and_version() -> None:
     result = subprocess.run([sys.executable, "-m", "sb3_tgrpo", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == __version__

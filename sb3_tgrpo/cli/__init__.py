@@ -1,6 +1,7 @@
 """The command line: ``sb3-tgrpo``, also ``python -m sb3_tgrpo``. One module per subcommand."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,11 +14,22 @@ SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "study", "train")
 """Modules of this package; each has ``add_parser(subparsers)``, which sets ``run(args) -> exit status``."""
 
 
+def _be_gentle_on_busy_cores() -> None:
+    """
+    Threads of GNU OpenMP, torch's, that wait for one another give up their core sooner. With the default, an update with two
+    threads took twenty times as long as with one where another run had the second core (docs/train.md). Read when torch is
+    imported, which commands do later.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     :param argv: Arguments, the process's own by default.
     :return: Exit status: 0 done, 1 failed with a message, 2 wrong usage.
     """
+    _be_gentle_on_busy_cores()
     parser = argparse.ArgumentParser(prog="sb3-tgrpo", description="TGRPO for Stable-Baselines3, on LIBERO.")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
