@@ -300,7 +300,7 @@ def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
     env = gym.make(config.task.env, **env_kwargs(config, setup))
     spaces = env.observation_space, env.action_space
     env.close()
-    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), **policy_kwargs(config, setup))
+    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), **{**policy_kwargs(config, setup), "device": config.device})
     policy.set_training_mode(False)
     return policy
 

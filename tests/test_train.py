@@ -29,7 +29,7 @@ from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
-from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, policy_kwargs, resolve_setup, training_starts
+from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, make_policy, policy_kwargs, resolve_setup, training_starts
 
 TESTS = Path(__file__).parent
 TOY = [
@@ -231,6 +231,24 @@ def test_all_weights_are_trained_in_single_precision() -> None:
     assert policy_kwargs(saving, setup) | {"gradient_checkpointing": True, "quantization": "4bit"} == policy_kwargs(
         saving, setup
     )
+
+
+def test_start_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are several GPUs, although what is trained there records none."""
+    seen: dict[str, Any] = {}
+
+    class Stop(Exception):
+        pass
+
+    def stop(*spaces: Any, **kwargs: Any) -> None:
+        seen.update(kwargs)
+        raise Stop
+
+    monkeypatch.setattr("sb3_tgrpo.openvla.policy.OpenVLAPolicy", stop)
+    config = replace(toy_config(), device="cuda:1")
+    with pytest.raises(Stop):
+        make_policy(config, resolve_setup(config, "tiny"))
+    assert seen["device"] == "cuda:1" and "device" not in policy_kwargs(config, resolve_setup(config, "tiny"))
 
 
 def test_report_says_when_evaluation_starts_were_trained_on() -> None:

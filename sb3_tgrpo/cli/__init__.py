@@ -17,7 +17,7 @@ SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "study", "train")
 def _be_gentle_on_busy_cores() -> None:
     """
     Threads of GNU OpenMP, torch's, that wait for one another give up their core sooner. With the default, an update with two
-    threads took twenty times as long as with one where another run had the second core (docs/train.md). Read when torch is
+    threads took thirteen times as long as with one where another run had the second core (docs/train.md). Read when torch is
     imported, which commands do later.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
