@@ -157,6 +157,7 @@ def make_group_env(
     subprocess: bool | None = None,
     timeout: float | None = 60.0,
     start_options: StartOptions | None = None,
+    alternate: bool = False,
 ) -> GroupVecEnv:
     """
     Groups of environments for :class:`~sb3_tgrpo.tgrpo.TGRPO`.
@@ -176,6 +177,8 @@ def make_group_env(
         that render gain from it and small environments lose.
     :param timeout: seconds to wait for one environment's step or reset when it has a process of its own.
     :param start_options: reset options of each new start, see :class:`~sb3_tgrpo.envs.groups.SyncGroupVectorEnv`.
+    :param alternate: halves of the groups take turns, so that simulators and policy work at the same time; likewise. For
+        processes and at least two groups. Wrappers that remember observations, such as ``VecFrameStack``, do not go with it.
     :return: SB3 ``VecEnv`` of ``n_groups * group_size`` environments (times the number of ids).
     :raises ValueError: on bad numbers, an empty list of ids, or environments that do not fit together.
     """
@@ -189,8 +192,9 @@ def make_group_env(
     if subprocess is None:
         subprocess = _has_image(makers[0])
     groups = SyncGroupVectorEnv(
-        env_fns, group_size, stop_on=stop_on, subprocess=subprocess, timeout=timeout, start_options=start_options
-    )
+        env_fns, group_size, stop_on=stop_on, subprocess=subprocess, timeout=timeout, start_options=start_options,
+        alternate=alternate,
+    )  # fmt: skip
     env = GroupVecEnv(groups)
     if seed is not None:
         env.seed(seed)

@@ -61,6 +61,11 @@ class SyncGroupVectorEnv(VectorEnv):
     the same start; ``infos["resampled"]`` is then True for the group's members, whose steps since the start do not count. Each
     environment may be restarted three times before its group is finished; a fourth time is a ``RuntimeError``.
 
+    With ``alternate`` the groups are divided into two halves that take turns: a step carries out the actions of one half and
+    returns what the other half has meanwhile made of its own, so that simulators work while the policy thinks (rlpyt's
+    alternating sampler; Sample Factory's double buffering). :attr:`active` tells whose turn it is, the mask whose step came
+    back; the very first step returns nobody's. Trajectories are the same.
+
     :param env_fns: one function per environment; the first ``group_size`` make up the first group, and so on.
     :param group_size: members per group, at least 2.
     :param stop_on: when a group ends, see above.
@@ -68,6 +73,7 @@ class SyncGroupVectorEnv(VectorEnv):
     :param subprocess: each environment in a process of its own (needed to survive crashes and hangs), or all in this one.
     :param start_options: reset options of each new start, drawn with the generator of that start, which depends on the seed
         alone; for instance ``lambda rng: {"init_state_id": int(rng.integers(50))}``.
+    :param alternate: let the halves of the groups take turns, see above; nothing changes with one group.
     :raises ValueError: on a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
         environments with different spaces, or members whose seeded resets differ.
     """
@@ -81,6 +87,7 @@ class SyncGroupVectorEnv(VectorEnv):
         timeout: float | None = 60.0,
         subprocess: bool = True,
         start_options: StartOptions | None = None,
+        alternate: bool = False,
     ) -> None:
         super().__init__()
         if group_size < 2:
@@ -97,6 +104,12 @@ class SyncGroupVectorEnv(VectorEnv):
         self.stop_on = stop_on
         self.timeout = timeout
         self.start_options = start_options
+        # The two halves that take turns, and whose turn it is; without `alternate` all are of one.
+        self._half = np.arange(self.num_envs) // self.group_size >= (self.n_groups + 1) // 2
+        self._half &= alternate
+        self._turn = False
+        self._in_flight = np.zeros(self.num_envs, dtype=bool)  # has been sent an action, and its answer is not received
+        self._answers: dict[int, Any] = {}  # of members in flight, received ahead of their turn
 
         self._workers: list[Worker] = []
         try:
@@ -190,7 +203,14 @@ class SyncGroupVectorEnv(VectorEnv):
 
     @property
     def active(self) -> np.ndarray:
-        """``(num_envs,)`` bool: members whose next action will be carried out (neither held nor in a paused group)."""
+        """
+        ``(num_envs,)`` bool: members whose next action will be carried out (neither held nor in a paused group; where groups
+        take turns, of the half whose turn it is).
+        """
+        return self._running & ~self._in_flight & (self._half == self._turn)
+
+    @property
+    def _running(self) -> np.ndarray:
         return ~(self._over | self._paused)
 
     def pause(self, groups: np.ndarray | Sequence[int]) -> None:
@@ -225,6 +245,9 @@ class SyncGroupVectorEnv(VectorEnv):
             seeds = self._group_seeds(seed)
         infos: dict[int, dict[str, Any]] = {}
         self._paused[:] = False
+        # Answers of steps on their way are dropped: a worker's next answer is that of its next command.
+        self._in_flight[:], self._turn = False, False
+        self._answers.clear()
         for group in range(self.n_groups):
             self._draw_start(group, seeds[group], options)
         infos = self._begin(range(self.n_groups))
@@ -241,18 +264,23 @@ class SyncGroupVectorEnv(VectorEnv):
 
         :param actions: one per environment; those of inactive ones are ignored.
         """
-        valid = self.active
-        if not valid.any():
+        acting = self.active
+        if not (acting | self._in_flight).any():
             raise RuntimeError("No environment is left to step: call reset() first, or resume() the paused groups.")
         rewards = np.zeros(self.num_envs)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        running = np.flatnonzero(valid).tolist()
-        for i in running:
+        for i in np.flatnonzero(acting).tolist():
             self._workers[i].send("step", actions[i])
+        self._in_flight |= acting
+        others = self._half != self._turn
+        if ((self._running | self._in_flight) & others).any():
+            self._turn = not self._turn
+        valid = self._in_flight & (self._half == self._turn)
+        self._in_flight &= ~valid
         lost: set[int] = set()
-        for i in running:
+        for i in np.flatnonzero(valid).tolist():
             try:
-                observation, reward, terminated, truncated, info = self._receive(i)
+                observation, reward, terminated, truncated, info = self._answer(i)
             except WorkerLostError as error:
                 lost.add(i)
                 self._workers[i].restart()
@@ -377,6 +405,10 @@ class SyncGroupVectorEnv(VectorEnv):
             error.add_note(f"Raised in environment {i} (member {i % self.group_size} of group {i // self.group_size}).")
             raise
 
+    def _answer(self, i: int) -> Any:
+        """The answer to the step that member ``i`` was sent."""
+        return self._answers.pop(i) if i in self._answers else self._receive(i)
+
     def _count_restart(self, i: int, error: WorkerLostError) -> None:
         group = i // self.group_size
         self._restarts[i] += 1
@@ -390,6 +422,8 @@ class SyncGroupVectorEnv(VectorEnv):
     def _ask(self, command: str, *args: Any, indices: Sequence[int] | None = None) -> tuple[Any, ...]:
         chosen = range(self.num_envs) if indices is None else indices
         for i in chosen:
+            if self._in_flight[i] and i not in self._answers:
+                self._answers[i] = self._receive(i)
             self._workers[i].send(command, *args)
         return tuple(self._receive(i) for i in chosen)
 

@@ -24,7 +24,7 @@ def main() -> None:
 
     env = make_group_env("CartPole-v1", group_size=8, n_groups=4, stop_on="never")
     model = TGRPO(
-        "MlpPolicy", env, learning_rate=2e-3, n_epochs=10, batch_size=512, kl_coef=0.0, seed=args.seed, verbose=1, device="cpu"
+        "MlpPolicy", env, learning_rate=1e-3, n_epochs=10, batch_size=256, kl_coef=0.0, seed=args.seed, verbose=1, device="cpu"
     )
     evaluation = Monitor(gym.make("CartPole-v1"))  # un-grouped: a group that stops early would cut episodes short
     evaluation.reset(seed=1000)

@@ -187,7 +187,8 @@ class GroupedRolloutBuffer(BaseBuffer):
         :param outcomes: ``(group_size,)``, one reward per trajectory that replaces those of its steps (GRPO).
         """
         members = slice(group * self.group_size, (group + 1) * self.group_size)
-        steps = self._steps[self._start_of_group[group] :]
+        # Where groups take turns there are steps that only others made.
+        steps = [step for step in self._steps[self._start_of_group[group] :] if step.valid[members].any()]
         self._ended.append([np.stack([array[members] for array in arrays]) for arrays in zip(*steps, strict=True)])
         self._outcomes.append(outcomes)
         self._start_of_group[group] = len(self._steps)

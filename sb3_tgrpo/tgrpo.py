@@ -278,12 +278,13 @@ class TGRPO(OnPolicyAlgorithm):
         to_sample = np.full(groups.n_groups, (self.groups_per_update or groups.n_groups) // groups.n_groups)
         successes: list[np.ndarray] = []
         n_steps = n_slots = n_valid = 0
+        actions, log_probs = np.empty(0), np.empty(0)
         callback.on_rollout_start()
 
         while to_sample.any():
-            n_slots += int((to_sample > 0).sum()) * groups.group_size
             active = groups.active
-            actions, log_probs = self._sample_actions(active)
+            # Where groups take turns the step that comes back is another group's, sampled one turn ago: its rows are kept.
+            actions, log_probs = self._sample_actions(active, actions, log_probs)
             clipped_actions = self._environment_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             valid = groups.valid
@@ -302,11 +303,13 @@ class TGRPO(OnPolicyAlgorithm):
                     groups.pause([int(group)])
 
             n_steps += 1
+            stepped = np.repeat((valid | resampled).reshape(-1, groups.group_size).any(axis=1), groups.group_size)
+            n_slots += int(stepped.sum())
             n_new = int(valid.sum()) - n_discarded  # may be negative: a group that is sampled again takes its steps back
             n_valid += n_new
             self.num_timesteps += n_new
             self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = np.where(active | resampled, dones | resampled, self._last_episode_starts)
+            self._last_episode_starts = np.where(stepped, dones | resampled, self._last_episode_starts)
             self._update_info_buffer(infos, dones)
             callback.update_locals(locals())
             if not callback.on_step():
@@ -320,17 +323,25 @@ class TGRPO(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _sample_actions(self, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions and log-probabilities of all environments; those that stand still repeat another's and are ignored."""
+    def _sample_actions(self, active: np.ndarray, actions: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param active: ``(num_envs,)`` bool, who acts.
+        :param actions: the latest actions of all environments, empty before the first.
+        :param log_probs: likewise.
+        :return: the same with new ones for those that act; what others have is ignored, or of a step on its way.
+        """
         rows = np.flatnonzero(active)
+        if len(rows) == 0:
+            return actions, log_probs
         obs = self._last_obs
         if len(rows) < len(active):
             obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]  # type: ignore[index]
         with th.no_grad():
-            actions, log_prob = self.policy.sample_actions(obs_as_tensor(obs, self.device))  # type: ignore[arg-type]
-        place = np.zeros(len(active), dtype=np.int64)
-        place[rows] = np.arange(len(rows))
-        return actions.cpu().numpy()[place], log_prob.float().cpu().numpy()[place]
+            new_actions, new_log_probs = self.policy.sample_actions(obs_as_tensor(obs, self.device))  # type: ignore[arg-type]
+        return tuple(
+            _with_rows(old, rows, new.cpu().numpy(), len(active))
+            for old, new in ((actions, new_actions), (log_probs, new_log_probs.float()))
+        )  # type: ignore[return-value]
 
     def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
         if not isinstance(self.action_space, spaces.Box):
@@ -595,6 +606,13 @@ def _make_groups(env: GymEnv | str | None, group_size: int | None) -> GymEnv | N
 
 def _groups(env: VecEnv) -> GroupEnv:
     return cast(GroupEnv, env.unwrapped)
+
+
+def _with_rows(old: np.ndarray, rows: np.ndarray, new: np.ndarray, n: int) -> np.ndarray:
+    """A copy of ``old``, or an array of ``n`` rows if it is empty, with ``rows`` replaced."""
+    result = np.repeat(new[:1], n, axis=0) if len(old) == 0 else old.copy()
+    result[rows] = new
+    return result
 
 
 def _step_signal(infos: list[dict[str, Any]], rewards: np.ndarray) -> np.ndarray:

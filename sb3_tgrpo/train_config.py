@@ -81,7 +81,7 @@ class AlgorithmConfig:
     learning_rate: float = setting(1e-4, "of AdamW, constant")
     group_size: int = setting(8, "trajectories from one start")
     groups_per_update: int = setting(8, "groups sampled for one update")
-    parallel_groups: int = setting(1, "groups played at once (processes: this times group_size)")
+    parallel_groups: int = setting(2, "groups played at once, in two halves that take turns (processes: this times group_size)")
     stop_on: StopOn = setting("never", "when a group ends")
     temperature: float = setting(1.0, "sampling temperature")
     alpha_step: float = setting(0.3, "weight of the step level")
@@ -101,6 +101,7 @@ class BaselineConfig:
     """What other methods than TGRPO have beside the arguments that they share with it."""
 
     beta: float = setting(0.1, "dpo, tpo: how far the policy may go from the start policy")
+    n_envs: int = setting(8, "ppo and references: environments at once, each a process")
     n_steps: int = setting(256, "ppo and references: steps per environment and rollout, about")
     minibatch_size: int = setting(256, "ppo and references: steps per optimizer step and forward pass")
     gamma: float = setting(0.99, "ppo and references: discount")
@@ -223,7 +224,7 @@ _POSITIVE = {
     "demos", "sft_steps", "sft_learning_rate", "sft_batch_size", "action_bins", "total_timesteps", "learning_rate",
     "groups_per_update", "parallel_groups", "temperature", "clip_range", "n_epochs", "batch_size", "micro_batch_size",
     "max_grad_norm", "target_kl", "eval_starts", "eval_episodes", "eval_workers", "threads", "update_threads", "workers",
-    "save_every", "image_size", "max_episode_steps", "beta", "n_steps", "minibatch_size", "gamma", "gae_lambda",
+    "save_every", "image_size", "max_episode_steps", "beta", "n_envs", "n_steps", "minibatch_size", "gamma", "gae_lambda",
 }  # fmt: skip
 _NOT_NEGATIVE = {
     "alpha_step", "alpha_traj", "kl_coef", "start_noise", "joint_noise", "dart", "pushes", "slips", "detour", "sft_min_range",

@@ -280,7 +280,7 @@ def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
     if config.algorithm.algo not in GROUPED:
         source = env_source(config)
         make = partial(gym.make, source, **kwargs) if isinstance(source, str) else partial(source, **kwargs)
-        return make_ungrouped_env(make, config.algorithm.group_size * config.algorithm.parallel_groups, options)
+        return make_ungrouped_env(make, config.baseline.n_envs, options)
     return make_group_env(
         env_source(config),
         config.algorithm.group_size,
@@ -289,6 +289,7 @@ def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
         env_kwargs=kwargs,
         subprocess=True,
         start_options=options,
+        alternate=True,
     )
 
 

@@ -287,6 +287,80 @@ def test_pause_and_resume(make: MakeGroups) -> None:
     assert env.active.all()
 
 
+@pytest.mark.parametrize("subprocess", [False, True])
+def test_halves_take_turns(make: MakeGroups, subprocess: bool) -> None:
+    env = make(n_envs=6, group_size=2, alternate=True, subprocess=subprocess)  # two groups, then the third
+    env.reset(seed=0)
+    first, second = [True] * 4 + [False] * 2, [False] * 4 + [True] * 2
+    assert env.active.tolist() == first
+    obs, rewards, *_, infos = env.step(np.arange(10, 16))  # the first half sets out: nobody's step is back yet
+    assert not infos["valid"].any() and (obs[:, 1] == 0).all() and not rewards.any()
+    assert env.active.tolist() == second
+    obs, rewards, *_, infos = env.step(np.arange(20, 26))  # the second half sets out, the first is back
+    assert infos["valid"].tolist() == first and rewards.tolist() == [10, 11, 12, 13, 0, 0]
+    assert obs[:, 1].tolist() == [1, 1, 1, 1, 0, 0] and env.active.tolist() == first
+    assert env.call("set_tag", "b") == ("tag b",) * 6  # a question on the way does not cost the step that is on its way
+    obs, rewards, *_, infos = env.step(np.arange(30, 36))
+    assert infos["valid"].tolist() == second and rewards.tolist() == [0, 0, 0, 0, 24, 25]
+    # A reset drops what is on its way
+    obs, _ = env.reset(seed=0)
+    assert (obs[:, 1:] == 0).all() and env.active.tolist() == first
+    assert not env.step(np.full(6, 10))[4]["valid"].any()
+
+
+def test_turns_give_the_trajectories_of_lockstep(make: MakeGroups) -> None:
+    def play(alternate: bool, n_groups: int) -> list[list[tuple]]:
+        rng = np.random.default_rng(3)
+        scripts = rng.choice([1, 2, 3, 10, 11], (n_groups, 400, 2), p=[0.04, 0.08, 0.08, 0.4, 0.4])
+        env = make(n_envs=2 * n_groups, group_size=2, alternate=alternate)
+        obs, _ = env.reset(seed=1)
+        made: list[list[tuple]] = [[] for _ in range(n_groups)]
+        sent = np.zeros(n_groups, dtype=int)
+        while min(map(len, made)) < 60:
+            actions = np.zeros(2 * n_groups, dtype=int)
+            for group in np.flatnonzero(env.active.reshape(-1, 2).any(axis=1)):
+                actions[2 * group : 2 * group + 2] = scripts[group, sent[group]]
+                sent[group] += 1
+            obs, rewards, terminations, truncations, infos = env.step(actions)
+            for group in np.flatnonzero(infos["valid"].reshape(-1, 2).any(axis=1)):
+                mine = slice(2 * group, 2 * group + 2)
+                arrays = (obs, rewards, terminations, truncations, infos["valid"])
+                made[group].append(tuple(array[mine].tolist() for array in arrays))
+        return [steps[:60] for steps in made]
+
+    for n_groups in (1, 2, 3):
+        assert play(True, n_groups) == play(False, n_groups)
+
+
+def test_a_paused_half_gives_its_turns_away(make: MakeGroups) -> None:
+    env = make(n_envs=4, group_size=2, alternate=True)
+    env.reset(seed=0)
+    env.step(np.full(4, 10))
+    assert env.step(np.full(4, 10))[4]["valid"].tolist() == [True, True, False, False]
+    env.pause([0])
+    assert not env.active.any()
+    assert env.step(np.full(4, 10))[4]["valid"].tolist() == [False, False, True, True]  # sends nobody, receives
+    for _ in range(3):  # alone, it steps like any group
+        assert env.active.tolist() == [False, False, True, True]
+        assert env.step(np.full(4, 10))[4]["valid"].tolist() == [False, False, True, True]
+    env.pause([1])
+    with pytest.raises(RuntimeError, match="No environment is left to step"):
+        env.step(np.full(4, 10))
+
+
+def test_a_crash_on_the_way_costs_its_group_alone(make: MakeGroups, tmp_path: Path) -> None:
+    maker = partial(OnceCrashingEnv, str(tmp_path / "crashed"))
+    env = make(n_envs=4, group_size=2, env=maker, alternate=True, subprocess=True)
+    env.reset(seed=0)
+    env.step(np.array([9, 10, 10, 10]))
+    with pytest.warns(UserWarning, match="group 0 is sampled again"):
+        obs, *_, infos = env.step(np.array([10, 10, 10, 10]))
+    assert infos["resampled"].tolist() == [True, True, False, False] and not infos["valid"].any()
+    assert obs[:, 1].tolist() == [0, 0, 0, 0] and env.active.tolist() == [True, True, False, False]
+    obs, *_, infos = env.step(np.array([10, 10, 10, 10]))
+    assert infos["valid"].tolist() == [False, False, True, True] and obs[:, 1].tolist() == [0, 0, 1, 1]
+
+
 def test_bad_input(make: MakeGroups) -> None:
     with pytest.raises(ValueError, match="group_size=1"):
         make(group_size=1)

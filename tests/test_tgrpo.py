@@ -23,6 +23,7 @@ from toy_envs import IdentityEnv, OnceCrashingEnv, ScriptEnv, SignalEnv
 from sb3_tgrpo import TGRPO, GroupedRolloutBuffer
 from sb3_tgrpo.envs import GroupVecEnv, SyncGroupVectorEnv, make_group_env
 from sb3_tgrpo.policies import ActorPolicy
+from sb3_tgrpo.train_callbacks import MetricsCallback
 
 FAST: dict[str, Any] = {"learning_rate": 1e-2, "seed": 0, "device": "cpu", "kl_coef": 0.0}
 
@@ -63,7 +64,7 @@ def test_identity(kind: str, policy: str, threshold: float) -> None:
 def test_cartpole(seed: int) -> None:
     """450 mean reward within 150k valid steps; the reward is the same at every step, so the trajectory level does it alone."""
     env = make_group_env("CartPole-v1", group_size=8, n_groups=4, stop_on="never")
-    model = TGRPO("MlpPolicy", env, learning_rate=2e-3, n_epochs=10, batch_size=512, kl_coef=0.0, seed=seed, device="cpu")
+    model = TGRPO("MlpPolicy", env, learning_rate=1e-3, n_epochs=10, batch_size=256, kl_coef=0.0, seed=seed, device="cpu")
     model.learn(130_000)
     assert model.num_timesteps <= 150_000
     evaluation = Monitor(gym.make("CartPole-v1"))
@@ -407,6 +408,57 @@ def test_groups_per_update_and_pausing() -> None:
     # Each of the two groups played three episodes; their lengths are those of the episodes, not of the longest
     lengths = model.rollout_buffer.mask.any(axis=2).sum(axis=0)
     assert len(set(lengths)) > 1
+
+
+def test_held_members_cost_no_start() -> None:
+    """A member that ended before its group is at the next start like the others: the next rollout begins there."""
+    env = make_group_env(
+        partial(ScriptEnv, {a: "terminated" for a in range(20)}, limit=10), 4, 2, stop_on="never", subprocess=False
+    )
+    model = TGRPO("MlpPolicy", env, **FAST).learn(1)
+    assert not model.rollout_buffer.mask.all()
+    for n_rollouts in (1, 2):
+        assert env.start_state()["n_starts"] == [n_rollouts] * 2
+        model.learn(1, reset_num_timesteps=False)
+
+
+def test_groups_that_take_turns_are_recorded_as_they_were_played() -> None:
+    env = make_group_env(
+        partial(ScriptEnv, {a: "terminated" for a in range(5)}, limit=30),
+        2,
+        3,
+        stop_on="never",
+        subprocess=False,
+        alternate=True,
+    )
+    model = TGRPO("MlpPolicy", env, groups_per_update=6, **FAST)
+    model.learn(1)
+    buffer = model.rollout_buffer
+    assert buffer.mask.shape[1:] == (6, 2) and model.num_timesteps == buffer.mask.sum()
+    lengths = buffer.mask.sum(axis=0)
+    assert len(np.unique(lengths)) > 2 and buffer.mask.any(axis=2).sum(axis=0).tolist() == lengths.max(axis=1).tolist()
+    for group, member in np.ndindex(6, 2):
+        rows = [np.ravel_multi_index((t, group, member), buffer.mask.shape) for t in range(lengths[group, member])]
+        (samples,) = buffer.samples(np.array(rows))
+        start, count, total = samples.observations.numpy().T  # type: ignore[union-attr]
+        actions = samples.actions.numpy().ravel()
+        assert (start == start[0]).all() and count.tolist() == list(range(len(rows)))
+        assert total.tolist() == [0, *np.cumsum(actions)[:-1]]  # each observation follows from the actions before it
+        assert buffer.rewards[: len(rows), group, member].tolist() == actions.tolist()
+    assert env.start_state()["n_starts"] == [2, 2, 2]
+
+
+def test_taking_turns_is_deterministic_and_scores_what_was_sampled() -> None:
+    def run() -> tuple[th.Tensor, list[float]]:
+        env = make_group_env(partial(IdentityEnv, "box", length=7), 4, 2, subprocess=False, alternate=True)
+        model = TGRPO("MlpPolicy", env, groups_per_update=4, batch_size=30, n_epochs=2, **FAST)
+        metrics = MetricsCallback()
+        model.learn(300, metrics)
+        return parameters(model), [row["train/ratio_error_first"] for row in metrics.rows]
+
+    (first, errors), (second, _) = run(), run()
+    assert th.equal(first, second)
+    assert len(errors) > 1 and max(errors) < 1e-5
 
 
 def test_lost_worker_costs_a_group_not_the_run(tmp_path: Path) -> None:

@@ -384,7 +384,7 @@ def test_a_policy_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("error", "remedy"),
     [
-        (MemoryError(), "Lower parallel_groups .now 1; each of its 8 simulators"),
+        (MemoryError(), "Lower parallel_groups .now 2; each of its 16 simulators"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "groups_per_update .now 8"),
         (th.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "GPU's memory ran out. Lower micro_batch_size"),
         (RuntimeError("Environment 2 ended unexpectedly, exit status -9, after 3 restarts in this group"), "system killed it"),
