@@ -1,5 +1,6 @@
 """``sb3-tgrpo study``: methods, grids, statistics, tables, the other methods in the main job, and interruption."""
 
+import argparse
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from sb3_tgrpo import TGRPO
 from sb3_tgrpo import study as study_module
 from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, even_batch_size, make_ungrouped_env, rollout_steps
 from sb3_tgrpo.cli import main
+from sb3_tgrpo.cli.study import add_parser, study_from
 from sb3_tgrpo.comparison import wilson_interval
 from sb3_tgrpo.envs import registration
 from sb3_tgrpo.main_job import run_training
@@ -238,6 +240,16 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "to run    PPO, libero_object-3, seed 4" in capsys.readouterr().out
     assert main(["study", "table1", *arguments, "--set", "gamma:0.9"]) == 1
     assert "METHOD.NAME=VALUE" in capsys.readouterr().err
+
+
+def test_repeated_flags_add_up() -> None:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    given = "study table1 --tasks libero_object-3 --tasks libero_object-4 --set n_epochs=2 --set PPO.gamma=0.9 batch_size=64 --methods SFT"
+    study = study_from(parser.parse_args(given.split()))
+    assert [env.split("-")[-2] for env in study.envs] == ["3", "4"]
+    assert (study.config.algorithm.n_epochs, study.config.algorithm.batch_size) == (2, 64)
+    assert study.overrides == {"PPO": {"gamma": 0.9}} and study.methods == ("SFT",)
 
 
 # ---------------------------------------------------------------------- tables

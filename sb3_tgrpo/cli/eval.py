@@ -31,8 +31,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     policy.add_argument("--device", default="auto")
 
     tasks = parser.add_argument_group("episodes")
-    tasks.add_argument("--env", nargs="+", default=[], metavar="ID", help="such as LIBERO/libero_object-3-v0")
-    tasks.add_argument("--suite", nargs="+", default=[], metavar="SUITE", help="all tasks of libero_object, ...")
+    tasks.add_argument("--env", nargs="+", action="extend", default=[], metavar="ID", help="such as LIBERO/libero_object-3-v0")
+    tasks.add_argument(
+        "--suite", nargs="+", action="extend", default=[], metavar="SUITE", help="all tasks of libero_object, ..."
+    )
     tasks.add_argument("--episodes", type=int, default=50, metavar="N", help="starts per task (default %(default)s)")
     tasks.add_argument("--starts", type=int, nargs="+", default=None, metavar="K", help="these starts instead of the first N")
     tasks.add_argument("--drawn", action="store_true", help="starts drawn with seeds 0, 1, ... instead of stored ones")

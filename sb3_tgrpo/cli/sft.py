@@ -20,7 +20,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add ``sft``."""
     parser = subparsers.add_parser("sft", help="train a start policy on demonstrations", description=_DESCRIPTION)
     data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE", help="HDF5 files in LIBERO's layout")
+    data.add_argument(
+        "--data", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help="HDF5 files in LIBERO's layout"
+    )
     data.add_argument("--name", default=None, help="name of the action statistics; default: the suite")
     data.add_argument(
         "--assets", choices=("full", "light"), default=None, help="what the images show; default: as the files say"

@@ -28,16 +28,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("grid", choices=tuple(GRIDS), metavar="NAME", help="one of the grids below")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="FOLDER", help="default: runs/study")
-    parser.add_argument("--tasks", nargs="+", default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids")
-    parser.add_argument("--methods", nargs="+", default=None, metavar="METHOD", help="instead of the grid's")
+    parser.add_argument(
+        "--tasks", nargs="+", action="extend", default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids"
+    )
+    parser.add_argument("--methods", nargs="+", action="extend", default=None, metavar="METHOD", help="instead of the grid's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--budget", type=int, default=None, metavar="STEPS", help="environment steps of each cell")
     parser.add_argument(
-        "--checkpoint", nargs="+", default=[], metavar="[TASK=]PATH", help="start policy of all tasks, or of single ones"
+        "--checkpoint",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[TASK=]PATH",
+        help="start policy of all tasks, or of single ones",
     )
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings of all cells, as for train")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="[METHOD.]NAME=VALUE", help="settings of all cells, or of one method"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[METHOD.]NAME=VALUE",
+        help="settings of all cells, or of one method",
     )
     parser.add_argument(
         "--tuning", type=Path, default=None, metavar="FOLDER", help="learning rates of a finished tuning study (its --out)"
