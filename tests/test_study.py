@@ -245,11 +245,11 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_repeated_flags_add_up() -> None:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
-    given = "study table1 --tasks libero_object-3 --tasks libero_object-4 --set n_epochs=2 --set PPO.gamma=0.9 batch_size=64 --methods SFT"
-    study = study_from(parser.parse_args(given.split()))
+    given = "study table1 --tasks libero_object-3 --tasks libero_object-4 --methods SFT --methods PPO"
+    study = study_from(parser.parse_args([*given.split(), "--set", "n_epochs=2", "--set", "PPO.gamma=0.9", "batch_size=64"]))
     assert [env.split("-")[-2] for env in study.envs] == ["3", "4"]
     assert (study.config.algorithm.n_epochs, study.config.algorithm.batch_size) == (2, 64)
-    assert study.overrides == {"PPO": {"gamma": 0.9}} and study.methods == ("SFT",)
+    assert study.overrides == {"PPO": {"gamma": 0.9}} and study.methods == ("SFT", "PPO")
 
 
 # ---------------------------------------------------------------------- tables
