@@ -107,7 +107,10 @@ class LiberoSim:
         self.renderer = OffscreenRenderer(self.model, self.data, image_size, image_size)
         self.pictures: dict[str, np.ndarray] = {}
         self._atoms: list[bool] | None = None
-        self._state = np.zeros(8)
+        robot = self.scene.robot
+        self._hand_site, self._fingers = robot.eef_site_id, robot._ref_gripper_joint_pos_indexes
+        self._hand_body = self.model.body(robot.robot_model.eef_name).id
+        self._sensed = np.zeros(9)  # position and quaternion of the hand, fingers, when the last observation was taken
 
     def reset(
         self,
@@ -162,7 +165,7 @@ class LiberoSim:
             self.controller.advance(sample + 1, first=True)
             for name, camera in pictures.items():
                 self.pictures[name] = self.picture(camera)
-            self._read_proprioception()
+            self._note_proprioception()
             if sample + 1 < SUBSTEPS:
                 self.controller.advance(SUBSTEPS - sample - 1, first=False)
         self._atoms = None
@@ -186,18 +189,17 @@ class LiberoSim:
         """The state in the vocabulary's terms."""
         return self.facts_reader.read(self.goal_atoms())
 
-    def _read_proprioception(self) -> None:
-        from robosuite.utils.transform_utils import quat2axisangle
-
-        robot = self.scene.robot
-        w, x, y, z = self.data.xquat[self.model.body(robot.robot_model.eef_name).id]
-        self._state[:3] = self.data.site_xpos[robot.eef_site_id]
-        self._state[3:6] = quat2axisangle(np.array([x, y, z, w]))
-        self._state[6:] = self.data.qpos[robot._ref_gripper_joint_pos_indexes]
+    def _note_proprioception(self) -> None:
+        self._sensed[:3] = self.data.site_xpos[self._hand_site]
+        self._sensed[3:7] = self.data.xquat[self._hand_body]
+        self._sensed[7:] = self.data.qpos[self._fingers]
 
     def proprioception(self) -> np.ndarray:
         """End-effector position, axis-angle rotation and finger positions at the last observation."""
-        return self._state.copy()
+        from robosuite.utils.transform_utils import quat2axisangle
+
+        w, x, y, z = self._sensed[3:7]
+        return np.concatenate([self._sensed[:3], quat2axisangle(np.array([x, y, z, w])), self._sensed[7:]])
 
     def close(self) -> None:
         """Free the OpenGL context."""
