@@ -158,6 +158,7 @@ def make_group_env(
     timeout: float | None = 60.0,
     start_options: StartOptions | None = None,
     alternate: bool = False,
+    processes: int | None = None,
 ) -> GroupVecEnv:
     """
     Groups of environments for :class:`~sb3_tgrpo.tgrpo.TGRPO`.
@@ -179,6 +180,7 @@ def make_group_env(
     :param start_options: reset options of each new start, see :class:`~sb3_tgrpo.envs.groups.SyncGroupVectorEnv`.
     :param alternate: halves of the groups take turns, so that simulators and policy work at the same time; likewise. For
         processes and at least two groups. Wrappers that remember observations, such as ``VecFrameStack``, do not go with it.
+    :param processes: let the environments share this many processes; None: one each. Likewise.
     :return: SB3 ``VecEnv`` of ``n_groups * group_size`` environments (times the number of ids).
     :raises ValueError: on bad numbers, an empty list of ids, or environments that do not fit together.
     """
@@ -193,7 +195,7 @@ def make_group_env(
         subprocess = _has_image(makers[0])
     groups = SyncGroupVectorEnv(
         env_fns, group_size, stop_on=stop_on, subprocess=subprocess, timeout=timeout, start_options=start_options,
-        alternate=alternate,
+        alternate=alternate, processes=processes,
     )  # fmt: skip
     env = GroupVecEnv(groups)
     if seed is not None:

@@ -74,6 +74,8 @@ class SyncGroupVectorEnv(VectorEnv):
     :param start_options: reset options of each new start, drawn with the generator of that start, which depends on the seed
         alone; for instance ``lambda rng: {"init_state_id": int(rng.integers(50))}``.
     :param alternate: let the halves of the groups take turns, see above; nothing changes with one group.
+    :param processes: let the environments share this many, see :meth:`~sb3_tgrpo.envs.worker.SubprocessWorker.sharing`;
+        None: one each, so that what a crash costs is its own group.
     :raises ValueError: on a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
         environments with different spaces, or members whose seeded resets differ.
     """
@@ -88,6 +90,7 @@ class SyncGroupVectorEnv(VectorEnv):
         subprocess: bool = True,
         start_options: StartOptions | None = None,
         alternate: bool = False,
+        processes: int | None = None,
     ) -> None:
         super().__init__()
         if group_size < 2:
@@ -96,6 +99,8 @@ class SyncGroupVectorEnv(VectorEnv):
             raise ValueError(f"{len(env_fns)} environments do not make up whole groups of group_size={group_size}.")
         if stop_on not in get_args(StopOn):
             raise ValueError(f"stop_on={stop_on!r} is unknown: choose one of {', '.join(map(repr, get_args(StopOn)))}.")
+        if processes is not None and processes < 1:
+            raise ValueError(f"processes={processes} must be at least 1, or None for one per environment.")
         if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout={timeout} must be a positive number of seconds, or None to wait forever.")
         self.group_size = group_size
@@ -113,8 +118,7 @@ class SyncGroupVectorEnv(VectorEnv):
 
         self._workers: list[Worker] = []
         try:
-            for env_fn in env_fns:
-                self._workers.append(SubprocessWorker(env_fn) if subprocess else InProcessWorker(env_fn))
+            self._make_workers(env_fns, subprocess, processes)
             self._read_spaces()
         except BaseException:
             self.close()
@@ -218,8 +222,10 @@ class SyncGroupVectorEnv(VectorEnv):
         self._paused.reshape(-1, self.group_size)[groups] = True
 
     def resume(self) -> None:
-        """Let all groups go on."""
+        """Let all groups go on; with nobody on the way, the first half begins, as after a reset."""
         self._paused[:] = False
+        if not self._in_flight.any():
+            self._turn = False
 
     def start_state(self) -> dict[str, Any]:
         """Where the sequence of starts is; the current start counts as not yet taken. JSON-serialisable."""
@@ -426,6 +432,14 @@ class SyncGroupVectorEnv(VectorEnv):
                 self._answers[i] = self._receive(i)
             self._workers[i].send(command, *args)
         return tuple(self._receive(i) for i in chosen)
+
+    def _make_workers(self, env_fns: Sequence[Callable[[], gym.Env]], subprocess: bool, processes: int | None) -> None:
+        if not subprocess:
+            self._workers += [InProcessWorker(env_fn) for env_fn in env_fns]
+            return
+        count = min(processes or self.num_envs, self.num_envs)
+        shared = [SubprocessWorker.sharing(env_fns[first::count]) for first in range(count)]
+        self._workers += [shared[i % count][i // count] for i in range(self.num_envs)]
 
     def _read_spaces(self) -> None:
         descriptions = self._ask("describe")

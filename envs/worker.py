@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
-from multiprocessing.connection import Connection, Pipe
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Protocol
 
 import cloudpickle
@@ -93,9 +93,46 @@ class InProcessWorker:
         self.env.close()
 
 
+class _Process:
+    """
+    A process that serves environments, over a connection each.
+
+    :param n_envs: how many.
+    """
+
+    def __init__(self, n_envs: int) -> None:
+        pairs = [Pipe() for _ in range(n_envs)]
+        self.connections = [ours for ours, _ in pairs]
+        filenos = [theirs.fileno() for _, theirs in pairs]
+        # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
+        environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
+        command = [sys.executable, "-c", "import sys; sys.path[:] = %r; from sb3_tgrpo.envs.worker import serve; serve(%r)"]
+        command[2] %= (sys.path, filenos)
+        self.popen = subprocess.Popen(command, pass_fds=filenos, env=environ, stdin=subprocess.DEVNULL)
+        for _, theirs in pairs:
+            theirs.close()
+        self.n_open = n_envs
+
+    def kill(self) -> None:
+        """End it at once, and with it all of its environments."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def leave(self) -> None:
+        """One of its environments is closed; the last one ends the process."""
+        self.n_open -= 1
+        if self.n_open > 0:
+            return
+        try:
+            self.popen.wait(timeout=5.0)
+        except subprocess.TimeoutExpired:
+            pass
+        self.kill()
+
+
 class SubprocessWorker:
     """
-    The environment in a process of its own.
+    The environment in another process: one of its own, or one that it shares with others (:meth:`sharing`).
 
     :param env_fn: makes the environment; pickled with cloudpickle, so closures and lambdas will do.
     """
@@ -105,16 +142,27 @@ class SubprocessWorker:
             raise RuntimeError("Environments in sub-processes need a POSIX system: use subprocess=False here.")
         self.pickled = cloudpickle.dumps(env_fn)
         self._request = 0  # number of the latest command; answers to earlier ones (after an interrupt) are dropped
-        self._start()
+        self._enter(_Process(1), 0)
 
-    def _start(self) -> None:
-        self._connection, theirs = Pipe()
-        # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
-        environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
-        command = [sys.executable, "-c", "import sys; sys.path[:] = %r; from sb3_tgrpo.envs.worker import serve; serve(%d)"]
-        command[2] %= (sys.path, theirs.fileno())
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environ, stdin=subprocess.DEVNULL)
-        theirs.close()
+    @classmethod
+    def sharing(cls, env_fns: Sequence[Callable[[], gym.Env]]) -> "list[SubprocessWorker]":
+        """
+        Several environments in one process, which steps them one after the other: less memory and warmer caches than a process
+        each. What ends or hangs the process costs all of them their episodes; each is then restarted in a process of its own.
+
+        :param env_fns: make the environments.
+        """
+        process = _Process(len(env_fns))
+        workers = []
+        for place, env_fn in enumerate(env_fns):
+            worker = cls.__new__(cls)
+            worker.pickled, worker._request = cloudpickle.dumps(env_fn), 0
+            worker._enter(process, place)
+            workers.append(worker)
+        return workers
+
+    def _enter(self, process: _Process, place: int) -> None:
+        self._process, self._connection = process, process.connections[place]
         self._starting = True
         self._connection.send_bytes(cloudpickle.dumps((0, "make", (self.pickled,))))
 
@@ -139,7 +187,7 @@ class SubprocessWorker:
                     raise WorkerLostError(f"did not answer within {patience:g} s")
                 request, succeeded, answer = cloudpickle.loads(self._connection.recv_bytes())
             except (EOFError, ConnectionResetError) as error:
-                raise WorkerLostError(f"ended unexpectedly, exit status {self._process.wait()}") from error
+                raise WorkerLostError(f"ended unexpectedly, exit status {self._process.popen.wait()}") from error
             self._starting = False
             if not succeeded and request in (0, self._request):
                 raise answer
@@ -152,21 +200,17 @@ class SubprocessWorker:
 
     def restart(self) -> None:
         self._kill()
-        self._start()
+        self._enter(_Process(1), 0)
 
     def _kill(self) -> None:
         self._process.kill()
-        self._process.wait()
         self._connection.close()
 
     def close(self) -> None:
-        if self._process.poll() is None:
+        if not self._connection.closed:
             self.send("close")
-            try:
-                self._process.wait(timeout=5.0)
-            except subprocess.TimeoutExpired:
-                pass
-        self._kill()
+            self._process.leave()
+            self._connection.close()
 
 
 class WorkerPool:
@@ -213,35 +257,52 @@ class WorkerPool:
         self.close()
 
 
-def serve(fileno: int) -> None:
+def serve(filenos: Sequence[int]) -> None:
     """
-    Body of a worker process: build the environment, then answer commands until told to close or the caller is gone.
+    Body of a worker process: build environments and answer commands until told to close all or the caller is gone.
 
-    :param fileno: inherited file descriptor of this side's connection.
+    :param filenos: inherited file descriptors of this side's connections, one per environment.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes us in order
-    connection = Connection(fileno)
-    env: gym.Env | None = None
+    envs: dict[Connection, gym.Env | None] = {Connection(fileno): None for fileno in filenos}
     try:
-        while True:
-            request, command, args = cloudpickle.loads(connection.recv_bytes())
-            if command == "close":
-                break
-            try:
-                if command == "make":
-                    env, answer = cloudpickle.loads(args[0])(), None
-                else:
-                    assert env is not None
-                    answer = run_command(env, command, args)
-                reply = cloudpickle.dumps((request, True, answer))
-            except Exception as error:
-                reply = _pickled_failure(request, error)
-            connection.send_bytes(reply)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the caller is gone
+        while envs:
+            for connection in wait(list(envs)):
+                assert isinstance(connection, Connection)
+                if not _serve_one(connection, envs):
+                    env = envs.pop(connection)
+                    if env is not None:
+                        env.close()
     finally:
-        if env is not None:
-            env.close()
+        for env in envs.values():
+            if env is not None:
+                env.close()
+
+
+def _serve_one(connection: Connection, envs: dict[Connection, gym.Env | None]) -> bool:
+    """
+    Answer one command.
+
+    :return: False if there will be no other: told to close, or the caller is gone.
+    """
+    try:
+        request, command, args = cloudpickle.loads(connection.recv_bytes())
+        if command == "close":
+            return False
+        try:
+            if command == "make":
+                envs[connection], answer = cloudpickle.loads(args[0])(), None
+            else:
+                env = envs[connection]
+                assert env is not None
+                answer = run_command(env, command, args)
+            reply = cloudpickle.dumps((request, True, answer))
+        except Exception as error:
+            reply = _pickled_failure(request, error)
+        connection.send_bytes(reply)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return False
+    return True
 
 
 def _pickled_failure(request: int, error: Exception) -> bytes:

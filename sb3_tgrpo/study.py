@@ -50,8 +50,8 @@ GROUP_SIZES = (2, 4, 6, 8)
 PAYMENTS = ("per_step", "latched", "potential")
 RATES = (0.3, 1.0, 3.0)
 RECIPE_VARIANTS = (
-    "TGRPO-groups_per_update=4", "TGRPO-groups_per_update=16", "TGRPO-N=4", "TGRPO@3", "TGRPO-target_kl=0.02",
-    "TGRPO-temperature=0.7", "TGRPO-kl_coef=0.02", "TGRPO-payment=potential",
+    "TGRPO-groups_per_update=4", "TGRPO-groups_per_update=8", "TGRPO-batch_size=512", "TGRPO-N=4", "TGRPO@3",
+    "TGRPO-target_kl=0.02", "TGRPO-temperature=0.7", "TGRPO-kl_coef=0.02", "TGRPO-payment=potential",
 )  # fmt: skip
 TUNED = ("PPO", "GRPO", "TGRPO")
 TUNED_BY = "T=1"

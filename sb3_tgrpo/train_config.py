@@ -77,10 +77,10 @@ class AlgorithmConfig:
     """How it is trained: the arguments of TGRPO, which other methods share as far as they have them."""
 
     algo: Algo = setting("tgrpo", "what trains; sft: nothing, the start policy stays as it is")
-    total_timesteps: int = setting(80_000, "environment steps that count")
+    total_timesteps: int = setting(40_000, "environment steps that count")
     learning_rate: float = setting(1e-4, "of AdamW, constant")
     group_size: int = setting(8, "trajectories from one start")
-    groups_per_update: int = setting(8, "groups sampled for one update")
+    groups_per_update: int = setting(2, "groups sampled for one update")
     parallel_groups: int = setting(2, "groups played at once; their halves take turns (processes: this times group_size)")
     stop_on: StopOn = setting("never", "when a group ends")
     temperature: float = setting(1.0, "sampling temperature")
@@ -90,7 +90,7 @@ class AlgorithmConfig:
     kl_coef: float = setting(0.0, "weight of the KL to the start policy")
     clip_range: float = setting(0.3, "bound on the ratio")
     n_epochs: int = setting(3, "passes over the groups")
-    batch_size: int | None = setting(512, "steps per optimizer step; none: one group")
+    batch_size: int | None = setting(256, "steps per optimizer step; none: one group")
     micro_batch_size: int | None = setting(128, "steps per forward pass: memory, not the result")
     max_grad_norm: float = setting(1.0, "bound on the gradient's norm")
     target_kl: float | None = setting(0.08, "end an update beyond 1.5 times this KL")

@@ -290,6 +290,7 @@ def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
         subprocess=True,
         start_options=options,
         alternate=True,
+        processes=2 * cpu_count(),
     )
 
 

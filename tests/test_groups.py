@@ -346,6 +346,8 @@ def test_a_paused_half_gives_its_turns_away(make: MakeGroups) -> None:
     env.pause([1])
     with pytest.raises(RuntimeError, match="No environment is left to step"):
         env.step(np.full(4, 10))
+    env.resume()  # a training that is resumed from a file begins here too, after a reset
+    assert env.active.tolist() == [True, True, False, False]
 
 
 def test_a_crash_on_the_way_costs_its_group_alone(make: MakeGroups, tmp_path: Path) -> None:
@@ -361,6 +363,37 @@ def test_a_crash_on_the_way_costs_its_group_alone(make: MakeGroups, tmp_path: Pa
     assert infos["valid"].tolist() == [False, False, True, True] and obs[:, 1].tolist() == [0, 0, 1, 1]
 
 
+def test_environments_share_processes(make: MakeGroups) -> None:
+    class Tells(ScriptEnv):
+        def pid(self) -> int:
+            import os
+
+            return os.getpid()
+
+    env = make(n_envs=6, group_size=3, env=Tells, subprocess=True, processes=2)
+    pids = env.call("pid")
+    assert pids == (pids[0], pids[1]) * 3 and pids[0] != pids[1]
+    obs, _ = env.reset(seed=5)
+    assert obs[:, 0].tolist() == [5, 5, 5, 6, 6, 6]
+    assert env.step(np.arange(10, 16))[1].tolist() == [10, 11, 12, 13, 14, 15]
+    env.close()
+    assert all(worker._process.popen.poll() is not None for worker in env._workers)  # type: ignore[attr-defined]
+    assert len(set(make(n_envs=4, group_size=2, env=Tells, subprocess=True).call("pid"))) == 4
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_a_shared_process_that_is_lost_costs_all_its_groups_once(make: MakeGroups, tmp_path: Path, how: str) -> None:
+    maker = partial(OnceCrashingEnv, str(tmp_path / "crashed"), how)
+    env = make(n_envs=4, group_size=2, env=maker, subprocess=True, processes=1, timeout=3.0)
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="restarted"):
+        obs, *_, infos = env.step(np.array([10, 9, 10, 10]))
+    assert infos["resampled"].all() and obs[:, 1].tolist() == [0, 0, 0, 0]
+    obs, rewards, *_, infos = env.step(np.array([10, 9, 12, 13]))
+    assert infos["valid"].all() and rewards.tolist() == [10, 9, 12, 13]
+    assert len({worker._process.popen.pid for worker in env._workers}) == 4  # type: ignore[attr-defined]
+
+
 def test_bad_input(make: MakeGroups) -> None:
     with pytest.raises(ValueError, match="group_size=1"):
         make(group_size=1)
@@ -370,6 +403,8 @@ def test_bad_input(make: MakeGroups) -> None:
         make(stop_on="first")
     with pytest.raises(ValueError, match="timeout=0"):
         make(timeout=0)
+    with pytest.raises(ValueError, match="processes=0"):
+        make(processes=0)
     with pytest.raises(ValueError, match=r"Environment 1 has observation space Box.* environment 0"):
         SyncGroupVectorEnv([ScriptEnv, partial(gym.make, "CartPole-v1")], 2, subprocess=False)
     with pytest.raises(ValueError, match=r"differ after reset\(seed=4\)"):

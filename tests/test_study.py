@@ -205,7 +205,7 @@ def test_methods_may_have_rewards_of_their_own() -> None:
         ({"config": TrainConfig().updated({"from_scratch": True})}, "make it first"),
         ({"checkpoints": {"LIBERO/libero_goal-1-v0": "x"}}, "not part of this study"),
         ({"overrides": {"DPO": {"beta": 1.0}}}, "settings are given for DPO"),
-        ({"overrides": {"PPO": {"total_timesteps": 7}}}, "total_timesteps was 80000, is 7"),
+        ({"overrides": {"PPO": {"total_timesteps": 7}}}, "total_timesteps was 40000, is 7"),
         ({"overrides": {"PPO": {"gama": 0.9}}}, "gama"),
     ],
 )

@@ -385,7 +385,7 @@ def test_a_policy_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("error", "remedy"),
     [
         (MemoryError(), "Lower parallel_groups .now 2; each of its 16 simulators"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "groups_per_update .now 8"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "groups_per_update .now 2"),
         (th.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "GPU's memory ran out. Lower micro_batch_size"),
         (RuntimeError("Environment 2 ended unexpectedly, exit status -9, after 3 restarts in this group"), "system killed it"),
         (RuntimeError("Environment 2 did not answer within 60 s, after 3 restarts in this group"), "messages of its process"),
@@ -410,7 +410,7 @@ def test_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr("sb3_tgrpo.train_stages.make_training_env", exhausted)
     assert main(["train", *TOY, "--eval-temperatures", "0", "--eval-starts", "1", "--out", str(tmp_path)]) == 1
-    assert "Lower parallel_groups (now 1; each of its 2 simulators" in capsys.readouterr().err
+    assert "Lower parallel_groups (now 2; each of its 4 simulators" in capsys.readouterr().err
 
 
 def test_unknown_reward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
