@@ -165,7 +165,7 @@ def test_variants_change_what_tgrpo_has_in_the_study() -> None:
     assert algorithm["TGRPO-kl_coef=0.02"] == replace(base, kl_coef=0.02)
     assert algorithm["TGRPO@3"] == replace(base, learning_rate=1.5e-4)
     assert algorithm["TGRPO-alpha=0.9"] == replace(base, alpha_step=0.9, alpha_traj=0.1)
-    assert algorithm["TGRPO-N=4"] == replace(base, group_size=4, groups_per_update=12)  # 8 groups of 6, as many trajectories
+    assert algorithm["TGRPO-N=4"] == replace(base, group_size=4, parallel_groups=3, groups_per_update=3)  # of 2 groups of 6
     assert algorithm["TGRPO-step"] == replace(base, alpha_step=0.8, alpha_traj=0.0)
     assert algorithm["GRPO"].outcome_reward == "return" and algorithm["GRPO"].kl_coef == 0.0
     assert {cell.place for cell in found.values()} == {"SFT", *methods}  # none is another's copy
