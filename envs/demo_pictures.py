@@ -91,6 +91,17 @@ def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str],
         unfinished.unlink(missing_ok=True)
 
 
+def read_pictures(path: str | os.PathLike[str]) -> list[np.ndarray]:
+    """
+    The pictures of a video.
+
+    :param path: such as :func:`write_pictures` has written.
+    :return: uint8 (height, width, 3) each.
+    """
+    with _imageio().get_reader(Path(path)) as reader:
+        return [np.asarray(picture) for picture in reader]
+
+
 def _unknown_format(path: str | os.PathLike[str], what: str, suffix: str) -> ValueError:
     return ValueError(f"{os.fspath(path)}: there is no format for {what} of this suffix; name it with {suffix}.")
 

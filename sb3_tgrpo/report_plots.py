@@ -1,8 +1,10 @@
 """Pictures of a run: curves over the updates, and where in the task's stages the time was spent."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,6 +131,26 @@ def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
         axis.set_ylim(0, 1)
         _plain(axis, f"Success, {name}")
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    return png(figure)
+
+
+def plot_episodes(episodes: Mapping[str, Sequence[np.ndarray]], n_columns: int = 5) -> bytes:
+    """
+    Episodes as rows of pictures, at equal distances in time, the first and the last included.
+
+    :param episodes: uint8 (height, width, 3) each, by the episode's name.
+    :param n_columns: pictures of an episode.
+    :return: PNG.
+    """
+    figure = new_figure(2.0 * n_columns, 2.2 * len(episodes))
+    axes = figure.subplots(len(episodes), n_columns, squeeze=False)
+    for row, (name, pictures) in zip(axes, episodes.items(), strict=True):
+        for axis, step in zip(row, np.linspace(0, len(pictures) - 1, n_columns).round().astype(int), strict=True):
+            axis.imshow(pictures[step], interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+            axis.set_title(f"step {step}", fontsize=8)
+        row[0].set_ylabel(name, fontsize=9)
     return png(figure)
 
 

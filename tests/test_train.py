@@ -156,7 +156,7 @@ def test_run_folder(finished: Path) -> None:
     for mode in results["modes"].values():
         assert mode["before"]["episodes"] == mode["after"]["episodes"] == mode["paired"]["start"]["n_pairs"] == 3
     for name in ("model.zip", "checkpoint/config.json", "videos/before.mp4", "videos/after.mp4", "plots/curves.png",
-                 "plots/stages.png", "plots/furthest.png", "report.html"):  # fmt: skip
+                 "plots/stages.png", "plots/furthest.png", "plots/before_after.png", "report.html"):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
     assert list((finished / "tensorboard").rglob("events*")) and not (finished / "resume.zip").exists()
 
