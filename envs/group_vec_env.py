@@ -52,6 +52,11 @@ class GroupVecEnv(VecEnv):
         return self.groups.stop_on
 
     @property
+    def alternate(self) -> bool:
+        """Whether halves of the groups take turns."""
+        return self.groups.alternate
+
+    @property
     def active(self) -> np.ndarray:
         """``(num_envs,)`` bool: members whose next action will be carried out."""
         return self.groups.active

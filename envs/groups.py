@@ -8,7 +8,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
-from sb3_tgrpo.envs.worker import InProcessWorker, SubprocessWorker, Worker, WorkerLostError
+from sb3_tgrpo.envs.worker import InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerProcess
 
 StopOn = Literal["success", "termination", "never"]
 StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
@@ -74,7 +74,7 @@ class SyncGroupVectorEnv(VectorEnv):
     :param start_options: reset options of each new start, drawn with the generator of that start, which depends on the seed
         alone; for instance ``lambda rng: {"init_state_id": int(rng.integers(50))}``.
     :param alternate: let the halves of the groups take turns, see above; nothing changes with one group.
-    :param processes: let the environments share this many, see :meth:`~sb3_tgrpo.envs.worker.SubprocessWorker.sharing`;
+    :param processes: let the environments share this many, see :class:`~sb3_tgrpo.envs.worker.SubprocessWorker`;
         None: one each, so that what a crash costs is its own group.
     :raises ValueError: on a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
         environments with different spaces, or members whose seeded resets differ.
@@ -109,6 +109,7 @@ class SyncGroupVectorEnv(VectorEnv):
         self.stop_on = stop_on
         self.timeout = timeout
         self.start_options = start_options
+        self.alternate = alternate
         # The two halves that take turns, and whose turn it is; without `alternate` all are of one.
         self._half = np.arange(self.num_envs) // self.group_size >= (self.n_groups + 1) // 2
         self._half &= alternate
@@ -438,8 +439,9 @@ class SyncGroupVectorEnv(VectorEnv):
             self._workers += [InProcessWorker(env_fn) for env_fn in env_fns]
             return
         count = min(processes or self.num_envs, self.num_envs)
-        shared = [SubprocessWorker.sharing(env_fns[first::count]) for first in range(count)]
-        self._workers += [shared[i % count][i // count] for i in range(self.num_envs)]
+        shared = [WorkerProcess(len(env_fns[first::count])) for first in range(count)]
+        for i, env_fn in enumerate(env_fns):  # neighbours in different processes: groups and halves spread evenly
+            self._workers.append(SubprocessWorker(env_fn, shared[i % count]))
 
     def _read_spaces(self) -> None:
         descriptions = self._ask("describe")

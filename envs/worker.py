@@ -93,16 +93,18 @@ class InProcessWorker:
         self.env.close()
 
 
-class _Process:
+class WorkerProcess:
     """
-    A process that serves environments, over a connection each.
+    A process that serves environments, one after the other, over a connection each.
 
-    :param n_envs: how many.
+    :param n_envs: how many will be put into it.
     """
 
-    def __init__(self, n_envs: int) -> None:
+    def __init__(self, n_envs: int = 1) -> None:
+        if os.name != "posix":
+            raise RuntimeError("Environments in sub-processes need a POSIX system: use subprocess=False here.")
         pairs = [Pipe() for _ in range(n_envs)]
-        self.connections = [ours for ours, _ in pairs]
+        self._free = [ours for ours, _ in reversed(pairs)]
         filenos = [theirs.fileno() for _, theirs in pairs]
         # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
         environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
@@ -111,7 +113,11 @@ class _Process:
         self.popen = subprocess.Popen(command, pass_fds=filenos, env=environ, stdin=subprocess.DEVNULL)
         for _, theirs in pairs:
             theirs.close()
-        self.n_open = n_envs
+        self._n_envs = n_envs
+
+    def connect(self) -> Connection:
+        """:return: a connection that nobody has yet."""
+        return self._free.pop()
 
     def kill(self) -> None:
         """End it at once, and with it all of its environments."""
@@ -120,8 +126,8 @@ class _Process:
 
     def leave(self) -> None:
         """One of its environments is closed; the last one ends the process."""
-        self.n_open -= 1
-        if self.n_open > 0:
+        self._n_envs -= 1
+        if self._n_envs > 0:
             return
         try:
             self.popen.wait(timeout=5.0)
@@ -132,37 +138,20 @@ class _Process:
 
 class SubprocessWorker:
     """
-    The environment in another process: one of its own, or one that it shares with others (:meth:`sharing`).
+    The environment in another process, of its own or shared with others. Sharing takes less memory and keeps caches warmer;
+    what ends or hangs the process costs all in it their episodes, and each is then restarted in a process of its own.
 
     :param env_fn: makes the environment; pickled with cloudpickle, so closures and lambdas will do.
+    :param process: where it runs; None: in a process of its own.
     """
 
-    def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
-        if os.name != "posix":
-            raise RuntimeError("Environments in sub-processes need a POSIX system: use subprocess=False here.")
+    def __init__(self, env_fn: Callable[[], gym.Env], process: WorkerProcess | None = None) -> None:
         self.pickled = cloudpickle.dumps(env_fn)
         self._request = 0  # number of the latest command; answers to earlier ones (after an interrupt) are dropped
-        self._enter(_Process(1), 0)
+        self._enter(process or WorkerProcess())
 
-    @classmethod
-    def sharing(cls, env_fns: Sequence[Callable[[], gym.Env]]) -> "list[SubprocessWorker]":
-        """
-        Several environments in one process, which steps them one after the other: less memory and warmer caches than a process
-        each. What ends or hangs the process costs all of them their episodes; each is then restarted in a process of its own.
-
-        :param env_fns: make the environments.
-        """
-        process = _Process(len(env_fns))
-        workers = []
-        for place, env_fn in enumerate(env_fns):
-            worker = cls.__new__(cls)
-            worker.pickled, worker._request = cloudpickle.dumps(env_fn), 0
-            worker._enter(process, place)
-            workers.append(worker)
-        return workers
-
-    def _enter(self, process: _Process, place: int) -> None:
-        self._process, self._connection = process, process.connections[place]
+    def _enter(self, process: WorkerProcess) -> None:
+        self.process, self._connection = process, process.connect()
         self._starting = True
         self._connection.send_bytes(cloudpickle.dumps((0, "make", (self.pickled,))))
 
@@ -187,7 +176,7 @@ class SubprocessWorker:
                     raise WorkerLostError(f"did not answer within {patience:g} s")
                 request, succeeded, answer = cloudpickle.loads(self._connection.recv_bytes())
             except (EOFError, ConnectionResetError) as error:
-                raise WorkerLostError(f"ended unexpectedly, exit status {self._process.popen.wait()}") from error
+                raise WorkerLostError(f"ended unexpectedly, exit status {self.process.popen.wait()}") from error
             self._starting = False
             if not succeeded and request in (0, self._request):
                 raise answer
@@ -200,16 +189,16 @@ class SubprocessWorker:
 
     def restart(self) -> None:
         self._kill()
-        self._enter(_Process(1), 0)
+        self._enter(WorkerProcess())
 
     def _kill(self) -> None:
-        self._process.kill()
+        self.process.kill()
         self._connection.close()
 
     def close(self) -> None:
         if not self._connection.closed:
             self.send("close")
-            self._process.leave()
+            self.process.leave()
             self._connection.close()
 
 

@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, is_vecenv_wrapped
 
 from sb3_tgrpo.advantages import MIN_SPREAD
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
@@ -28,6 +28,24 @@ SelfTGRPO = TypeVar("SelfTGRPO", bound="TGRPO")
 
 RatioLevel = Literal["action", "token"]
 OutcomeReward = Literal["success", "return"]
+
+
+class _Acts(NamedTuple):
+    """What each environment last acted on, what it did, and the log-probabilities of that, ``(num_envs, ...)`` each."""
+
+    obs: np.ndarray | dict[str, np.ndarray]
+    actions: np.ndarray
+    log_probs: np.ndarray
+
+    def replaced(self, rows: np.ndarray, new: "_Acts") -> "_Acts":
+        """A copy with these rows replaced."""
+        obs: Any = new.obs
+        mine: Any = self.obs
+        if isinstance(obs, dict):
+            merged: Any = {key: _with_rows(mine[key], rows, value) for key, value in obs.items()}
+        else:
+            merged = _with_rows(mine, rows, obs)
+        return _Acts(merged, _with_rows(self.actions, rows, new.actions), _with_rows(self.log_probs, rows, new.log_probs))
 
 
 class TGRPO(OnPolicyAlgorithm):
@@ -225,6 +243,11 @@ class TGRPO(OnPolicyAlgorithm):
                 f"outcome_reward={self.outcome_reward!r} needs groups with stop_on='never', not {groups.stop_on!r}: a member "
                 "that is cut short has no outcome. Use make_group_env(..., stop_on='never')."
             )
+        if getattr(groups, "alternate", False) and is_vecenv_wrapped(env, VecFrameStack):
+            raise ValueError(
+                "VecFrameStack around groups that take turns (alternate=True) would stack frames at the steps that others make: "
+                "leave one of the two out."
+            )
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -278,18 +301,19 @@ class TGRPO(OnPolicyAlgorithm):
         to_sample = np.full(groups.n_groups, (self.groups_per_update or groups.n_groups) // groups.n_groups)
         successes: list[np.ndarray] = []
         n_steps = n_slots = n_valid = 0
-        actions, log_probs = np.empty(0), np.empty(0)
+        acts: _Acts | None = None
         callback.on_rollout_start()
 
         while to_sample.any():
             active = groups.active
             # Where groups take turns the step that comes back is another group's, sampled one turn ago: its rows are kept.
-            actions, log_probs = self._sample_actions(active, actions, log_probs)
+            acts = self._sample_actions(active, acts)
+            actions = acts.actions  # SB3's callbacks look for this name
             clipped_actions = self._environment_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             valid = groups.valid
 
-            rollout_buffer.add(self._last_obs, actions, rewards, log_probs, valid, _step_signal(infos, rewards))  # type: ignore[arg-type]
+            rollout_buffer.add(acts.obs, actions, rewards, acts.log_probs, valid, _step_signal(infos, rewards))
             resampled = np.array([info.get("resampled", False) for info in infos])
             n_discarded = 0
             for group in np.flatnonzero(resampled.reshape(-1, groups.group_size).any(axis=1)):
@@ -323,25 +347,29 @@ class TGRPO(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _sample_actions(self, active: np.ndarray, actions: np.ndarray, log_probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _sample_actions(self, active: np.ndarray, before: "_Acts | None") -> "_Acts":
         """
         :param active: ``(num_envs,)`` bool, who acts.
-        :param actions: the latest actions of all environments, empty before the first.
-        :param log_probs: likewise.
+        :param before: the latest acts of all environments, None before the first.
         :return: the same with new ones for those that act; what others have is ignored, or of a step on its way.
         """
         rows = np.flatnonzero(active)
         if len(rows) == 0:
-            return actions, log_probs
-        obs = self._last_obs
+            assert before is not None  # somebody is on the way
+            return before
+        obs: Any = self._last_obs
         if len(rows) < len(active):
-            obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]  # type: ignore[index]
+            obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
         with th.no_grad():
-            new_actions, new_log_probs = self.policy.sample_actions(obs_as_tensor(obs, self.device))  # type: ignore[arg-type]
-        return tuple(
-            _with_rows(old, rows, new.cpu().numpy(), len(active))
-            for old, new in ((actions, new_actions), (log_probs, new_log_probs.float()))
-        )  # type: ignore[return-value]
+            actions, log_probs = self.policy.sample_actions(obs_as_tensor(obs, self.device))
+        acts = _Acts(obs, actions.cpu().numpy(), log_probs.float().cpu().numpy())
+        if len(rows) == len(active):
+            return acts
+        if before is None:
+            place = np.zeros(len(active), dtype=np.int64)
+            place[rows] = np.arange(len(rows))
+            return _Acts(self._last_obs, acts.actions[place], acts.log_probs[place])  # type: ignore[arg-type]
+        return before.replaced(rows, acts)
 
     def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
         if not isinstance(self.action_space, spaces.Box):
@@ -608,9 +636,8 @@ def _groups(env: VecEnv) -> GroupEnv:
     return cast(GroupEnv, env.unwrapped)
 
 
-def _with_rows(old: np.ndarray, rows: np.ndarray, new: np.ndarray, n: int) -> np.ndarray:
-    """A copy of ``old``, or an array of ``n`` rows if it is empty, with ``rows`` replaced."""
-    result = np.repeat(new[:1], n, axis=0) if len(old) == 0 else old.copy()
+def _with_rows(old: np.ndarray, rows: np.ndarray, new: np.ndarray) -> np.ndarray:
+    result = old.copy()
     result[rows] = new
     return result
 

@@ -178,7 +178,7 @@ def test_processes_are_kept_for_the_next_evaluation(policy: OpenVLAPolicy) -> No
         return outcome(evaluate_policy(policy, {"walk": Walk}, pool=pool, **settings))
 
     def running() -> set[int]:
-        return {worker._process.popen.pid for worker in pool._idle}
+        return {worker.process.popen.pid for worker in pool._idle}
 
     alone = [play(None), play(None, deterministic=False)]
     with WorkerPool() as pool:
@@ -195,7 +195,7 @@ def test_processes_are_kept_for_the_next_evaluation(policy: OpenVLAPolicy) -> No
             play(pool, progress=interrupt)
         assert len(running()) == 2 and not first & running()  # who knows what those in the middle of an episode would answer
         workers = list(pool._idle)
-    assert not running() and all(worker._process.popen.poll() is not None for worker in workers)
+    assert not running() and all(worker.process.popen.poll() is not None for worker in workers)
 
 
 def test_videos_of_failures(policy: OpenVLAPolicy, tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def test_environments_share_processes(make: MakeGroups) -> None:
     assert obs[:, 0].tolist() == [5, 5, 5, 6, 6, 6]
     assert env.step(np.arange(10, 16))[1].tolist() == [10, 11, 12, 13, 14, 15]
     env.close()
-    assert all(worker._process.popen.poll() is not None for worker in env._workers)  # type: ignore[attr-defined]
+    assert all(worker.process.popen.poll() is not None for worker in env._workers)  # type: ignore[attr-defined]
     assert len(set(make(n_envs=4, group_size=2, env=Tells, subprocess=True).call("pid"))) == 4
 
 
@@ -391,7 +391,7 @@ def test_a_shared_process_that_is_lost_costs_all_its_groups_once(make: MakeGroup
     assert infos["resampled"].all() and obs[:, 1].tolist() == [0, 0, 0, 0]
     obs, rewards, *_, infos = env.step(np.array([10, 9, 12, 13]))
     assert infos["valid"].all() and rewards.tolist() == [10, 9, 12, 13]
-    assert len({worker._process.popen.pid for worker in env._workers}) == 4  # type: ignore[attr-defined]
+    assert len({worker.process.popen.pid for worker in env._workers}) == 4  # type: ignore[attr-defined]
 
 
 def test_bad_input(make: MakeGroups) -> None:

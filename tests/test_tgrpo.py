@@ -17,7 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 from toy_envs import IdentityEnv, OnceCrashingEnv, ScriptEnv, SignalEnv
 
 from sb3_tgrpo import TGRPO, GroupedRolloutBuffer
@@ -478,6 +478,18 @@ def test_taking_turns_is_deterministic_and_scores_what_was_sampled() -> None:
     (first, errors), (second, _) = run(), run()
     assert th.equal(first, second)
     assert len(errors) > 1 and max(errors) < 1e-5
+
+
+def test_wrappers_around_groups_that_take_turns() -> None:
+    groups = identity("box", 4, 2, length=7)
+    env = make_group_env(partial(IdentityEnv, "box", length=7), 4, 2, subprocess=False, alternate=True)
+    # VecNormalize changes what it makes of an observation while its action is on the way: what was acted on is recorded
+    metrics = MetricsCallback()
+    TGRPO("MlpPolicy", VecNormalize(env, norm_reward=False), groups_per_update=4, **FAST).learn(300, metrics)
+    assert max(row["train/ratio_error_first"] for row in metrics.rows) < 1e-5
+    assert TGRPO("MlpPolicy", VecFrameStack(groups, 2), **FAST).learn(1)
+    with pytest.raises(ValueError, match="VecFrameStack around groups that take turns"):
+        TGRPO("MlpPolicy", VecFrameStack(env, 2), **FAST)
 
 
 def test_lost_worker_costs_a_group_not_the_run(tmp_path: Path) -> None:

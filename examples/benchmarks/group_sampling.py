@@ -61,7 +61,7 @@ def sample(n_groups: int, rounds: int, **settings: object) -> tuple[float, float
         started = time.perf_counter()
         model.collect_rollouts(env, callback, model.rollout_buffer, 1)
         seconds = time.perf_counter() - started
-        pids = {worker._process.popen.pid for worker in groups.groups._workers}  # type: ignore[attr-defined]
+        pids = {worker.process.popen.pid for worker in groups.groups._workers}  # type: ignore[attr-defined]
         return 1e3 * seconds / model.rollout_buffer.size(), memory_gib(pids)
     finally:
         env.close()
