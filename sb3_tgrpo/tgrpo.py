@@ -245,8 +245,8 @@ class TGRPO(OnPolicyAlgorithm):
             )
         if getattr(groups, "alternate", False) and is_vecenv_wrapped(env, VecFrameStack):
             raise ValueError(
-                "VecFrameStack around groups that take turns (alternate=True) would stack frames at the steps that others make: "
-                "leave one of the two out."
+                "VecFrameStack around groups that take turns (alternate=True) would stack frames at the steps that others "
+                "make: leave one of the two out."
             )
 
     @staticmethod
