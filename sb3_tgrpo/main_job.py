@@ -31,6 +31,7 @@ from sb3_tgrpo.train_stages import (
     make_training_env,
     mode_name,
     resolve_setup,
+    show_videos,
     simulators,
     start_checkpoint,
     train,
@@ -295,9 +296,6 @@ def _film(
     Videos of one start before and after: of the first that failed before and succeeds after, so that there is something to
     see, or of start 0 if there is none. Never a measure of anything.
     """
-    from sb3_tgrpo.envs.demo_pictures import read_pictures
-    from sb3_tgrpo.report_plots import plot_episodes
-
     temperature, (before, after) = next(iter(pairs.items()))
     per_start = config.evaluation.eval_episodes
     outcomes = [(b.success, a.success) for b, a in zip(before.episodes, after.episodes, strict=True)][::per_start]
@@ -313,9 +311,7 @@ def _film(
             player = policy if name == "after" else make_policy(config, setup)
             film(player, config, setup, folder / f"{name}.mp4", temperature, start, pool)
     view.end_stage()
-    episodes = {f"{name} training": read_pictures(folder / f"{name}.mp4") for name in ("before", "after")}
-    (run / "plots").mkdir(exist_ok=True)
-    (run / "plots" / "before_after.png").write_bytes(plot_episodes(episodes))
+    show_videos({f"{name} training": folder / f"{name}.mp4" for name in ("before", "after")}, run / "plots/before_after.png")
     return {"mode": mode_name(temperature), "start": start, "chosen": bool(changed)}
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -568,3 +568,17 @@ def film(
         (video,) = Path(made).glob("*.mp4")
         os.replace(video, file)
     return file
+
+
+def show_videos(videos: Mapping[str, Path], file: Path) -> None:
+    """
+    A picture of videos, a row each.
+
+    :param videos: by name.
+    :param file: the picture.
+    """
+    from sb3_tgrpo.envs.demo_pictures import read_pictures
+    from sb3_tgrpo.report_plots import plot_episodes
+
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(plot_episodes({name: read_pictures(video) for name, video in videos.items()}))

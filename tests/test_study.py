@@ -54,7 +54,7 @@ TESTS = Path(__file__).parent
 ENVS = ("LIBERO/libero_object-3-v0", "LIBERO/libero_object-9-v0")
 TOY: dict[str, Any] = {
     "env": "vla_toy:Toy-v0", "checkpoint": "tiny", "lora": None, "eval_starts": 2, "eval_workers": 1, "device": "cpu",
-    "total_timesteps": 40, "group_size": 2, "groups_per_update": 2, "parallel_groups": 1, "learning_rate": 1e-3, "n_steps": 10,
+    "total_timesteps": 40, "group_size": 2, "groups_per_update": 2, "parallel_groups": 1, "learning_rate": 1e-3, "n_envs": 2, "n_steps": 10,
     "update_threads": 1,
 }  # fmt: skip
 
@@ -454,7 +454,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return DummyVecEnv([partial(DrawnStarts, one(), start_options, place) for place in range(n_envs)])
 
     monkeypatch.setattr("sb3_tgrpo.train_stages.make_ungrouped_env", make)
-    monkeypatch.setattr("sb3_tgrpo.main_job.film", lambda *args: None)
+    for name in ("film", "show_videos"):
+        monkeypatch.setattr(f"sb3_tgrpo.main_job.{name}", lambda *args: None)
     yield
 
 
@@ -606,12 +607,15 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
         check_cells([cell], root)
 
 
-@pytest.mark.parametrize("folder", ["study", "study_6"])
-def test_committed_cells_are_of_todays_settings(folder: str) -> None:
+BEFORE = {"total_timesteps": 80_000, "groups_per_update": 8, "batch_size": 512, "parallel_groups": 1}
+
+
+@pytest.mark.parametrize(("folder", "settings"), [("study_40k", {}), ("study", BEFORE), ("study_6", BEFORE)])
+def test_committed_cells_go_on_with_the_settings_that_docs_name(folder: str, settings: dict[str, Any]) -> None:
     root = RunFolder(Path(__file__).parents[1] / "docs/results" / folder)
     record = root.read("table1/study.json")
     study = Study(
-        "table1", TrainConfig(), tuple(record["envs"]), tuple(record["methods"]), tuple(record["seeds"]),
+        "table1", TrainConfig().updated(settings), tuple(record["envs"]), tuple(record["methods"]), tuple(record["seeds"]),
         {env: checkpoint for env, checkpoint in record["checkpoints"].items() if checkpoint},
     )  # fmt: skip
     check_cells(study.cells(), root)

@@ -500,7 +500,7 @@ def test_libero_from_scratch(tmp_path: Path) -> None:
     arguments = [
         "--from-scratch", "--assets", "light", "--demos", "2", "--sft-steps", "3", "--sft-validation", "0", "--dart", "0",
         "--sft-batch-size", "8", "--action-bins", "32", "--workers", "1", "--image-size", "64", "--total-timesteps", "12",
-        "--group-size", "2", "--groups-per-update", "1", "--max-episode-steps", "6", "--eval-starts", "1",
+        "--group-size", "2", "--groups-per-update", "2", "--max-episode-steps", "6", "--eval-starts", "1",
         "--eval-temperatures", "0", "--eval-workers", "1", "--device", "cpu",
     ]  # fmt: skip
     assert main(["train", *arguments, "--out", str(tmp_path)]) == 0
