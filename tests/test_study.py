@@ -54,7 +54,8 @@ TESTS = Path(__file__).parent
 ENVS = ("LIBERO/libero_object-3-v0", "LIBERO/libero_object-9-v0")
 TOY: dict[str, Any] = {
     "env": "vla_toy:Toy-v0", "checkpoint": "tiny", "lora": None, "eval_starts": 2, "eval_workers": 1, "device": "cpu",
-    "total_timesteps": 40, "group_size": 2, "groups_per_update": 2, "parallel_groups": 1, "learning_rate": 1e-3, "n_envs": 2, "n_steps": 10,
+    "total_timesteps": 40, "group_size": 2, "groups_per_update": 2, "parallel_groups": 1, "learning_rate": 1e-3,
+    "n_envs": 2, "n_steps": 10,
     "update_threads": 1,
 }  # fmt: skip
 
