@@ -419,7 +419,7 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
     if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
         return (
             f"Memory ran out. Lower parallel_groups (now {algorithm.parallel_groups}; each of its "
-            f"{algorithm.parallel_groups * algorithm.group_size} simulators is a process), groups_per_update (now "
+            f"{algorithm.parallel_groups * algorithm.group_size} simulators takes its share), groups_per_update (now "
             f"{algorithm.groups_per_update}; their images are kept until the update) or micro_batch_size (now "
             f"{algorithm.micro_batch_size})."
         )

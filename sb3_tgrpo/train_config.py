@@ -81,7 +81,7 @@ class AlgorithmConfig:
     learning_rate: float = setting(1e-4, "of AdamW, constant")
     group_size: int = setting(8, "trajectories from one start")
     groups_per_update: int = setting(2, "groups sampled for one update")
-    parallel_groups: int = setting(2, "groups played at once; their halves take turns (processes: this times group_size)")
+    parallel_groups: int = setting(2, "groups played at once; their halves take turns (simulators: this times group_size)")
     stop_on: StopOn = setting("never", "when a group ends")
     temperature: float = setting(1.0, "sampling temperature")
     alpha_step: float = setting(0.3, "weight of the step level")
