@@ -24,6 +24,11 @@ PROTOCOL = (
     "seeds: it counts once, and has no interval over seeds."
 )
 
+VERSUS = (
+    "Each row's success minus each column's, in points: on the cells that both have, whose number comes last, paired start by "
+    "start, with starts resampled (other starts, these trained policies; the interval over whole runs is in `results.json`)."
+)
+
 
 def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
     """
@@ -83,9 +88,10 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
 
     :param found: evaluations of the finished cells, of one way of playing.
     :param study: the order of tasks, methods and seeds.
-    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank`` and ``vs_sft``.
-        Both intervals, ``iqm`` and ``rank`` are None where a task is missing, the intervals also where a task has but one
-        evaluation, which says nothing of other seeds; ``vs_sft`` is None for SFT itself, or where nothing can be paired.
+    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank``, ``vs_sft`` and
+        ``versus``. Both intervals, ``iqm`` and ``rank`` are None where a task is missing, the intervals also where a task has
+        but one evaluation, which says nothing of other seeds; ``vs_sft`` is None for SFT itself, or where nothing can be
+        paired; ``versus`` is the same against the other trained methods, by name, where there is something to pair.
     """
     by_key = {(cell.method, cell.env, cell.seed): evaluation for cell, evaluation in found.items()}
     rows: dict[str, dict[str, Any]] = {}
@@ -104,8 +110,13 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
             if all(task["evaluations"] > 1 for task in tasks.values()):
                 row["iqm_interval"] = list(bootstrap_interval(scores))
                 row["mean_interval"] = list(bootstrap_interval(scores, mean_of_tasks))
-        row["vs_sft"] = None if method == START else _against_start(by_key, method, study)
+        row["vs_sft"] = None if method == START else _paired(by_key, START, method, study)
         rows[method] = row
+    trained = [method for method in rows if method != START]
+    for method in rows:
+        others = [other for other in trained if other != method and method != START]
+        pairs = {other: _paired(by_key, other, method, study) for other in others}
+        rows[method]["versus"] = {other: pair for other, pair in pairs.items() if pair is not None}
     complete = [method for method, row in rows.items() if row["iqm"] is not None]
     for env in study.envs:
         for method, rank in zip(complete, ranks([rows[method]["tasks"][env]["rate"] for method in complete]), strict=True):
@@ -140,13 +151,13 @@ def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     return list(found.values())
 
 
-def _against_start(by_key: dict[tuple[str, str, int], Evaluation], method: str, study: Study) -> dict[str, Any] | None:
-    """Paired with the start policy, cell by cell, where both are finished."""
+def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: str, study: Study) -> dict[str, Any] | None:
+    """Two methods paired, cell by cell, where both are finished."""
     both = [
-        (by_key[START, env, seed], by_key[method, env, seed])
+        (by_key[before, env, seed], by_key[after, env, seed])
         for env in study.envs
         for seed in study.seeds
-        if (method, env, seed) in by_key and (START, env, seed) in by_key
+        if (after, env, seed) in by_key and (before, env, seed) in by_key
     ]
     if not both:
         return None
@@ -176,11 +187,32 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
         cells.append(f"{100 * row['mean']:.1f}" if row["iqm"] is not None else "-")
         cells.append(f"{row['rank']:g}" if row["rank"] is not None else "-")
         cells.append(_percent(row["iqm"], row["iqm_interval"]) if row["iqm"] is not None else "-")
-        paired = row["vs_sft"] and row["vs_sft"]["start"]
-        low, high = paired["interval"] if paired else (0.0, 0.0)
-        cells.append(f"{100 * paired['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" if paired else "-")
+        cells.append(_points(row["vs_sft"]["start"]) if row["vs_sft"] else "-")
         body.append([method, *cells])
     return head, body
+
+
+def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """
+    Head and cells of the table of methods against each other, as text: the row's success minus the column's.
+
+    :param rows: of :func:`summarise`.
+    """
+    trained = [method for method in rows if method != START]
+    body = []
+    for method in trained:
+        pairs = rows[method]["versus"]
+        cells = [
+            f"{_points(pairs[other]['start'])}, {pairs[other]['start']['n_evaluations']}" if other in pairs else "-"
+            for other in trained
+        ]
+        body.append([method, *cells])
+    return ["", *trained], body
+
+
+def _points(paired: dict[str, Any]) -> str:
+    low, high = paired["interval"]
+    return f"{100 * paired['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _percent(rate: float, interval: Sequence[float] | None) -> str:
@@ -194,9 +226,9 @@ def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
     record = root.read(f"{study.grid}/study.json") or {"calls": []}
     parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].text}\n", PROTOCOL + "\n"]
     for name, rows in results["modes"].items():
-        head, body = table_rows(rows, study.envs)
-        lines = [head, ["---"] * len(head), *body]
-        parts.append(f"## {name}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
+        parts.append(f"## {name}\n\n" + _markdown_table(*table_rows(rows, study.envs)))
+        if any(row["versus"] for row in rows.values()):
+            parts.append(VERSUS + "\n\n" + _markdown_table(*versus_rows(rows)))
         if any(rows):
             parts.append(f"![{name}]({name.replace('=', '')}.png)\n")
     if results["missing"]:
@@ -204,6 +236,11 @@ def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
     parts.append(_budget(results))
     parts.append(_provenance(record["calls"], results, study))
     return "\n".join(parts)
+
+
+def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _budget(results: dict[str, Any]) -> str:

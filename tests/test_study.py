@@ -47,7 +47,7 @@ from sb3_tgrpo.study import (
     write_tables,
 )
 from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
-from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, write_results
+from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, versus_rows, write_results
 from sb3_tgrpo.train_config import TrainConfig, parse_setting, shipped_start
 
 TESTS = Path(__file__).parent
@@ -296,6 +296,14 @@ def test_table_by_hand() -> None:
     head, body = table_rows(rows, these.envs)
     assert head[:3] == ["method", "libero_object-3", "libero_object-9"] and body[2][1].startswith("62.5 [")
     assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]"]
+    # PPO has one cell, so against it there is one.
+    assert rows["SFT"]["versus"] == {} and list(tgrpo["versus"]) == ["PPO"]
+    pair = tgrpo["versus"]["PPO"]["start"]
+    assert (pair["n_pairs"], pair["only_after"], pair["difference"]) == (4, 2, 0.5)
+    assert "evaluation" not in tgrpo["versus"]["PPO"]
+    head, body = versus_rows(rows)
+    assert head == ["", "PPO", "TGRPO"]
+    assert body == [["PPO", "-", "-50.0 [-100.0, +0.0], 1"], ["TGRPO", "+50.0 [+0.0, +100.0], 1", "-"]]
     assert plot(rows, "", "greedy").startswith(b"\x89PNG") and plot(rows, "alpha_1", "greedy").startswith(b"\x89PNG")
 
 
