@@ -31,19 +31,22 @@ def step_advantages(rewards: Array, mask: Array | None = None, min_spread: float
     return _like(rewards, _standardise(values, valid, min_spread))
 
 
-def trajectory_advantages(rewards: Array, mask: Array | None = None, min_spread: float = MIN_SPREAD) -> Array:
+def trajectory_advantages(
+    rewards: Array, mask: Array | None = None, min_spread: float = MIN_SPREAD, gamma: float = 1.0
+) -> Array:
     """
     Trajectory-level relative advantage, eq. (3): the return of each member against the returns of its group,
-    ``(R_i - mean R) / std R`` with ``R_i = sum_t R[i,t]`` over the steps that count.
+    ``(R_i - mean R) / std R`` with ``R_i = sum_t gamma^t R[i,t]`` over the steps that count.
 
     :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
     :param mask: True where a step counts, same shape. A member without any valid step is no member.
     :param min_spread: see :func:`step_advantages`.
+    :param gamma: discount; 1 in the paper (section III), where a success counts the same however long it took.
     :return: ``(n_groups, group_size)`` or ``(group_size,)``.
     :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
     """
     values, valid = _checked(rewards, mask)
-    return _like(rewards, _standardise(values.sum(axis=0), np.any(valid, axis=0), min_spread))
+    return _like(rewards, _standardise(_returns(values, gamma), np.any(valid, axis=0), min_spread))
 
 
 def tgrpo_advantages(
@@ -53,6 +56,7 @@ def tgrpo_advantages(
     mask: Array | None = None,
     step_signal: Array | None = None,
     min_spread: float = MIN_SPREAD,
+    gamma: float = 1.0,
 ) -> Array:
     """
     The fused advantage, eq. (4): ``Adv[i,t] = alpha_1 A[i,t] + alpha_2 A_i``.
@@ -64,6 +68,7 @@ def tgrpo_advantages(
     :param step_signal: what the step level compares, where it is not the reward itself (latched rewards are zero at almost
         every step, so they put the progress here); same shape.
     :param min_spread: see :func:`step_advantages`.
+    :param gamma: discount of the trajectory level, see :func:`trajectory_advantages`.
     :return: same shape as ``rewards``.
     :raises ValueError: on a wrong shape, or a value that counts and is not finite.
     """
@@ -72,8 +77,13 @@ def tgrpo_advantages(
     if signal.shape != values.shape:
         raise ValueError(f"step_signal has shape {signal.shape}, rewards {values.shape}: they must be equal.")
     step_level = _standardise(signal, valid, min_spread)
-    trajectory_level = _standardise(values.sum(axis=0), np.any(valid, axis=0), min_spread)
+    trajectory_level = _standardise(_returns(values, gamma), np.any(valid, axis=0), min_spread)
     return _like(rewards, np.where(valid, alpha_step * step_level + alpha_traj * trajectory_level, 0.0))
+
+
+def _returns(values: np.ndarray, gamma: float) -> np.ndarray:
+    """Discounted sums over the first axis."""
+    return values.sum(axis=0) if gamma == 1.0 else np.tensordot(gamma ** np.arange(len(values)), values, axes=1)
 
 
 def _standardise(values: np.ndarray, valid: np.ndarray, min_spread: float) -> np.ndarray:

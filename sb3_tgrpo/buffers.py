@@ -94,7 +94,7 @@ class GroupedRolloutBuffer(BaseBuffer):
     :param action_space: Action space.
     :param device: Where samples go.
     :param gae_lambda: Unused, there is no critic.
-    :param gamma: Unused, returns are not discounted (paper, section III).
+    :param gamma: Discount of the trajectory level; 1 in the paper (section III).
     :param n_envs: Number of environments, a multiple of ``group_size``.
     :param group_size: Members per group.
     :raises ValueError: if ``group_size`` does not divide ``n_envs``.
@@ -106,7 +106,7 @@ class GroupedRolloutBuffer(BaseBuffer):
     step_signal: np.ndarray
     advantages: np.ndarray
     weight: np.ndarray
-    returns: np.ndarray  # (n_groups, group_size): summed rewards, or the outcome that replaces them
+    returns: np.ndarray  # (n_groups, group_size): summed rewards (not discounted), or the outcome that replaces them
 
     def __init__(
         self,
@@ -123,6 +123,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         if group_size < 2 or n_envs % group_size != 0:
             raise ValueError(f"n_envs={n_envs} is not a multiple of group_size={group_size} (at least 2).")
         self.group_size = group_size
+        self.gamma = gamma
         self.reset()
 
     def reset(self) -> None:
@@ -221,14 +222,17 @@ class GroupedRolloutBuffer(BaseBuffer):
         for group, arrays in enumerate(self._ended):
             for target, array in zip((self._rows, self.rewards, self.step_signal, self.mask), arrays, strict=True):
                 target[: len(array), group] = array
-        self.advantages = tgrpo_advantages(self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread)
+        self.advantages = tgrpo_advantages(
+            self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread, self.gamma
+        )
         self.returns = self.rewards.sum(axis=0)
+        lengths = self.mask.sum(axis=0)  # |o_i|, (n_groups, group_size)
         for group, outcomes in enumerate(self._outcomes):
             if outcomes is not None:
                 self.returns[group] = outcomes
-                relative = alpha_traj * trajectory_advantages(outcomes[None], None, min_spread)
+                paid = outcomes * self.gamma ** np.maximum(lengths[group] - 1, 0)  # with the last step
+                relative = alpha_traj * trajectory_advantages(paid[None], None, min_spread)
                 self.advantages[:, group] = np.where(self.mask[:, group], relative, 0.0)
-        lengths = self.mask.sum(axis=0)  # |o_i|, (n_groups, group_size)
         members = np.maximum((lengths > 0).sum(axis=-1, keepdims=True), 1)  # N
         self.weight = np.where(self.mask, 1.0 / (shape[1] * members * np.maximum(lengths, 1)), 0.0)
         self.full = True

@@ -191,10 +191,10 @@ Advantage = Callable[[Group], np.ndarray]
 """From a group to the advantage of each step, ``(n_steps, group_size)``."""
 
 
-def fused(alpha_step: float, alpha_traj: float, min_spread: float = 1e-8) -> Advantage:
-    """The advantage of eq. (4) with these weights."""
+def fused(alpha_step: float, alpha_traj: float, min_spread: float = 1e-8, gamma: float = 1.0) -> Advantage:
+    """The advantage of eq. (4) with these weights, and this discount of the trajectory level."""
     return lambda group: tgrpo_advantages(
-        group.rewards, alpha_step, alpha_traj, group.mask, group.step_signal, min_spread=min_spread
+        group.rewards, alpha_step, alpha_traj, group.mask, group.step_signal, min_spread, gamma
     )
 
 
@@ -208,9 +208,9 @@ def default_variants(model: "TGRPO") -> dict[str, Advantage]:
     """The model's own weights, each level alone, and success alone."""
     spread = model.min_spread
     return {
-        "as trained": fused(model.alpha_step, model.alpha_traj, spread),
+        "as trained": fused(model.alpha_step, model.alpha_traj, spread, model.gamma),
         "step only": fused(1.0, 0.0, spread),
-        "traj only": fused(0.0, 1.0, spread),
+        "traj only": fused(0.0, 1.0, spread, model.gamma),
         "success": success_only,
     }
 
@@ -322,6 +322,7 @@ class _KeptRollouts:
             "ratio_level": model.ratio_level,
             "alpha_step": model.alpha_step,
             "alpha_traj": model.alpha_traj,
+            "gamma": model.gamma,
             "min_spread": model.min_spread,
             "variants": variants,
         }

@@ -86,6 +86,8 @@ class TGRPO(OnPolicyAlgorithm):
     :param temperature: Sampling temperature; log-probabilities are taken at the same temperature.
     :param target_kl: Stop the update before the step in which the KL to the sampling policy exceeds 1.5 times this.
     :param min_spread: A group whose spread is not above this gives no advantage.
+    :param gamma: Discount of the trajectory level's rewards. With 1, as in the paper (section III), a success counts the same
+        however long it took; below 1 the faster of two is better.
     :param rollout_buffer_class: Rollout buffer, :class:`~sb3_tgrpo.buffers.GroupedRolloutBuffer` by default.
     :param rollout_buffer_kwargs: Keyword arguments of the rollout buffer.
     :param stats_window_size: Episodes over which ``rollout/ep_rew_mean`` and the like are averaged.
@@ -130,6 +132,7 @@ class TGRPO(OnPolicyAlgorithm):
         temperature: float = 1.0,
         target_kl: float | None = None,
         min_spread: float = MIN_SPREAD,
+        gamma: float = 1.0,
         rollout_buffer_class: type[GroupedRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -145,7 +148,7 @@ class TGRPO(OnPolicyAlgorithm):
             _make_groups(env, group_size),  # type: ignore[arg-type]
             learning_rate,
             n_steps=1,  # rollouts are whole groups, whatever their length
-            gamma=1.0,  # returns are not discounted (paper, section III)
+            gamma=gamma,
             gae_lambda=1.0,  # the rest belongs to a critic or to gSDE
             ent_coef=0.0,
             vf_coef=0.0,
@@ -215,6 +218,8 @@ class TGRPO(OnPolicyAlgorithm):
                 raise ValueError(f"{name}={value} must be a positive number.")
         if self.n_epochs < 1:
             raise ValueError(f"n_epochs={self.n_epochs} must be at least 1.")
+        if not 0.0 < self.gamma <= 1.0:
+            raise ValueError(f"gamma={self.gamma} must be above 0 and at most 1, which does not discount.")
         if isinstance(self.clip_range, (int, float)) and not self.clip_range > 0.0:
             raise ValueError(f"clip_range={self.clip_range} must be positive: with 0 nothing is learned.")
         for name in ("kl_coef", "alpha_step", "alpha_traj", "min_spread"):

@@ -86,6 +86,7 @@ class AlgorithmConfig:
     temperature: float = setting(1.0, "sampling temperature")
     alpha_step: float = setting(0.3, "weight of the step level")
     alpha_traj: float = setting(0.7, "weight of the trajectory level")
+    gamma_traj: float = setting(1.0, "discount of the trajectory level; below 1 the faster of two successes is preferred")
     outcome_reward: Literal["success", "return"] | None = setting(None, "one reward per trajectory (GRPO; stop_on never)")
     kl_coef: float = setting(0.0, "weight of the KL to the start policy")
     clip_range: float = setting(0.3, "bound on the ratio")
@@ -161,6 +162,8 @@ class TrainConfig:
                 raise ValueError(f"{where}{name} must not be negative, got {value}.")
         if self.algorithm.group_size < 2:
             raise ValueError(f"group_size={self.algorithm.group_size}: a group compares its members, so it needs at least 2.")
+        if not 0.0 < self.algorithm.gamma_traj <= 1.0:
+            raise ValueError(f"gamma_traj={self.algorithm.gamma_traj} must be above 0 and at most 1.")
         if self.algorithm.groups_per_update % self.algorithm.parallel_groups != 0:
             raise ValueError(
                 f"groups_per_update={self.algorithm.groups_per_update} must be a multiple of "

@@ -327,6 +327,7 @@ def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: Any) -
     algorithm = dataclasses.asdict(config.algorithm)
     for name in ("algo", "total_timesteps", "group_size", "parallel_groups", "stop_on"):  # of the environment and of learn()
         del algorithm[name]
+    algorithm["gamma"] = algorithm.pop("gamma_traj")  # PPO's is a setting of its own
     return TGRPO(
         "OpenVLAPolicy",
         env,

@@ -21,6 +21,18 @@ def test_hand_computed() -> None:
     np.testing.assert_allclose(tgrpo_advantages(REWARDS, 0.0, 1.0), np.stack([TRAJECTORY] * 2), rtol=1e-12)
 
 
+def test_discount_of_the_trajectory_level() -> None:
+    # With 1/2 the returns are 1, 2 and 4.5: deviations -1.5, -0.5 and 2, sample variance (2.25 + 0.25 + 4) / 2 = 3.25.
+    relative = np.array([-1.5, -0.5, 2.0]) / 3.25**0.5
+    np.testing.assert_allclose(trajectory_advantages(REWARDS, gamma=0.5), relative, rtol=1e-12)
+    np.testing.assert_allclose(tgrpo_advantages(REWARDS, gamma=0.5), 0.3 * STEP + 0.7 * relative, rtol=1e-12)
+    # Success sooner, later, never: alike without a discount.
+    success = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    first, second, never = trajectory_advantages(success, gamma=0.9)
+    assert first > second > 0 > never
+    assert len(set(trajectory_advantages(success)[:2])) == 1
+
+
 def test_groups_do_not_mix() -> None:
     rewards = np.stack([REWARDS, 100.0 + 10.0 * REWARDS[:, ::-1]], axis=1)
     assert rewards.shape == (2, 2, 3)

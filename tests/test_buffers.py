@@ -91,6 +91,22 @@ def test_outcomes_replace_rewards() -> None:
     np.testing.assert_allclose(buffer.advantages[:, 0], [[half, -half], [half, 0.0]])
 
 
+def test_discount() -> None:
+    """Of rewards and of outcomes, which are paid with a member's last step; ``returns`` are not discounted."""
+    buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", gamma=0.5, n_envs=4, group_size=2)
+    for t in range(3):
+        ones = np.ones((4, 1), dtype=np.float32)
+        rewards = np.array([1.0, 0.0, 1.0, 1.0])
+        buffer.add(ones, ones.astype(np.int64), rewards, ones, np.array([True, True, True, t == 0]))
+    buffer.end_group(0)
+    buffer.end_group(1, outcomes=np.array([2.0, 1.0]))  # 2 / 4 against 1
+    buffer.compute_advantages(0.0, 1.0)
+    half = 0.5**0.5
+    np.testing.assert_allclose(buffer.advantages[:, 0], [[half, -half]] * 3)
+    np.testing.assert_allclose(buffer.advantages[:, 1], [[-half, half], [-half, 0.0], [-half, 0.0]])
+    np.testing.assert_array_equal(buffer.returns, [[3.0, 0.0], [2.0, 1.0]])
+
+
 def test_discarded_group_leaves_no_trace() -> None:
     buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", n_envs=2, group_size=2)
     for value in (1.0, 2.0, 3.0):

@@ -618,6 +618,8 @@ def test_bad_input() -> None:
         ("alpha_step", -0.3),
         ("alpha_traj", float("nan")),
         ("temperature", 0.0),
+        ("gamma", 0.0),
+        ("gamma", 1.01),
         ("max_grad_norm", 0.0),
         ("target_kl", 0.0),
         ("ratio_level", "sequence"),

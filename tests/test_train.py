@@ -89,6 +89,7 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
         ({"task": {"starts": "stored", "start_noise": 0.1}}, "leave it out with starts='stored'"),
         ({"algorithm": {"outcome_reward": "success", "alpha_step": 0.0, "stop_on": "success"}}, "(now 'success')"),
         ({"algorithm": {"outcome_reward": "success", "stop_on": "never"}}, "alpha_step=0 (now 0.3)"),
+        ({"algorithm": {"gamma_traj": 1.5}}, "gamma_traj=1.5 must be above 0 and at most 1"),
         (
             {"algorithm": {"algo": "trpo"}, "evaluation": {"eval_temperatures": [0, 0.7]}},
             "of trpo has none but 0 and 1",
