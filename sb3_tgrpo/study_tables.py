@@ -20,8 +20,8 @@ PROTOCOL = (
     "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
     "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
     "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
-    "over starts, played by both policies. Ranks are averaged over tasks. Greedy play of SFT is the same evaluation for all "
-    "seeds: it counts once, and has no interval over seeds."
+    "over starts, played by both policies. Ranks are averaged over tasks. Steps of a success are medians, task by task. "
+    "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
 )
 
 VERSUS = (
@@ -133,8 +133,15 @@ def _task(method: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
         "episodes": pooled.trials,
         "interval": list(pooled.interval()),
         "evaluations": len(different),
+        "success_steps": _median_steps(different),
         "seeds": [evaluation.success_rate for evaluation in evaluations],
     }
+
+
+def _median_steps(evaluations: Sequence[Evaluation]) -> float | None:
+    """Steps that successes took: standing still on the way shows here before it shows in the success rate."""
+    lengths = [episode.length for evaluation in evaluations for episode in evaluation.episodes if episode.success]
+    return float(np.median(lengths)) if lengths else None
 
 
 def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
@@ -178,7 +185,7 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
     :param rows: of :func:`summarise`.
     :param envs: order of the columns.
     """
-    head = ["method", *map(short_name, envs), "mean", "rank", "IQM", "difference to SFT, points"]
+    head = ["method", *map(short_name, envs), "mean", "rank", "IQM", "difference to SFT, points", "steps of a success"]
     body = []
     for method, row in rows.items():
         cells = [
@@ -188,6 +195,8 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
         cells.append(f"{row['rank']:g}" if row["rank"] is not None else "-")
         cells.append(_percent(row["iqm"], row["iqm_interval"]) if row["iqm"] is not None else "-")
         cells.append(_points(row["vs_sft"]["start"]) if row["vs_sft"] else "-")
+        steps = [row["tasks"][env]["success_steps"] if env in row["tasks"] else None for env in envs]
+        cells.append(" / ".join("-" if median is None else f"{median:g}" for median in steps))
         body.append([method, *cells])
     return head, body
 

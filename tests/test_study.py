@@ -258,7 +258,8 @@ def test_repeated_flags_add_up() -> None:
 
 def evaluation(outcomes: list[int], env: str = ENVS[0]) -> Evaluation:
     task = env.removeprefix("LIBERO/").removesuffix("-v0")
-    episodes = [EvalEpisode(task, k, 0, bool(won), 10, 0.0) for k, won in enumerate(outcomes)]
+    # Successes take 10, 11, ... steps, failures 280.
+    episodes = [EvalEpisode(task, k, 0, bool(won), 10 + k if won else 280, 0.0) for k, won in enumerate(outcomes)]
     return Evaluation("policy", [env], True, None, "light", {}, episodes)
 
 
@@ -295,12 +296,14 @@ def test_table_by_hand() -> None:
     assert rows["PPO"]["iqm"] is None and rows["PPO"]["rank"] is None and rows["PPO"]["tasks"][a]["rate"] == 0.0
     head, body = table_rows(rows, these.envs)
     assert head[:3] == ["method", "libero_object-3", "libero_object-9"] and body[2][1].startswith("62.5 [")
-    assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]"]
+    assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]", "- / -"]
     # PPO has one cell, so against it there is one.
     assert rows["SFT"]["versus"] == {} and list(tgrpo["versus"]) == ["PPO"]
     pair = tgrpo["versus"]["PPO"]["start"]
     assert (pair["n_pairs"], pair["only_after"], pair["difference"]) == (4, 2, 0.5)
     assert "evaluation" not in tgrpo["versus"]["PPO"]
+    # Of TGRPO on the first task 10, 11, 11, 12 and 13 steps, on the second twice 10 and 11, then 12 and 13.
+    assert body[2][-1] == "11 / 11" and body[0][-1] == "10 / 10.5"
     head, body = versus_rows(rows)
     assert head == ["", "PPO", "TGRPO"]
     assert body == [["PPO", "-", "-50.0 [-100.0, +0.0], 1"], ["TGRPO", "+50.0 [+0.0, +100.0], 1", "-"]]
