@@ -55,6 +55,13 @@ def test_instructions(tmp_path: Path) -> None:
     assert (tmp_path / "runs/instructions/instructions.png").stat().st_size > 0
 
 
+def test_where_it_stands_still(tmp_path: Path) -> None:
+    output = run(
+        str(ROOT / "examples/05_where_it_stands_still.py"), str(ROOT / "sb3_tgrpo/data/start"), "--every", "50", cwd=tmp_path
+    )
+    assert "moved, mm" in output and "highest stage" in output and "the hand stayed within" in output
+
+
 @pytest.mark.parametrize("arguments", [("--steps", "500", "--repetitions", "1")])
 def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     table = run(str(ROOT / "examples/benchmarks/algorithm_overhead.py"), *arguments, cwd=tmp_path)
