@@ -622,7 +622,9 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
 BEFORE = {"total_timesteps": 80_000, "groups_per_update": 8, "batch_size": 512, "parallel_groups": 1}
 
 
-@pytest.mark.parametrize(("folder", "settings"), [("study_40k", {}), ("study", BEFORE), ("study_6", BEFORE)])
+@pytest.mark.parametrize(
+    ("folder", "settings"), [("study_40k", {}), ("study_40k_6", {}), ("study", BEFORE), ("study_6", BEFORE)]
+)
 def test_committed_cells_go_on_with_the_settings_that_docs_name(folder: str, settings: dict[str, Any]) -> None:
     root = RunFolder(Path(__file__).parents[1] / "docs/results" / folder)
     record = root.read("table1/study.json")
