@@ -112,11 +112,10 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
                 row["mean_interval"] = list(bootstrap_interval(scores, mean_of_tasks))
         row["vs_sft"] = None if method == START else _paired(by_key, START, method, study)
         rows[method] = row
-    trained = [method for method in rows if method != START]
-    for method in rows:
-        others = [other for other in trained if other != method and method != START]
+    for method, row in rows.items():
+        others = [other for other in rows if other != method and START not in (other, method)]
         pairs = {other: _paired(by_key, other, method, study) for other in others}
-        rows[method]["versus"] = {other: pair for other, pair in pairs.items() if pair is not None}
+        row["versus"] = {other: pair for other, pair in pairs.items() if pair is not None}
     complete = [method for method, row in rows.items() if row["iqm"] is not None]
     for env in study.envs:
         for method, rank in zip(complete, ranks([rows[method]["tasks"][env]["rate"] for method in complete]), strict=True):

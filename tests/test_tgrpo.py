@@ -631,6 +631,14 @@ def test_bad_settings(argument: str, value: Any) -> None:
         TGRPO("MlpPolicy", identity(), **{argument: value})
 
 
+def test_discount_reaches_the_buffer(tmp_path: Path) -> None:
+    """Also of a model that is loaded; there is none by default."""
+    assert TGRPO("MlpPolicy", identity()).rollout_buffer.gamma == 1.0
+    TGRPO("MlpPolicy", identity(), gamma=0.5).save(tmp_path / "model.zip")
+    model = TGRPO.load(tmp_path / "model.zip", env=identity())
+    assert model.gamma == model.rollout_buffer.gamma == 0.5
+
+
 def test_bad_groups_per_update() -> None:
     with pytest.raises(ValueError, match="groups_per_update=3 is not a multiple of the 2 groups of env"):
         TGRPO("MlpPolicy", identity("discrete", 2, 2), groups_per_update=3)
