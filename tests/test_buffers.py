@@ -96,7 +96,7 @@ def test_discount() -> None:
     buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", gamma=0.5, n_envs=4, group_size=2)
     for t in range(3):
         ones = np.ones((4, 1), dtype=np.float32)
-        rewards = np.array([1.0, 0.0, 1.0, 1.0])
+        rewards = np.array([float(t == 0), 3.0 * (t == 2), 1.0, 1.0])  # 1 at once beats 3 two steps later
         buffer.add(ones, ones.astype(np.int64), rewards, ones, np.array([True, True, True, t == 0]))
     buffer.end_group(0)
     buffer.end_group(1, outcomes=np.array([2.0, 1.0]))  # 2 / 4 against 1
@@ -104,7 +104,7 @@ def test_discount() -> None:
     half = 0.5**0.5
     np.testing.assert_allclose(buffer.advantages[:, 0], [[half, -half]] * 3)
     np.testing.assert_allclose(buffer.advantages[:, 1], [[-half, half], [-half, 0.0], [-half, 0.0]])
-    np.testing.assert_array_equal(buffer.returns, [[3.0, 0.0], [2.0, 1.0]])
+    np.testing.assert_array_equal(buffer.returns, [[1.0, 3.0], [2.0, 1.0]])
 
 
 def test_discarded_group_leaves_no_trace() -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from toy_envs import SignalEnv
+from vla_toy import Toy
 
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.cli import main
@@ -29,7 +30,15 @@ from sb3_tgrpo.main_job import TrainingError, explain, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
-from sb3_tgrpo.train_stages import env_kwargs, follow_on_wandb, make_policy, policy_kwargs, resolve_setup, training_starts
+from sb3_tgrpo.train_stages import (
+    env_kwargs,
+    follow_on_wandb,
+    make_model,
+    make_policy,
+    policy_kwargs,
+    resolve_setup,
+    training_starts,
+)
 
 TESTS = Path(__file__).parent
 TOY = [
@@ -52,6 +61,16 @@ def toy_config() -> TrainConfig:
     settings = ((flag[2:].replace("-", "_"), next(names)) for flag in names)
     given = {name: parse_setting(name, value) for name, value in settings}
     return TrainConfig().updated(given)
+
+
+def test_the_discount_reaches_the_algorithm(tmp_path: Path) -> None:
+    """``gamma`` is the name of PPO's."""
+    config = toy_config().updated({"gamma_traj": 0.9, "gamma": 0.5})
+    setup = resolve_setup(config, str(config.start.checkpoint))
+    env = make_group_env(Toy, 2, subprocess=False)
+    model = make_model(config, setup, RunFolder(tmp_path), env)
+    env.close()
+    assert isinstance(model, TGRPO) and model.rollout_buffer.gamma == 0.9
 
 
 # ---------------------------------------------------------------------- configuration
