@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
+from sb3_tgrpo.study_view import RunningCell, StudyProgress, StudyView, seconds_left
 from sb3_tgrpo.train_config import TrainConfig, difference, parse_setting, shipped_start
 
 CELLS = "cells"
@@ -295,7 +296,7 @@ def run_study(
     *,
     workers: int = 1,
     command: str | None = None,
-    say: Callable[[str], None] = print,
+    view: StudyView | None = None,
 ) -> dict[str, Any]:
     """
     Run what is not finished, each cell in a process of its own, and write tables and plots.
@@ -306,7 +307,7 @@ def run_study(
     :param folder: of this and other studies with the same start policies and budget, which then share cells.
     :param workers: cells at once.
     :param command: for the record.
-    :param say: told of progress, a line at a time.
+    :param view: told of progress; None: plain lines on standard output.
     :return: the results, as in ``<grid>/results.json``.
     :raises ValueError: if the folder holds cells of other settings.
     :raises StudyError: if cells failed, after all others.
@@ -320,7 +321,8 @@ def run_study(
     with root.locked():
         check_cells(cells, root)
         _record(study, root, command)
-        failed = _run(_unique(cells), study, root, workers, say)
+        with view or StudyView() as shown:
+            failed = _run(_unique(cells), study, root, workers, shown)
         results = write_results(study, root)
     if failed:
         lines = "\n".join(f"- {cell}: {reason}" for cell, reason in failed.items())
@@ -431,15 +433,16 @@ def _record(study: Study, root: RunFolder, command: str | None) -> None:
     root.write(f"{study.grid}/study.json", record)
 
 
-def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, say: Callable[[str], None]) -> dict[Cell, str]:
+def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, view: StudyView) -> dict[Cell, str]:
     """
     :return: cells that failed, with the reason.
     """
     waiting = [cell for cell in cells if not is_finished(cell, root)]
     if len(waiting) < len(cells):
-        say(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished.")
+        view.print(f"{len(cells) - len(waiting)} of {len(cells)} cells are finished.")
     running: dict[Cell, tuple[subprocess.Popen[bytes], float]] = {}
     failed: dict[Cell, str] = {}
+    taken: list[float] = []
     try:
         while waiting or running:
             for cell in list(waiting):
@@ -450,7 +453,7 @@ def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, say
                 elif len(running) < workers and (needs is None or is_finished(needs, root)):
                     waiting.remove(cell)
                     running[cell] = _start(cell, needs, root, workers), time.perf_counter()
-                    say(f"{cell}: {'goes on' if root.read(f'{cell.name}/run.json') else 'begins'}")
+                    view.print(f"{cell}: {'goes on' if root.read(f'{cell.name}/run.json') else 'begins'}")
             for cell, (process, started) in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -458,17 +461,35 @@ def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, say
                 minutes = (time.perf_counter() - started) / 60
                 done = len(cells) - len(waiting) - len(running)
                 if process.returncode == 0 and is_finished(cell, root):
-                    say(f"[{done}/{len(cells)}] {cell}: {_in_short(cell, root)} ({minutes:.1f} min)")
+                    view.print(f"[{done}/{len(cells)}] {cell}: {_in_short(cell, root)} ({minutes:.1f} min)")
+                    if cell.place != START:  # the start policy is only evaluated, which says nothing of the others
+                        taken.append(60 * minutes)
                 else:
                     failed[cell] = (
                         f"exit status {process.returncode}, see {root / cell.name / 'log.txt'}: {_last_line(cell, root)}"
                     )
-                    say(f"[{done}/{len(cells)}] {cell} failed: {failed[cell]}")
+                    view.print(f"[{done}/{len(cells)}] {cell} failed: {failed[cell]}")
+            view.refresh(_progress(cells, waiting, running, taken, root, workers))
             time.sleep(0.2)
     finally:
         for process, _ in running.values():
             _end(process)
     return failed
+
+
+def _progress(
+    cells: Sequence[Cell],
+    waiting: Sequence[Cell],
+    running: Mapping[Cell, tuple["subprocess.Popen[bytes]", float]],
+    taken: Sequence[float],
+    root: RunFolder,
+    workers: int,
+) -> StudyProgress:
+    now = time.perf_counter()
+    rows = [RunningCell(str(cell), now - started, _last_line(cell, root)) for cell, (_, started) in running.items()]
+    to_come = sum(cell.place != START for cell in waiting)
+    left = seconds_left(taken, [row.seconds for row in rows], to_come, workers)
+    return StudyProgress(len(cells) - len(waiting) - len(running), len(cells), rows, left)
 
 
 def _needs(cell: Cell, study: Study) -> Cell | None:

@@ -37,17 +37,20 @@ from sb3_tgrpo.study import (
     GRIDS,
     METHODS,
     SUITES,
+    Cell,
     Study,
     check_cells,
     commit,
     env_ids,
     is_finished,
+    run_study,
     settings_of,
     tuned_overrides,
     write_tables,
 )
 from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, versus_rows, write_results
+from sb3_tgrpo.study_view import StudyProgress, StudyView
 from sb3_tgrpo.train_config import TrainConfig, parse_setting, shipped_start
 
 TESTS = Path(__file__).parent
@@ -634,6 +637,44 @@ def test_committed_cells_go_on_with_the_settings_that_docs_name(folder: str, set
     )  # fmt: skip
     check_cells(study.cells(), root)
     assert any(is_finished(cell, root) for cell in study.cells())
+
+
+class Recorder(StudyView):
+    """A view that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[StudyProgress] = []
+
+    def print(self, text: str) -> None:
+        pass
+
+    def refresh(self, progress: StudyProgress) -> None:
+        self.seen.append(progress)
+
+
+def test_a_view_is_told_how_cells_stand(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "_start", partial(start_pretended, tmp_path / "study", finished / CELL))
+    view = Recorder()
+    config = TrainConfig().updated(TOY)
+    study = Study("table1", config, (TOY["env"],), ("SFT", "TGRPO", "PPO"), (0,))
+    run_study(study, tmp_path / "study", view=view)
+    assert [progress.total for progress in view.seen] == [3] * len(view.seen)
+    numbers = [progress.done for progress in view.seen]
+    assert numbers == sorted(numbers) and set(numbers) == {0, 1, 2, 3}
+    lines = {(cell.name, cell.line) for progress in view.seen for cell in progress.running}
+    assert ("PPO, vla_toy_Toy, seed 0", "PPO  20/40 steps") in lines
+    # The start policy's seconds say nothing of how long the others take.
+    assert [progress.seconds_left is None for progress in view.seen] == [done < 2 for done in numbers]
+
+
+def start_pretended(folder: Path, finished: Path, cell: Cell, *_: object) -> "subprocess.Popen[bytes]":
+    """A process that says how it stands and is finished half a second later."""
+    place = folder / cell.name
+    place.mkdir(parents=True)
+    (place / "log.txt").write_text(f"start policy\n{cell.method}  20/40 steps\n\n")
+    script = "import shutil, sys, time; time.sleep(0.5); shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)"
+    return subprocess.Popen([sys.executable, "-c", script, str(finished), str(place)], stdin=subprocess.PIPE)
 
 
 def test_tables_of_what_is_there(finished: Path, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
     from sb3_tgrpo.study import StudyError, is_finished, run_study, write_tables
     from sb3_tgrpo.study_tables import rich_table
+    from sb3_tgrpo.study_view import make_study_view
 
     study = study_from(args)
     if args.dry_run:
@@ -126,7 +127,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         workers = args.workers if args.workers is not None else max(1, cpu_count() // 2)
         try:
-            results = run_study(study, args.out, workers=workers, command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]))
+            results = run_study(
+                study,
+                args.out,
+                workers=workers,
+                command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
+                view=make_study_view(f"study {study.grid}: {args.out}"),
+            )
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)
             results, status = RunFolder(args.out).read(f"{study.grid}/results.json"), 1
