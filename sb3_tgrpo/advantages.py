@@ -16,7 +16,9 @@ MIN_SPREAD = 1e-8
 """A group whose standard deviation is not above this has nothing to compare: its advantages are 0."""
 
 
-def step_advantages(rewards: Array, mask: Array | None = None, min_spread: float = MIN_SPREAD) -> Array:
+def step_advantages(
+    rewards: Array, mask: Array | None = None, min_spread: float = MIN_SPREAD, compare_ended: bool = False
+) -> Array:
     """
     Step-level relative advantage, eq. (2): each step against the same step of the other members,
     ``(R[i,t] - mean_i R[.,t]) / std_i R[.,t]`` with the sample standard deviation (N - 1).
@@ -24,11 +26,14 @@ def step_advantages(rewards: Array, mask: Array | None = None, min_spread: float
     :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
     :param mask: True where a step counts, same shape; masked entries enter no mean or spread and are 0 in the result.
     :param min_spread: a spread not above this gives 0, as do fewer than two valid members. Nothing is added to the divisor.
+    :param compare_ended: whether members that have ended stay in the comparison with the value of their last step. The paper
+        has no such members: its groups end at their first success. Where each runs to its own end, and what is compared is
+        a level, those that succeed drop out, and whoever waits right before success is the best of the rest.
     :return: same shape as ``rewards``.
     :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
     """
     values, valid = _checked(rewards, mask)
-    return _like(rewards, _standardise(values, valid, min_spread))
+    return _like(rewards, _step_level(values, valid, min_spread, compare_ended))
 
 
 def trajectory_advantages(
@@ -57,6 +62,7 @@ def tgrpo_advantages(
     step_signal: Array | None = None,
     min_spread: float = MIN_SPREAD,
     gamma: float = 1.0,
+    compare_ended: bool = False,
 ) -> Array:
     """
     The fused advantage, eq. (4): ``Adv[i,t] = alpha_1 A[i,t] + alpha_2 A_i``.
@@ -69,6 +75,7 @@ def tgrpo_advantages(
         every step, so they put the progress here); same shape.
     :param min_spread: see :func:`step_advantages`.
     :param gamma: discount of the trajectory level, see :func:`trajectory_advantages`.
+    :param compare_ended: of the step level, see :func:`step_advantages`.
     :return: same shape as ``rewards``.
     :raises ValueError: on a wrong shape, or a value that counts and is not finite.
     """
@@ -76,9 +83,20 @@ def tgrpo_advantages(
     signal = values if step_signal is None else _checked(step_signal, mask, "step_signal")[0]
     if signal.shape != values.shape:
         raise ValueError(f"step_signal has shape {signal.shape}, rewards {values.shape}: they must be equal.")
-    step_level = _standardise(signal, valid, min_spread)
+    step_level = _step_level(signal, valid, min_spread, compare_ended)
     trajectory_level = _standardise(_returns(values, gamma), np.any(valid, axis=0), min_spread)
     return _like(rewards, np.where(valid, alpha_step * step_level + alpha_traj * trajectory_level, 0.0))
+
+
+def _step_level(values: np.ndarray, valid: np.ndarray, min_spread: float, compare_ended: bool) -> np.ndarray:
+    """Each step against the same step of the other members; 0 where not valid."""
+    if not compare_ended:
+        return _standardise(values, valid, min_spread)
+    steps = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
+    last = np.where(valid, steps, -1).max(axis=0, keepdims=True, initial=-1)
+    ended = (last >= 0) & (steps > last)
+    held = np.where(ended, np.take_along_axis(values, last, axis=0), values)
+    return np.where(valid, _standardise(held, valid | ended, min_spread), 0.0)
 
 
 def _returns(values: np.ndarray, gamma: float) -> np.ndarray:

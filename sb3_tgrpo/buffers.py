@@ -206,13 +206,20 @@ class GroupedRolloutBuffer(BaseBuffer):
         self._start_of_group[group] = len(self._steps)
         return sum(int(step.valid[members].sum()) for step in discarded)
 
-    def compute_advantages(self, alpha_step: float = 0.3, alpha_traj: float = 0.7, min_spread: float = MIN_SPREAD) -> None:
+    def compute_advantages(
+        self,
+        alpha_step: float = 0.3,
+        alpha_traj: float = 0.7,
+        min_spread: float = MIN_SPREAD,
+        compare_ended: bool = False,
+    ) -> None:
         """
         Lay out the groups that ended and compute their advantages, eq. (2)-(4), and weights, eq. (6).
 
         :param alpha_step: Weight of the step level.
         :param alpha_traj: Weight of the trajectory level.
         :param min_spread: See :func:`~sb3_tgrpo.advantages.step_advantages`.
+        :param compare_ended: See there.
         """
         if not self._ended:
             raise RuntimeError("No group has ended yet: add() whole groups and end_group() them first.")
@@ -223,7 +230,7 @@ class GroupedRolloutBuffer(BaseBuffer):
             for target, array in zip((self._rows, self.rewards, self.step_signal, self.mask), arrays, strict=True):
                 target[: len(array), group] = array
         self.advantages = tgrpo_advantages(
-            self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread, self.gamma
+            self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread, self.gamma, compare_ended
         )
         self.returns = self.rewards.sum(axis=0)
         lengths = self.mask.sum(axis=0)  # |o_i|, (n_groups, group_size)

@@ -191,10 +191,12 @@ Advantage = Callable[[Group], np.ndarray]
 """From a group to the advantage of each step, ``(n_steps, group_size)``."""
 
 
-def fused(alpha_step: float, alpha_traj: float, min_spread: float = 1e-8, gamma: float = 1.0) -> Advantage:
-    """The advantage of eq. (4) with these weights, and this discount of the trajectory level."""
+def fused(
+    alpha_step: float, alpha_traj: float, min_spread: float = 1e-8, gamma: float = 1.0, compare_ended: bool = False
+) -> Advantage:
+    """The advantage of eq. (4) as :func:`~sb3_tgrpo.advantages.tgrpo_advantages` has it with these settings."""
     return lambda group: tgrpo_advantages(
-        group.rewards, alpha_step, alpha_traj, group.mask, group.step_signal, min_spread, gamma
+        group.rewards, alpha_step, alpha_traj, group.mask, group.step_signal, min_spread, gamma, compare_ended
     )
 
 
@@ -208,8 +210,8 @@ def default_variants(model: "TGRPO") -> dict[str, Advantage]:
     """The model's own weights, each level alone, and success alone."""
     spread = model.min_spread
     return {
-        "as trained": fused(model.alpha_step, model.alpha_traj, spread, model.gamma),
-        "step only": fused(1.0, 0.0, spread),
+        "as trained": fused(model.alpha_step, model.alpha_traj, spread, model.gamma, model.compare_ended),
+        "step only": fused(1.0, 0.0, spread, compare_ended=model.compare_ended),
         "traj only": fused(0.0, 1.0, spread, model.gamma),
         "success": success_only,
     }
@@ -324,6 +326,7 @@ class _KeptRollouts:
             "alpha_traj": model.alpha_traj,
             "gamma": model.gamma,
             "min_spread": model.min_spread,
+            "compare_ended": model.compare_ended,
             "variants": variants,
         }
         earlier = self.folder.read("settings.json")

@@ -23,6 +23,8 @@ from sb3_tgrpo.tgrpo import TGRPO
 
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
+_OF_TGRPO = {"alpha_step", "alpha_traj", "compare_ended", "gamma", "kl_coef", "outcome_reward"}
+
 
 # ---------------------------------------------------------------------- losses
 
@@ -172,9 +174,9 @@ class DPO(TGRPO):
     :param policy: as for :class:`~sb3_tgrpo.tgrpo.TGRPO`.
     :param env: groups with ``stop_on="never"``: in a group that stops at its first success, a slower one looks like a failure.
     :param beta: how far the policy may go from its reference.
-    :param settings: further arguments of TGRPO; those of its objective (``alpha_step``, ``alpha_traj``, ``gamma``,
-        ``kl_coef``, ``outcome_reward``) are not for DPO. ``batch_size`` puts whole groups together until they have so many
-        steps.
+    :param settings: further arguments of TGRPO; those of its objective (``alpha_step``, ``alpha_traj``, ``compare_ended``,
+        ``gamma``, ``kl_coef``, ``outcome_reward``) are not for DPO. ``batch_size`` puts whole groups together until they
+        have so many steps.
     :raises TypeError: on settings that are not for it.
     """
 
@@ -183,7 +185,7 @@ class DPO(TGRPO):
     def __init__(
         self, policy: str | type[BasePolicy], env: GymEnv | str | None, *, beta: float = 0.1, **settings: Any
     ) -> None:
-        if foreign := sorted(set(settings) & {"alpha_step", "alpha_traj", "gamma", "kl_coef", "outcome_reward"}):
+        if foreign := sorted(set(settings) & _OF_TGRPO):
             raise TypeError(f"{', '.join(foreign)} belong to TGRPO's objective, which {type(self).__name__} does not have.")
         if not 0.0 < beta < float("inf"):
             raise ValueError(f"beta={beta} must be a positive number.")

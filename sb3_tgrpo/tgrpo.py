@@ -88,6 +88,8 @@ class TGRPO(OnPolicyAlgorithm):
     :param min_spread: A group whose spread is not above this gives no advantage.
     :param gamma: Discount of the trajectory level's rewards. With 1, as in the paper (section III), a success counts the same
         however long it took; below 1 the faster of two is better.
+    :param compare_ended: Whether members that have ended stay in the step level's comparisons with what they had last
+        (:func:`~sb3_tgrpo.advantages.step_advantages`).
     :param rollout_buffer_class: Rollout buffer, :class:`~sb3_tgrpo.buffers.GroupedRolloutBuffer` by default.
     :param rollout_buffer_kwargs: Keyword arguments of the rollout buffer.
     :param stats_window_size: Episodes over which ``rollout/ep_rew_mean`` and the like are averaged.
@@ -133,6 +135,7 @@ class TGRPO(OnPolicyAlgorithm):
         target_kl: float | None = None,
         min_spread: float = MIN_SPREAD,
         gamma: float = 1.0,
+        compare_ended: bool = False,
         rollout_buffer_class: type[GroupedRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -181,6 +184,7 @@ class TGRPO(OnPolicyAlgorithm):
         self.temperature = temperature
         self.target_kl = target_kl
         self.min_spread = min_spread
+        self.compare_ended = compare_ended
         self._reference_frozen = False
         self._resume_state: dict[str, Any] | None = None
 
@@ -346,7 +350,7 @@ class TGRPO(OnPolicyAlgorithm):
                 return False
 
         groups.resume()
-        rollout_buffer.compute_advantages(self.alpha_step, self.alpha_traj, self.min_spread)
+        rollout_buffer.compute_advantages(self.alpha_step, self.alpha_traj, self.min_spread, self.compare_ended)
         self._record_rollout(np.array(successes), n_valid / n_slots, time.perf_counter() - started)
         callback.update_locals(locals())
         callback.on_rollout_end()

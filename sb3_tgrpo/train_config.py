@@ -86,6 +86,7 @@ class AlgorithmConfig:
     temperature: float = setting(1.0, "sampling temperature")
     alpha_step: float = setting(0.3, "weight of the step level")
     alpha_traj: float = setting(0.7, "weight of the trajectory level")
+    compare_ended: bool = setting(False, "members that have ended stay in the step level's comparisons")
     gamma_traj: float = setting(1.0, "discount of the trajectory level; below 1 the faster of two successes is preferred")
     outcome_reward: Literal["success", "return"] | None = setting(None, "one reward per trajectory (GRPO; stop_on never)")
     kl_coef: float = setting(0.0, "weight of the KL to the start policy")

@@ -75,6 +75,34 @@ def test_one_valid_member_and_absent_member() -> None:
     assert not tgrpo_advantages(REWARDS, mask=alone).any()
 
 
+def test_ended_members_may_stay_in_the_comparison() -> None:
+    # The first member ends after one step, at 3. Step 1: 3, 2 and 1 with it, whose mean is 2 and spread 1; 2 and 1 without.
+    levels = np.array([[3.0, 0.0, 0.0], [np.nan, 2.0, 1.0], [np.nan, 4.0, np.nan]])
+    mask = np.isfinite(levels)
+    third = 3**0.5
+    first = [2 / third, -1 / third, -1 / third]
+    half = 0.5**0.5
+    expected = np.array([first, [0.0, 0.0, -1.0], [0.0, (4 - 8 / 3) / (7 / 3) ** 0.5, 0.0]])  # step 2: 3, 4 and 1
+    np.testing.assert_allclose(step_advantages(levels, mask, compare_ended=True), expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(step_advantages(levels, mask), [first, [0.0, half, -half], [0.0] * 3], rtol=1e-12)
+    fused = tgrpo_advantages(np.zeros((3, 3)), mask=mask, step_signal=levels, compare_ended=True)
+    np.testing.assert_allclose(fused, 0.3 * expected, rtol=1e-12, atol=1e-12)
+
+
+def test_ended_members_stay_in_their_own_group_alone() -> None:
+    levels, mask = np.zeros((4, 2, 3)), np.zeros((4, 2, 3), dtype=bool)
+    levels[:2, 0], mask[:2, 0] = REWARDS, True  # a shorter group, padded
+    levels[:, 1], mask[:, 1] = np.arange(12.0).reshape(4, 3) ** 2, True
+    mask[:, 1, 2] = False  # no member at all, so it enters nothing
+    found = step_advantages(levels, mask, compare_ended=True)
+    np.testing.assert_allclose(found, step_advantages(levels, mask), rtol=1e-12)  # nobody ends before the others
+    np.testing.assert_allclose(found[:2, 0], STEP, rtol=1e-12)
+    mask[2:, 1, 0] = False
+    found = step_advantages(levels, mask, compare_ended=True)
+    np.testing.assert_allclose(found[2:, 1], [[0.0, 0.5**0.5, 0.0]] * 2, rtol=1e-12)  # against what the first had last
+    np.testing.assert_allclose(found[:2, 0], STEP, rtol=1e-12)
+
+
 def test_one_step() -> None:
     np.testing.assert_allclose(tgrpo_advantages(REWARDS[:1]), STEP[:1], rtol=1e-12)  # both levels agree, 0.3 + 0.7 = 1
 

@@ -17,10 +17,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from toy_envs import IdentityEnv, OnceCrashingEnv, ScriptEnv, SignalEnv
 
 from sb3_tgrpo import TGRPO, GroupedRolloutBuffer
+from sb3_tgrpo.advantages import tgrpo_advantages
+from sb3_tgrpo.diagnostics import Group, default_variants
 from sb3_tgrpo.envs import GroupVecEnv, SyncGroupVectorEnv, make_group_env
 from sb3_tgrpo.policies import ActorPolicy
 from sb3_tgrpo.train_callbacks import MetricsCallback
@@ -322,6 +324,32 @@ def test_grpo_outcome() -> None:
             assert values == {round((1 - k / n) / spread, 6), round(-k / n / spread, 6)}
         else:
             assert values == {0.0}
+
+
+@pytest.mark.parametrize("compare_ended", [False, True])
+def test_ended_members_in_the_step_level(compare_ended: bool, tmp_path: Path) -> None:
+    """The setting reaches the rollout's advantages, also of a model that is loaded, and the measurement of the signal."""
+    script = {a: "success" for a in range(0, 100, 9)}
+
+    def make() -> VecEnv:
+        return make_group_env(partial(ScriptEnv, script, limit=10), 4, 2, stop_on="never", subprocess=False)
+
+    TGRPO("MlpPolicy", make(), alpha_step=0.5, compare_ended=compare_ended, seed=1).save(tmp_path / "model.zip")
+    model = TGRPO.load(tmp_path / "model.zip", env=make())
+    _, callback = model._setup_learn(1, None)
+    model.collect_rollouts(model.get_env(), callback, model.rollout_buffer, 1)  # type: ignore[arg-type]
+    buffer = model.rollout_buffer
+    expected, other = (
+        tgrpo_advantages(buffer.rewards, 0.5, 0.7, buffer.mask, buffer.step_signal, compare_ended=value)
+        for value in (compare_ended, not compare_ended)
+    )
+    np.testing.assert_allclose(buffer.advantages, expected)
+    assert not np.allclose(expected, other)
+    group = Group(buffer.rewards[:, 0], buffer.mask[:, 0], buffer.step_signal[:, 0], np.zeros(4))
+    variants = default_variants(model)
+    np.testing.assert_allclose(variants["as trained"](group), expected[:, 0])
+    step = tgrpo_advantages(group.rewards, 1.0, 0.0, group.mask, group.step_signal, compare_ended=compare_ended)
+    np.testing.assert_allclose(variants["step only"](group), step)
 
 
 def test_step_signal_feeds_the_step_level() -> None:

@@ -65,12 +65,12 @@ def toy_config() -> TrainConfig:
 
 def test_the_discount_reaches_the_algorithm(tmp_path: Path) -> None:
     """``gamma`` is the name of PPO's."""
-    config = toy_config().updated({"gamma_traj": 0.9, "gamma": 0.5})
+    config = toy_config().updated({"gamma_traj": 0.9, "gamma": 0.5, "compare_ended": True})
     setup = resolve_setup(config, str(config.start.checkpoint))
     env = make_group_env(Toy, 2, subprocess=False)
     model = make_model(config, setup, RunFolder(tmp_path), env)
     env.close()
-    assert isinstance(model, TGRPO) and model.rollout_buffer.gamma == 0.9
+    assert isinstance(model, TGRPO) and model.rollout_buffer.gamma == 0.9 and model.compare_ended
 
 
 # ---------------------------------------------------------------------- configuration
