@@ -465,9 +465,8 @@ def _run(cells: Sequence[Cell], study: Study, root: RunFolder, workers: int, vie
                     if cell.place != START:  # the start policy is only evaluated, which says nothing of the others
                         taken.append(60 * minutes)
                 else:
-                    failed[cell] = (
-                        f"exit status {process.returncode}, see {root / cell.name / 'log.txt'}: {_last_line(cell, root)}"
-                    )
+                    reason = _last_line(cell, root) or "it said nothing"
+                    failed[cell] = f"exit status {process.returncode}, see {root / cell.name / 'log.txt'}: {reason}"
                     view.print(f"[{done}/{len(cells)}] {cell} failed: {failed[cell]}")
             view.refresh(_progress(cells, waiting, running, taken, root, workers))
             time.sleep(0.2)
@@ -558,7 +557,7 @@ def _in_short(cell: Cell, root: RunFolder) -> str:
 
 def _last_line(cell: Cell, root: RunFolder) -> str:
     lines = (root / cell.name / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 # ---------------------------------------------------------------------- tuning

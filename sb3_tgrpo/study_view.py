@@ -21,7 +21,7 @@ class RunningCell:
 
     :param name: method, task and seed.
     :param seconds: since it began or went on.
-    :param line: what it said last.
+    :param line: what it said last, empty if nothing yet.
     """
 
     name: str
@@ -93,7 +93,7 @@ class StudyView:
             return
         self._printed = time.monotonic()
         for cell in progress.running:
-            self.print(f"{cell.name}: {cell.line}")
+            self.print(f"{cell.name}: {cell.line or 'starting'}")
 
 
 class LiveStudyView(StudyView):
@@ -139,19 +139,21 @@ class LiveStudyView(StudyView):
         from rich.text import Text
 
         now = self.progress
+        if not now.total:
+            return Text("")  # before the first refresh
         left = "" if now.seconds_left is None else f"about {duration(now.seconds_left)} left"
         head = Table.grid(padding=(0, 1))
         head.add_row(
-            ProgressBar(total=max(1, now.total), completed=now.done, width=40),
+            ProgressBar(total=now.total, completed=now.done, width=40),
             Text(f"{now.done} of {now.total} cells"),
             Text(left, style="dim"),
         )
-        cells = Table.grid(padding=(0, 2))
+        cells = Table.grid(padding=(0, 2), expand=True)
         cells.add_column(no_wrap=True, style="bold cyan")
         cells.add_column(no_wrap=True, style="dim", justify="right")
-        cells.add_column(no_wrap=True, overflow="ellipsis")
+        cells.add_column(no_wrap=True, overflow="ellipsis", ratio=1)  # what is too long is cut here, not in the names
         for cell in now.running:
-            cells.add_row(Text(cell.name), duration(cell.seconds), Text(cell.line))
+            cells.add_row(Text(cell.name), duration(cell.seconds), Text(cell.line or "starting"))
         return Panel(Group(head, cells), title=Text(self.title), title_align="left", border_style="blue")
 
 

@@ -13,7 +13,8 @@ PROGRESS = StudyProgress(
     12,
     [
         RunningCell("TGRPO, libero_object-6, seed 2", 95, "TGRPO  12,345/40,000 steps  9 min 02 s left"),
-        RunningCell("PPO [sic], libero_object-6, seed 2", 700, "evaluate after, greedy  20/50 episodes"),
+        RunningCell("PPO [sic], libero_object-6, seed 2", 700, "evaluate after, greedy  20/50 episodes  " + 9 * " and so"),
+        RunningCell("GRPO, libero_object-6, seed 2", 1, ""),
     ],
     5400,
 )
@@ -43,20 +44,21 @@ def test_plain_lines_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
             view.refresh(PROGRESS)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "begins"
-    assert lines[1:] == [f"{cell.name}: {cell.line}" for cell in PROGRESS.running]
+    assert lines[1:] == [f"{cell.name}: {cell.line or 'starting'}" for cell in PROGRESS.running]
 
 
 def test_live_panel() -> None:
     console = Console(file=io.StringIO(), width=110, force_terminal=False)
     with LiveStudyView("study table1: runs/[a]", console) as view:
-        console.print(view.render())  # before anything is known
+        console.print(view.render())
+        assert not console.file.getvalue().strip(), "before anything is known"  # type: ignore[attr-defined]
         view.refresh(PROGRESS)
         view.print("[3/12] SFT, libero_object-6, seed 2: greedy 38/50")
         console.print(view.render())
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for expected in (
-        "study table1: runs/[a]", "3 of 12 cells", "about 90 min 00 s left", "95 s", "11 min 40 s", "12,345/40,000 steps",
-        "PPO [sic], libero_object-6, seed 2", "[3/12] SFT",
+        "study table1: runs/[a]", "3 of 12 cells", "about 90 min 00 s left", "95 s", "12,345/40,000 steps",
+        "PPO [sic], libero_object-6, seed 2", "11 min 40 s", "20/50 episodes", "…", "starting", "[3/12] SFT",
     ):  # fmt: skip
         assert expected in text, text
 
