@@ -71,3 +71,17 @@ def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
 def test_collect_demos(tmp_path: Path) -> None:
     output = run(str(ROOT / "examples/collect_demos.py"), "--episodes", "2", cwd=tmp_path)
     assert "2 demonstrations of" in output and (tmp_path / "demos.hdf5").exists()
+
+
+def test_step_level(tmp_path: Path) -> None:
+    settings = ("--groups", "2", "--set", "group_size=2", "max_episode_steps=10", "parallel_groups=1")
+    output = run(str(ROOT / "examples/benchmarks/step_level.py"), *settings, cwd=tmp_path)
+    assert "2 groups of 2, 40 steps that count" in output and "compare_ended=True" in output
+    assert output.count("failed, not so far") == 2  # ten steps are too few for anything
+
+
+def test_drift(tmp_path: Path) -> None:
+    start = str(ROOT / "sb3_tgrpo/data/start")
+    command = (str(ROOT / "examples/benchmarks/drift.py"), start, start, "--starts", "1", "--steps", "60")
+    rows = [line for line in run(*command, cwd=tmp_path).splitlines() if line.startswith("│")]
+    assert len(rows) == 2 and rows[0] == rows[1] and "0.00 ± 0.00" in rows[0]  # a policy is where it is
