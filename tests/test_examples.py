@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +75,18 @@ def test_collect_demos(tmp_path: Path) -> None:
     assert "2 demonstrations of" in output and (tmp_path / "demos.hdf5").exists()
 
 
+def test_shares_of_the_step_level() -> None:
+    """One group of two: the first member succeeds at its second step of three, the second never does."""
+    module = runpy.run_path(str(ROOT / "examples/benchmarks/step_level.py"))
+    signal = np.array([[0.5, 0.1], [1.0, 0.2], [0.0, 0.3]])[:, None]
+    mask = np.array([[True, True], [True, True], [False, True]])[:, None]
+    half = 0.5**0.5  # what two members have, above and below their mean
+    for compare_ended, after in ((False, 0.0), (True, -half / 3)):
+        until, afterwards = module["shares"](signal, mask, compare_ended)
+        np.testing.assert_allclose(until, [[half, -2 * half / 3]])
+        np.testing.assert_allclose(afterwards, [[0.0, after]])
+
+
 def test_step_level(tmp_path: Path) -> None:
     settings = ("--groups", "2", "--set", "group_size=2", "max_episode_steps=10", "parallel_groups=1")
     output = run(str(ROOT / "examples/benchmarks/step_level.py"), *settings, cwd=tmp_path)
@@ -82,6 +96,9 @@ def test_step_level(tmp_path: Path) -> None:
 
 def test_drift(tmp_path: Path) -> None:
     start = str(ROOT / "sb3_tgrpo/data/start")
-    command = (str(ROOT / "examples/benchmarks/drift.py"), start, start, "--starts", "1", "--steps", "60")
-    rows = [line for line in run(*command, cwd=tmp_path).splitlines() if line.startswith("│")]
-    assert len(rows) == 2 and rows[0] == rows[1] and "0.00 ± 0.00" in rows[0]  # a policy is where it is
+    other = str(ROOT / "docs/results/starts/libero_object-6")
+    command = (str(ROOT / "examples/benchmarks/drift.py"), start, start, other, "--starts", "1", "--steps", "60")
+    rows = [line.split("│")[2:] for line in run(*command, cwd=tmp_path).splitlines() if line.startswith("│")]
+    own, same, moved = rows
+    assert own == same and own[0].split() == ["0.00", "±", "0.00"]  # a policy is where it is
+    assert float(moved[0].split()[0]) > 1.0  # another is not: the other's task is another one

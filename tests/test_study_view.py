@@ -64,6 +64,7 @@ def test_live_panel() -> None:
 
 
 def test_the_panel_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
     assert type(make_study_view("study")) is StudyView
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert type(make_study_view("study")) is LiveStudyView

@@ -96,13 +96,14 @@ if __name__ == "__main__":
     table = Table(title=f"{args.start}: {len(states.tokens):,} states of {args.starts} episodes; by stage: KL, P(still)")
     for column in ("policy", "KL, nats", *(f"stage {stage}" for stage in stages)):
         table.add_column(column, justify="left" if column == "policy" else "right")
-    for checkpoint in (args.start, *args.checkpoints):
+    names = ("start", *("/".join(Path(checkpoint).parts[-3:-1]) for checkpoint in args.checkpoints))
+    for name, checkpoint in zip(names, (args.start, *args.checkpoints), strict=True):
         policy = load(checkpoint, env)
         kl = reference - log_prob(policy, states, states.tokens).sum(1)
         stay = log_prob(policy, states, still)[:, :3].sum(1).exp()
         chosen = [th.as_tensor(states.stages == stage) for stage in stages]
         error = float(kl.std() / len(kl) ** 0.5)
         parts = [f"{float(kl[rows].mean()):.2f}, {float(stay[rows].mean()):.3f}" for rows in chosen]
-        table.add_row("/".join(Path(checkpoint).parts[-3:-1]), f"{float(kl.mean()):.2f} ± {error:.2f}", *parts)
+        table.add_row(name, f"{float(kl.mean()):.2f} ± {error:.2f}", *parts)
     env.close()
     Console().print(table)

@@ -50,8 +50,8 @@ def shares(signal: np.ndarray, mask: np.ndarray, compare_ended: bool) -> tuple[n
     :return: ``(n_groups, group_size)`` each.
     """
     advantages = step_advantages(signal, mask, compare_ended=compare_ended) / np.maximum(mask.sum(axis=0), 1)
-    won = (signal >= 1.0) & mask
-    before = ~np.cumsum(won.any(axis=-1, keepdims=True), axis=0).astype(bool) | won
+    won = ((signal >= 1.0) & mask).any(axis=-1, keepdims=True)
+    before = np.cumsum(won, axis=0) - won == 0  # the step of the first success is one of them
     return (advantages * before).sum(axis=0), (advantages * ~before).sum(axis=0)
 
 
