@@ -48,7 +48,8 @@ class Stage:
         if self.ended is not None:
             return 0.0
         advanced = self.done - self.first
-        return self.seconds * (self.total - self.done) / advanced if advanced > 0 and self.total else None
+        # The rollout in which the total is reached is completed, so more may be done than was asked for.
+        return self.seconds * max(0, self.total - self.done) / advanced if advanced > 0 and self.total else None
 
 
 class RunView:

@@ -8,18 +8,27 @@ the same evaluation. Finished cells are kept, interrupted ones go on.
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
 from sb3_tgrpo.study_view import RunningCell, StudyProgress, StudyView, seconds_left
-from sb3_tgrpo.train_config import TrainConfig, difference, parse_setting, shipped_start
+from sb3_tgrpo.train_config import (
+    USED_SETTINGS,
+    AlgorithmConfig,
+    BaselineConfig,
+    TrainConfig,
+    difference,
+    parse_setting,
+    shipped_start,
+)
 
 CELLS = "cells"
 START = "SFT"
@@ -74,8 +83,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "TPO": {"algo": "tpo", "stop_on": "never"},
     "TRPO": {"algo": "trpo"},
     "RecurrentPPO": {"algo": "recurrent_ppo"},
-    **{f"TGRPO-payment={payment}": {"payment": payment} for payment in PAYMENTS},
-    **{f"TGRPO-alpha={alpha:g}": {"alpha_step": alpha, "alpha_traj": round(1.0 - alpha, 6)} for alpha in ALPHAS},
 }
 
 GRIDS: dict[str, Grid] = {
@@ -99,43 +106,101 @@ GRIDS: dict[str, Grid] = {
 }
 
 
+@dataclass(frozen=True)
+class _Name:
+    """
+    A method's name, taken apart: ``GRPO-kl_coef=0.04@3`` is GRPO, one change and three times the learning rate.
+
+    :param base: a key of ``_SETTINGS``.
+    :param changes: names and values as text.
+    :param factor: of the learning rate, as text; empty without one.
+    """
+
+    base: str
+    changes: tuple[tuple[str, str], ...]
+    factor: str
+
+    @classmethod
+    def of(cls, method: str) -> "_Name":
+        name, _, factor = method.partition("@")
+        base, *changes = re.split(r"-(?=[A-Za-z_]+=)", name)
+        if base not in _SETTINGS or "/" in name:  # the name is also that of a folder
+            raise ValueError(
+                f"Unknown method {method!r}. Available: {', '.join(METHODS)}, each also as NAME-SETTING=VALUE and NAME@FACTOR."
+            )
+        pairs = [change.partition("=") for change in changes]
+        return cls(base, tuple((key, text) for key, _, text in pairs), factor)
+
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The methods whose settings this one changes."""
+        return ("TGRPO", self.base) if self.base.startswith("TGRPO-") else (self.base,)
+
+
 def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
     """
     What a method changes in the configuration.
 
-    :param method: a name in ``METHODS``, ``TGRPO-N=<group size>``, ``TGRPO-<setting>=<value>`` with a setting of the main job,
-        or any of these followed by ``@<factor>`` on its learning rate.
+    :param method: a name in ``METHODS``, one with other settings (``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
+        ``NAME-<setting>=<value>`` with a setting of the main job, several one after the other), or any of these followed by
+        ``@<factor>`` on its learning rate.
     :param config: what it changes.
-    :raises ValueError: if there is no such method.
+    :raises ValueError: if there is no such method, or it has no such setting.
     """
-    name, _, factor = method.partition("@")
-    if name in _SETTINGS:
-        settings = dict(_SETTINGS[name])
-    elif name.startswith("TGRPO-N=") and name[8:].isdigit():
-        settings = _group_size(int(name[8:]), config)
-    elif name.startswith("TGRPO-") and "=" in name and "/" not in name:  # the name is also that of a folder
-        key, _, text = name[6:].partition("=")
-        try:
-            settings = {key: parse_setting(key, text)}
-        except ValueError as error:
-            raise ValueError(f"Method {method!r}: {error}") from error
-    else:
-        raise ValueError(
-            f"Unknown method {method!r}. Available: {', '.join(METHODS)}, TGRPO-SETTING=VALUE, each also as NAME@FACTOR."
-        )
-    if factor:
-        try:
+    name = _Name.of(method)
+    settings = dict(_SETTINGS[name.base])
+    return settings | _changes(method, name, config.updated(settings))
+
+
+def _changes(method: str, name: _Name, config: TrainConfig) -> dict[str, Any]:
+    """What follows the name that a method is known by; ``config`` is what it has by that name."""
+    settings: dict[str, Any] = {}
+    try:
+        for key, text in name.changes:
+            if key == "N":
+                settings |= _group_size(_checked_size(text), config)
+            elif key == "alpha":
+                alpha = parse_setting("alpha_step", text)
+                settings |= {"alpha_step": alpha, "alpha_traj": round(1.0 - alpha, 6)}
+            else:
+                settings[key] = parse_setting(key, text)
+        if name.factor:
             # Rounded, so that three times 1e-4 is what somebody writes as 3e-4.
-            settings["learning_rate"] = float(f"{config.algorithm.learning_rate * float(factor):.12g}")
-        except ValueError as error:
-            raise ValueError(
-                f"Method {method!r}: what follows @ multiplies the learning rate, so it must be a number."
-            ) from error
+            settings["learning_rate"] = float(f"{config.algorithm.learning_rate * _factor(name.factor):.12g}")
+    except ValueError as error:
+        raise ValueError(f"Method {method!r}: {error}") from error
+    if unused := sorted(set(settings) & _unused(config)):
+        has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the start policy"
+        raise ValueError(f"Method {method!r}: {name.base} does not use {', '.join(unused)}. Its settings: {has}.")
     return settings
 
 
-METHODS = (*_SETTINGS, *(f"TGRPO-N={n}" for n in GROUP_SIZES))
-"""Names that :func:`settings_of` knows."""
+def _unused(config: TrainConfig) -> set[str]:
+    """Settings of the algorithms that the one of this configuration does not use; which one it is, is no setting of it."""
+    names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
+    return names - USED_SETTINGS[config.algorithm.algo]
+
+
+def _factor(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("what follows @ multiplies the learning rate, so it must be a number.") from None
+
+
+def _checked_size(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise ValueError(f"N={text} must be a whole number, 2 or more: a group compares its members.")
+    return int(text)
+
+
+METHODS = (
+    *_SETTINGS,
+    *(f"TGRPO-payment={payment}" for payment in PAYMENTS),
+    *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS),
+    *(f"TGRPO-N={n}" for n in GROUP_SIZES),
+)
+"""Names that are part of a grid or may be; :func:`settings_of` knows more."""
 
 
 def _group_size(size: int, config: TrainConfig) -> dict[str, Any]:
@@ -181,7 +246,7 @@ class Study:
     :param methods: see :func:`settings_of`.
     :param seeds: of training.
     :param checkpoints: start policy by Gymnasium id; others have the configuration's.
-    :param overrides: settings by method, from tuning for instance; those of ``TGRPO`` are also those of its variants.
+    :param overrides: settings by method, from tuning for instance; those of a method are also those of its variants.
     :param tuning: how they were found, for the record.
     :raises ValueError: on values that do not fit together.
     """
@@ -206,10 +271,16 @@ class Study:
             )
         for what, names, known in (
             ("checkpoints", self.checkpoints, self.envs),
-            ("settings", self.overrides, (START, "TGRPO", *self.methods)),
+            ("settings", self.overrides, self.settable),
         ):
             if foreign := sorted(set(names) - set(known)):
                 raise ValueError(f"{what} are given for {', '.join(foreign)}, not part of this study: {', '.join(known)}.")
+
+    @property
+    def settable(self) -> tuple[str, ...]:
+        """Methods that settings may be given to: those of the study, and those that they are variants of."""
+        lineages = (name for method in self.methods for name in _Name.of(method).lineage)
+        return tuple(dict.fromkeys((START, "TGRPO", *self.methods, *lineages)))
 
     def checkpoint(self, env: str) -> str | None:
         """The start policy of a task, None for the one that ships."""
@@ -222,10 +293,12 @@ class Study:
         :raises ValueError: for an unknown method or setting, or one that all methods of a study have in common.
         """
         common = self.config.updated({"env": env, "seed": seed, "checkpoint": self.checkpoint(env)})
-        # A variant changes what TGRPO has in this study, so TGRPO's settings come before the variant's: three times its
-        # learning rate, for instance, or another kl_coef than it was given.
-        base = common.updated(self.overrides.get("TGRPO", {})) if method.startswith("TGRPO") else common
-        config = base.updated({**settings_of(method, base), **self.overrides.get(method, {})})
+        # A variant changes what its method has in this study, so that one's settings come before the variant's: three times
+        # its learning rate, for instance, or another kl_coef than it was given.
+        name, config = _Name.of(method), common
+        for known in name.lineage:
+            config = config.updated({**_SETTINGS[known], **self.overrides.get(known, {})})
+        config = config.updated({**_changes(method, name, config), **self.overrides.get(method, {})})
         if changed := difference(_in_common(common), _in_common(config)):
             raise ValueError(
                 f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "
@@ -243,8 +316,8 @@ class Study:
                 for seed in self.seeds:
                     config = self.method_config(method, env, seed)
                     # alpha_1 = 0.3, for instance, may be what TGRPO has anyway: it is run once.
-                    same = config == self.method_config("TGRPO", env, seed)
-                    found.append(Cell(env, method, seed, config, "TGRPO" if same else method))
+                    same = (name for name in _Name.of(method).lineage if config == self.method_config(name, env, seed))
+                    found.append(Cell(env, method, seed, config, next(same, method)))
         return found
 
 
@@ -366,8 +439,7 @@ def _as_recorded(study: Study, root: RunFolder) -> Study:
             f"{root / study.grid / 'study.json'} has other settings than those given ({'; '.join(others)}): leave them out, "
             "tables are of what was run; or run the study with them."
         )
-    known = {START, "TGRPO", *study.methods}
-    overrides = {method: settings for method, settings in stored.items() if method in known}
+    overrides = {method: settings for method, settings in stored.items() if method in study.settable}
     return replace(study, overrides=overrides, tuning=record["tuning"])
 
 
@@ -400,9 +472,10 @@ def _check(cell: Cell, root: RunFolder) -> None:
     if earlier is None:
         return
     changed = changed_settings(earlier, cell.config, root / cell.name / "config.json")
-    if cell.place == START and is_finished(cell, root):
-        # Evaluated before anything was trained: it stays true when the package's learning rate, say, is another one.
-        changed = [text for text in changed if not text.startswith(("algorithm.", "baseline."))]
+    if is_finished(cell, root):
+        # PPO's cells stay true when the weight of the KL term, which it does not have, is another one; SFT's whatever trains.
+        unused = {f"{section}.{name}" for section in ("algorithm", "baseline") for name in _unused(cell.config) - {"algo"}}
+        changed = [text for text in changed if text.split(" ")[0] not in unused]
     if changed:
         raise ValueError(f"{root / cell.name} is of other settings ({'; '.join(changed)}): choose another folder with --out.")
     setup = root.read(f"{cell.name}/{SETUP_FILE}")
@@ -603,7 +676,7 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
         for method, factor in best.items()
     }
     overrides = {name: dict(settings) for name, settings in study.overrides.items()}
-    families = {"TGRPO" if method.startswith("TGRPO") else method for method in study.methods}
+    families = {_Name.of(method).lineage[0] for method in study.methods}
     for method in sorted(set(best) & families):
         overrides[method] = {"learning_rate": rates[method], **overrides.get(method, {})}
     tuning = {

@@ -112,6 +112,24 @@ class BaselineConfig:
     ent_coef: float = setting(0.0, "ppo: weight of the entropy")
 
 
+_GROUPS = ("group_size", "groups_per_update", "parallel_groups", "stop_on")
+_UPDATE = ("learning_rate", "temperature", "n_epochs", "max_grad_norm", "target_kl")
+_ROLLOUT = ("n_envs", "n_steps", "minibatch_size", "gamma", "gae_lambda")
+_OBJECTIVE = ("alpha_step", "alpha_traj", "compare_ended", "gamma_traj", "outcome_reward", "kl_coef", "clip_range")
+
+USED_SETTINGS: dict[str, frozenset[str]] = {
+    "sft": frozenset(),
+    "tgrpo": frozenset({"total_timesteps", *_GROUPS, *_UPDATE, *_OBJECTIVE, "batch_size", "micro_batch_size"}),
+    **dict.fromkeys(
+        ("dpo", "tpo"), frozenset({"total_timesteps", *_GROUPS, *_UPDATE, "batch_size", "micro_batch_size", "beta"})
+    ),
+    "ppo": frozenset({"total_timesteps", *_UPDATE, *_ROLLOUT, "clip_range", "vf_coef", "ent_coef"}),
+    # From nothing, a learning rate for fine-tuning leads nowhere: they keep their authors' rates and what belongs to them.
+    **dict.fromkeys(("trpo", "recurrent_ppo"), frozenset({"total_timesteps", *_ROLLOUT})),
+}
+"""What each ``algo`` reads of the sections ``algorithm`` and ``baseline``; the others do nothing to it."""
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How it is judged: the same stored starts before and after, and only the last policy."""

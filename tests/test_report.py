@@ -185,6 +185,8 @@ def test_time_left_does_not_count_what_an_earlier_run_did() -> None:
     stage.started -= 0.0
     assert Stage("x", total=0).seconds_left is None and Stage("x", total=5).seconds_left is None
     assert stage.seconds_left == pytest.approx(stage.seconds * 4, rel=0.01)  # 40 left, 10 done in this time
+    stage.done = stage.total + 3  # a rollout goes a little further than what was asked for
+    assert stage.seconds_left == 0.0
 
 
 def test_live_panel() -> None:

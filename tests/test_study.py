@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from toy_envs import ScriptEnv
 
-from sb3_tgrpo import TGRPO
+from sb3_tgrpo import TGRPO, baselines, envs, tgrpo, train_stages
 from sb3_tgrpo import study as study_module
 from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, even_batch_size, make_ungrouped_env, rollout_steps
 from sb3_tgrpo.cli import main
@@ -51,7 +52,14 @@ from sb3_tgrpo.study import (
 from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, versus_rows, write_results
 from sb3_tgrpo.study_view import StudyProgress, StudyView
-from sb3_tgrpo.train_config import TrainConfig, parse_setting, shipped_start
+from sb3_tgrpo.train_config import (
+    USED_SETTINGS,
+    AlgorithmConfig,
+    BaselineConfig,
+    TrainConfig,
+    parse_setting,
+    shipped_start,
+)
 
 TESTS = Path(__file__).parent
 ENVS = ("LIBERO/libero_object-3-v0", "LIBERO/libero_object-9-v0")
@@ -119,9 +127,78 @@ def test_every_method_is_a_valid_configuration() -> None:
         "learning_rate": 3e-4,  # not 0.00030000000000000003
     }
     assert settings_of("PPO@3", base) == {"algo": "ppo", "learning_rate": 3e-4}
-    for wrong in ("TGPRO", "TGRPO-N=x", "PPO@fast", "TGRPO-speed=1", "TGRPO-n_epochs=many", "PPO-n_epochs=2"):
-        with pytest.raises(ValueError, match=wrong):
-            settings_of(wrong, base)
+    assert settings_of("PPO-n_epochs=2", base) == {"algo": "ppo", "n_epochs": 2}
+    assert settings_of("GRPO-kl_coef=0.04-learning_rate=1e-5@3", base) == {
+        **settings_of("GRPO", base),
+        "kl_coef": 0.04,
+        "learning_rate": 3e-4,  # of what the study has, whatever comes before
+    }
+    assert settings_of("TGRPO-step-compare_ended=true", base) == {
+        "alpha_step": 1.0, "alpha_traj": 0.0, "compare_ended": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("TGPRO", "Unknown method 'TGPRO'. Available: SFT, PPO"),
+        ("TGRPO-speed", "Unknown method 'TGRPO-speed'"),
+        ("TGRPO-reward=a/b", "Unknown method"),
+        ("TGRPO-N=x", "Method 'TGRPO-N=x': N=x must be a whole number"),
+        ("TGRPO-N=1", "N=1 must be .* 2 or more"),
+        ("PPO@fast", "Method 'PPO@fast': what follows @"),
+        ("TGRPO-speed=1", "Method 'TGRPO-speed=1': Unknown setting 'speed'"),
+        ("TGRPO-n_epochs=many", "Method 'TGRPO-n_epochs=many': n_epochs must be"),
+        ("PPO-kl_coef=0.04", "PPO does not use kl_coef. Its settings: .*ent_coef"),
+        ("PPO-N=4", "PPO does not use group_size, groups_per_update, parallel_groups"),
+        ("DPO-alpha=0.5", "DPO does not use alpha_step, alpha_traj. .*beta"),
+        ("TGRPO-beta=1", "TGRPO does not use beta"),
+        ("TGRPO-algo=ppo", "TGRPO does not use algo"),
+        ("SFT@3", "SFT does not use learning_rate. Its settings: none, being the start policy"),
+        ("TRPO@3", "TRPO does not use learning_rate"),
+    ],
+)
+def test_methods_that_there_are_not(method: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings_of(method, TrainConfig())
+
+
+@pytest.mark.parametrize("algo", [algo for algo in USED_SETTINGS if algo != "sft"])
+def test_settings_that_a_method_uses(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each setting of the algorithms changes what is built or for how long it learns, or is not among those used."""
+
+    def built(config: TrainConfig) -> list[Any]:
+        calls: list[Any] = []
+
+        def note(*arguments: Any, **settings: Any) -> Any:
+            calls.append((repr(arguments), sorted((name, repr(value)) for name, value in settings.items())))
+            return SimpleNamespace(num_envs=8)
+
+        for module, name in [
+            (tgrpo, "TGRPO"), (baselines, "PPO"), (envs, "make_group_env"), (train_stages, "make_ungrouped_env"),
+        ]:  # fmt: skip
+            monkeypatch.setattr(module, name, note)
+        monkeypatch.setattr(baselines, "algorithm_class", lambda algo: note)
+        setup = train_stages.Setup("start", "its hash", "light", "light", 128, "a reward", None, None)
+        env = train_stages.make_training_env(config, setup)
+        train_stages.make_model(config, setup, RunFolder("unused"), env)
+        return [*calls, config.algorithm.total_timesteps]  # what learn() is told
+
+    base = TrainConfig().updated({"algo": algo, "stop_on": "never", "alpha_step": 0.0, "reward": "sparse"})
+    assert built(base) == built(base)
+    other: dict[str, Any] = {"stop_on": "success", "outcome_reward": "success", "compare_ended": True, "parallel_groups": 1}
+    names = [item.name for part in (AlgorithmConfig, BaselineConfig) for item in fields(part) if item.name != "algo"]
+    used = set()
+    for name in names:
+        if algo in ("dpo", "tpo") and name == "stop_on":  # has only one value there
+            used.add(name)
+            continue
+        if name not in other:
+            value = getattr(base.algorithm, name, getattr(base.baseline, name, None))
+            other[name] = 2 * value if isinstance(value, int) else value / 2 or 0.25
+        if built(base) != built(base.updated({name: other[name]})):
+            used.add(name)
+    assert used == USED_SETTINGS[algo]
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 4])
@@ -608,6 +685,31 @@ def test_finished_cells_are_not_run_again(
     assert "TGRPO/seed_0 is of other settings (algorithm.kl_coef was 0.0, is 0.5)" in refusal
     assert main([*study_arguments(finished), "max_episode_steps=7"]) == 1
     assert "SFT/seed_0 is of other settings (task.max_episode_steps was" in capsys.readouterr().err
+
+
+def test_finished_cells_stay_true_when_settings_change_that_their_method_does_not_use(tmp_path: Path) -> None:
+    root = RunFolder(tmp_path)
+
+    def cells(**settings: Any) -> dict[str, Cell]:
+        study = Study("table1", TrainConfig().updated(settings), ENVS[:1], ("PPO", "GRPO"), (0,))
+        return {cell.method: cell for cell in study.cells()}
+
+    for cell in cells().values():
+        root.write(f"{cell.name}/config.json", cell.config.to_dict())
+        root.write(f"{cell.name}/results.json", {})
+    check_cells([*cells(beta=0.5).values()], root)
+    check_cells([cells(kl_coef=0.5)["SFT"], cells(kl_coef=0.5)["PPO"], cells(n_epochs=9)["SFT"]], root)
+    for wrong in (cells(kl_coef=0.5)["GRPO"], cells(n_epochs=9)["PPO"], cells(joint_noise=0.5)["SFT"]):
+        with pytest.raises(ValueError, match=f"{wrong.method}/seed_0 is of other settings"):
+            check_cells([wrong], root)
+    ppo = cells()["PPO"]
+    root.write(f"{ppo.name}/config.json", ppo.config.updated({"algo": "trpo"}).to_dict())
+    with pytest.raises(ValueError, match=r"algorithm\.algo was 'trpo', is 'ppo'"):
+        check_cells([ppo], root)
+    root.write(f"{ppo.name}/config.json", ppo.config.to_dict())
+    (root / ppo.name / "results.json").unlink()
+    with pytest.raises(ValueError, match="kl_coef was"):  # to go on it would have to be the same in all
+        check_cells([cells(kl_coef=0.5)["PPO"]], root)
 
 
 def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="tasks x methods x seeds: tables and plots",
         description=_DESCRIPTION,
         epilog=f"grids:\n{grids}\n\nmethods:\n  {', '.join(METHODS)};\n"
-        "  TGRPO-SETTING=VALUE changes a setting of train, NAME@FACTOR multiplies the learning rate",
+        "  NAME-SETTING=VALUE changes a setting of train, NAME@FACTOR multiplies the learning rate",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("grid", choices=tuple(GRIDS), metavar="NAME", help="one of the grids below")
