@@ -22,6 +22,8 @@ class GroupedRolloutBufferSamples(NamedTuple):
     old_log_prob: th.Tensor  # (batch, K) float32
     advantages: th.Tensor  # (batch,) float32, eq. (4)
     weight: th.Tensor  # (batch,) float32, 1 / (N |o_i|) of eq. (6), summing to 1 over the minibatch
+    ref_log_prob: th.Tensor | None  # (batch, K), None before keep_reference() was told of all of these steps
+    rows: np.ndarray  # (batch,), where they are stored
 
 
 class PagedRows:
@@ -131,6 +133,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         super().reset()
         self._observations: dict[str | None, PagedRows] = {}
         self._actions, self._log_probs = PagedRows(), PagedRows()
+        self._ref_log_probs: np.ndarray | None = None  # (size, K), nan where not known
         self._steps: list[_Step] = []
         self._start_of_group = [0] * (self.n_envs // self.group_size)  # index into _steps
         self._ended: list[list[np.ndarray]] = []  # of each group: rows, rewards, step_signal, valid, (n_steps, group_size)
@@ -276,15 +279,33 @@ class GroupedRolloutBuffer(BaseBuffer):
         for start in range(0, len(batch), size):
             yield self._get_samples(batch[start : start + size], weight_scale=n_minibatches)
 
+    def keep_reference(self, samples: GroupedRolloutBufferSamples, ref_log_prob: th.Tensor) -> None:
+        """
+        Remember the reference policy's log-probabilities: neither it nor what was sampled changes in an update, so one forward
+        pass a step is enough, however many epochs there are.
+
+        :param samples: the steps.
+        :param ref_log_prob: ``(batch, K)``.
+        """
+        values = ref_log_prob.float().cpu().numpy()
+        if self._ref_log_probs is None:
+            self._ref_log_probs = np.full((self.size(), *values.shape[1:]), np.nan, dtype=np.float32)
+        self._ref_log_probs[samples.rows] = values
+
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None, weight_scale: float = 1.0) -> GroupedRolloutBufferSamples:  # type: ignore[override]
         rows = self._rows.ravel()[batch_inds]
         observations = {key: self.to_torch(pages.take(rows), copy=False) for key, pages in self._observations.items()}
+        reference = None if self._ref_log_probs is None else self._ref_log_probs[rows]
+        if reference is not None and np.isnan(reference).any():
+            reference = None
         return GroupedRolloutBufferSamples(
             observations=observations[None] if None in observations else observations,  # type: ignore[arg-type]
             actions=self.to_torch(self._actions.take(rows), copy=False),
             old_log_prob=self.to_torch(self._log_probs.take(rows), copy=False),
             advantages=self.to_torch(self.advantages.ravel()[batch_inds].astype(np.float32), copy=False),
             weight=self.to_torch((self.weight.ravel()[batch_inds] * weight_scale).astype(np.float32), copy=False),
+            ref_log_prob=None if reference is None else self.to_torch(reference, copy=False),
+            rows=rows,
         )
 
     def _check_finite(self, name: str, values: np.ndarray) -> None:

@@ -258,7 +258,7 @@ class DPO(TGRPO):
     def _log_ratio(self, samples: GroupedRolloutBufferSamples) -> tuple[th.Tensor, dict[str, float]]:
         """``log pi_theta - log pi_ref`` of each action, and what to watch."""
         log_prob, entropy = self.policy.action_log_prob(samples.observations, samples.actions)
-        ref_log_prob = self.policy.reference_log_prob(samples.observations, samples.actions)
+        ref_log_prob = self._reference_log_prob(samples)
         clip_range = self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
         result = ratio_statistics(log_prob.sum(dim=-1), samples.old_log_prob.sum(dim=-1), clip_range)
         del result["clip_fraction"]  # nothing is clipped

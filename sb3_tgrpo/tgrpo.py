@@ -471,7 +471,7 @@ class TGRPO(OnPolicyAlgorithm):
         old_log_prob = samples.old_log_prob
         ref_log_prob = None
         if self.kl_coef != 0.0:
-            ref_log_prob = self.policy.reference_log_prob(samples.observations, samples.actions)
+            ref_log_prob = self._reference_log_prob(samples)
         if self.ratio_level == "action":
             log_prob, old_log_prob = log_prob.sum(dim=-1), old_log_prob.sum(dim=-1)
             ref_log_prob = None if ref_log_prob is None else ref_log_prob.sum(dim=-1)
@@ -493,6 +493,14 @@ class TGRPO(OnPolicyAlgorithm):
             kl = k3_kl(log_prob.detach(), ref_log_prob)
             result["kl_loss"] = (samples.weight * kl.reshape(len(kl), -1).mean(dim=-1)).sum().item()
         return loss, result
+
+    def _reference_log_prob(self, samples: GroupedRolloutBufferSamples) -> th.Tensor:
+        """``(batch, K)``, computed the first time that it is asked for."""
+        if samples.ref_log_prob is not None:
+            return samples.ref_log_prob
+        ref_log_prob = self.policy.reference_log_prob(samples.observations, samples.actions)
+        self.rollout_buffer.keep_reference(samples, ref_log_prob)
+        return ref_log_prob
 
     def _optimizer_step(self) -> float:
         parameters = [p for group in self.policy.optimizer.param_groups for p in group["params"]]

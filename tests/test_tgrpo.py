@@ -290,6 +290,33 @@ def test_kl_holds_the_policy_near_its_start() -> None:
     assert divergence(1.0) < 0.2 * divergence(0.0)
 
 
+def test_the_reference_scores_each_step_once() -> None:
+    """However many epochs there are, and to the same end as asking it every time."""
+
+    def run(forget: bool) -> tuple[th.Tensor, list[int], list[int]]:
+        model = TGRPO("MlpPolicy", identity("box"), n_epochs=3, batch_size=30, micro_batch_size=20, **FAST | {"kl_coef": 1.0})
+        score, train, scored, sizes = model.policy.reference_log_prob, model.train, [], []
+
+        def counted(obs: Any, actions: th.Tensor) -> th.Tensor:
+            scored.append(len(actions))
+            return score(obs, actions)
+
+        def noted() -> None:
+            sizes.append(model.rollout_buffer.size())
+            train()
+
+        model.policy.reference_log_prob = counted  # type: ignore[method-assign, assignment]
+        model.train = noted  # type: ignore[method-assign]
+        if forget:
+            model.rollout_buffer.keep_reference = lambda samples, ref_log_prob: None  # type: ignore[method-assign]
+        return parameters(model.learn(200)), scored, sizes
+
+    kept, scored, sizes = run(forget=False)
+    asked, every_time, _ = run(forget=True)
+    assert len(sizes) > 1 and sum(scored) == sum(sizes) and sum(every_time) == 3 * sum(sizes)
+    assert th.allclose(kept, asked, atol=1e-5)
+
+
 def test_target_kl_stops_the_update(tmp_path: Path) -> None:
     model = TGRPO("MlpPolicy", identity("box"), n_epochs=50, batch_size=20, target_kl=0.01, **FAST)
     steps, step = [], model._optimizer_step

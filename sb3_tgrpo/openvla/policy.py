@@ -134,9 +134,8 @@ class OpenVLAPolicy(BasePolicy):
         self._vision_frozen = self.model.vision_is_frozen
         max_bytes = int(vision_cache_mb * 2**20)
         self._patch_cache = FrameCache(max_bytes if self._vision_frozen else 0)
-        # With a trainable vision side only the preprocessed image and the reference's embedding stay the same.
+        # With a trainable vision side only the preprocessed image stays the same.
         self._pixel_cache = FrameCache(0 if self._vision_frozen else max_bytes)
-        self._reference_cache = FrameCache(0 if self._vision_frozen else max_bytes)
         self._prompt_ids: dict[str, list[int]] = {}
         self._prompt_batches: dict[bytes, Prompts] = {}
         self.register_state_dict_post_hook(drop_frozen)
@@ -254,7 +253,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def clear_caches(self) -> None:
         """Forget what was computed from frames (the weights have changed in another way than by training)."""
-        for cache in (self._patch_cache, self._pixel_cache, self._reference_cache):
+        for cache in (self._patch_cache, self._pixel_cache):
             cache.clear()
 
     # ------------------------------------------------------------------ observations
@@ -377,11 +376,7 @@ class OpenVLAPolicy(BasePolicy):
             if self._vision_frozen:
                 patches = self._patches(images)
             else:
-                keys = frame_keys(images)
-                preprocessed = self._preprocessed(images, keys)
-                patches = self._reference_cache.get(
-                    keys, lambda rows: model.project(model.pixel_values(_rows(preprocessed, rows)))
-                )
+                patches = model.project(model.pixel_values(self._preprocessed(images, frame_keys(images))))
             return self._score(model, patches, prompts, actions)[0]
 
     def _without_adapter(self) -> AbstractContextManager:
@@ -395,7 +390,6 @@ class OpenVLAPolicy(BasePolicy):
         if self.lora is None:
             self.model._graphs.clear()
             self.reference_model = copy.deepcopy(self.model).requires_grad_(False).eval()
-            self._reference_cache.clear()
 
     # ------------------------------------------------------------------ Stable-Baselines3's actor-critic interface
 
