@@ -20,13 +20,17 @@ PROTOCOL = (
     "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
     "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
     "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
-    "over starts, played by both policies. Ranks are averaged over tasks. Steps of a success are medians, task by task. "
+    "over starts, played by both policies (other starts, these trained policies), and where there are three runs or more one "
+    "over runs (other trainings, these starts). Ranks are averaged over tasks. Steps of a success are medians, task by task. "
     "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
 )
 
+FEW_RUNS = 3
+"""With fewer runs than this an interval over runs would be that of a handful of values; none is shown."""
+
 VERSUS = (
     "Each row's success minus each column's, in points: on the cells that both have, whose number comes last, paired start by "
-    "start, with starts resampled (other starts, these trained policies; the interval over whole runs is in `results.json`)."
+    "start, with the same intervals. Two runs say little of a method, whatever the interval over starts."
 )
 
 
@@ -193,7 +197,7 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
         cells.append(f"{100 * row['mean']:.1f}" if row["iqm"] is not None else "-")
         cells.append(f"{row['rank']:g}" if row["rank"] is not None else "-")
         cells.append(_percent(row["iqm"], row["iqm_interval"]) if row["iqm"] is not None else "-")
-        cells.append(_points(row["vs_sft"]["start"]) if row["vs_sft"] else "-")
+        cells.append(_points(row["vs_sft"]) if row["vs_sft"] else "-")
         steps = [row["tasks"][env]["success_steps"] if env in row["tasks"] else None for env in envs]
         cells.append(" / ".join("-" if median is None else f"{median:g}" for median in steps))
         body.append([method, *cells])
@@ -211,7 +215,7 @@ def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
     for method in trained:
         pairs = rows[method]["versus"]
         cells = [
-            f"{_points(pairs[other]['start'])}, {pairs[other]['start']['n_evaluations']}" if other in pairs else "-"
+            f"{_points(pairs[other])}, {pairs[other]['start']['n_evaluations']}" if other in pairs else "-"
             for other in trained
         ]
         body.append([method, *cells])
@@ -219,8 +223,15 @@ def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def _points(paired: dict[str, Any]) -> str:
+    """The difference with its interval over starts, and over runs where there are enough of them."""
+    over_starts, over_runs = paired["start"], paired.get("evaluation")
+    text = f"{100 * over_starts['difference']:+.1f} {_bounds(over_starts)}"
+    return text if over_runs is None or over_runs["n_evaluations"] < FEW_RUNS else f"{text}, runs {_bounds(over_runs)}"
+
+
+def _bounds(paired: dict[str, Any]) -> str:
     low, high = paired["interval"]
-    return f"{100 * paired['difference']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _percent(rate: float, interval: Sequence[float] | None) -> str:

@@ -377,6 +377,9 @@ def test_table_by_hand() -> None:
     head, body = table_rows(rows, these.envs)
     assert head[:3] == ["method", "libero_object-3", "libero_object-9"] and body[2][1].startswith("62.5 [")
     assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]", "- / -"]
+    # Of TGRPO's four runs gains are 0.25, 0.5, 0 and 0.5: all between 0 and 0.5, and some beyond chance.
+    low, high = (float(text) for text in body[2][6].partition("runs [")[2].rstrip("]").split(", "))
+    assert body[2][6].startswith("+31.2 [") and 0.0 < low < 31.2 < high <= 50.0
     # PPO has one cell, so against it there is one.
     assert rows["SFT"]["versus"] == {} and list(tgrpo["versus"]) == ["PPO"]
     pair = tgrpo["versus"]["PPO"]["start"]
