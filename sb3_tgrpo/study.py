@@ -8,228 +8,21 @@ the same evaluation. Finished cells are kept, interrupted ones go on.
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
+from sb3_tgrpo.study_methods import SETTINGS, START, TUNED_BY, MethodName, short_name, unused_settings
 from sb3_tgrpo.study_view import RunningCell, StudyProgress, StudyView, seconds_left
-from sb3_tgrpo.train_config import (
-    USED_SETTINGS,
-    AlgorithmConfig,
-    BaselineConfig,
-    TrainConfig,
-    difference,
-    parse_setting,
-    shipped_start,
-)
+from sb3_tgrpo.train_config import TrainConfig, difference, shipped_start
 
 CELLS = "cells"
-START = "SFT"
-"""The start policy as it is: what everything is compared with, so part of every grid."""
-
-
-# ---------------------------------------------------------------------- methods and grids
-
-
-@dataclass(frozen=True)
-class Grid:
-    """
-    A named study.
-
-    :param methods: see :func:`settings_of`.
-    :param text: what it is for.
-    :param n_tasks: tasks by default, the first of :data:`TASKS`.
-    :param axis: what the methods vary, where that is one number or choice.
-    """
-
-    methods: tuple[str, ...]
-    text: str
-    n_tasks: int = 1
-    axis: str = ""
-
-
-ALPHAS = (0.1, 0.3, 0.5, 0.7, 0.9)
-GROUP_SIZES = (2, 4, 6, 8)
-PAYMENTS = ("per_step", "latched", "potential")
-RATES = (0.3, 1.0, 3.0)
-RECIPE_VARIANTS = (
-    "TGRPO-groups_per_update=4", "TGRPO-groups_per_update=8", "TGRPO-batch_size=512", "TGRPO-N=4", "TGRPO@3",
-    "TGRPO-target_kl=0.02", "TGRPO-temperature=0.7", "TGRPO-kl_coef=0.02", "TGRPO-payment=potential",
-)  # fmt: skip
-TUNED = ("PPO", "GRPO", "TGRPO")
-TUNED_BY = "T=1"
-"""The way of playing by which tuned learning rates are chosen."""
-TASKS = ("libero_object-9", "libero_object-3")
-SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
-
-_SETTINGS: dict[str, dict[str, Any]] = {
-    START: {"algo": "sft"},
-    "PPO": {"algo": "ppo"},
-    "GRPO": {"alpha_step": 0.0, "alpha_traj": 1.0, "outcome_reward": "success", "stop_on": "never"},
-    "TGRPO": {},
-    "TGRPO-step": {"alpha_step": 1.0, "alpha_traj": 0.0},
-    "TGRPO-trajectory": {"alpha_step": 0.0, "alpha_traj": 1.0},
-    "TGRPO-success": {"stop_on": "success"},
-    "TGRPO-never": {"stop_on": "never"},
-    "TGRPO-sparse": {"reward": "sparse"},
-    "DPO": {"algo": "dpo", "stop_on": "never"},
-    "TPO": {"algo": "tpo", "stop_on": "never"},
-    "TRPO": {"algo": "trpo"},
-    "RecurrentPPO": {"algo": "recurrent_ppo"},
-}
-
-GRIDS: dict[str, Grid] = {
-    "table1": Grid((START, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
-    "preferences": Grid((START, "DPO", "TPO", "TGRPO"), "the paper's own baselines: DPO and GRAPE's objective (Table I)"),
-    "ablation": Grid(
-        (START, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
-        "one level alone, the stop rule, the sparse reward (paper, Table II)",
-    ),
-    "payment": Grid((START, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
-    "alpha": Grid((START, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
-    "group-size": Grid((START, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
-    "recipe": Grid(
-        (START, "TGRPO", *RECIPE_VARIANTS), "the main job's settings, one changed at a time (docs/results/main_job.md)"
-    ),
-    "references": Grid((START, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
-    "tuning": Grid(
-        (START, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
-        "learning rates, as many trials for each method, on a task outside the tables",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class _Name:
-    """
-    A method's name, taken apart: ``GRPO-kl_coef=0.04@3`` is GRPO, one change and three times the learning rate.
-
-    :param base: a key of ``_SETTINGS``.
-    :param changes: names and values as text.
-    :param factor: of the learning rate, as text; empty without one.
-    """
-
-    base: str
-    changes: tuple[tuple[str, str], ...]
-    factor: str
-
-    @classmethod
-    def of(cls, method: str) -> "_Name":
-        name, _, factor = method.partition("@")
-        base, *changes = re.split(r"-(?=[A-Za-z_]+=)", name)
-        if base not in _SETTINGS or "/" in name:  # the name is also that of a folder
-            raise ValueError(
-                f"Unknown method {method!r}. Available: {', '.join(METHODS)}, each also as NAME-SETTING=VALUE and NAME@FACTOR."
-            )
-        pairs = [change.partition("=") for change in changes]
-        return cls(base, tuple((key, text) for key, _, text in pairs), factor)
-
-    @property
-    def lineage(self) -> tuple[str, ...]:
-        """The methods whose settings this one changes."""
-        return ("TGRPO", self.base) if self.base.startswith("TGRPO-") else (self.base,)
-
-
-def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
-    """
-    What a method changes in the configuration.
-
-    :param method: a name in ``METHODS``, one with other settings (``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
-        ``NAME-<setting>=<value>`` with a setting of the main job, several one after the other), or any of these followed by
-        ``@<factor>`` on its learning rate.
-    :param config: what it changes.
-    :raises ValueError: if there is no such method, or it has no such setting.
-    """
-    name = _Name.of(method)
-    settings = dict(_SETTINGS[name.base])
-    return settings | _changes(method, name, config.updated(settings))
-
-
-def _changes(method: str, name: _Name, config: TrainConfig) -> dict[str, Any]:
-    """What follows the name that a method is known by; ``config`` is what it has by that name."""
-    settings: dict[str, Any] = {}
-    try:
-        for key, text in name.changes:
-            if key == "N":
-                settings |= _group_size(_checked_size(text), config)
-            elif key == "alpha":
-                alpha = parse_setting("alpha_step", text)
-                settings |= {"alpha_step": alpha, "alpha_traj": round(1.0 - alpha, 6)}
-            else:
-                settings[key] = parse_setting(key, text)
-        if name.factor:
-            # Rounded, so that three times 1e-4 is what somebody writes as 3e-4.
-            settings["learning_rate"] = float(f"{config.algorithm.learning_rate * _factor(name.factor):.12g}")
-    except ValueError as error:
-        raise ValueError(f"Method {method!r}: {error}") from error
-    if unused := sorted(set(settings) & _unused(config)):
-        has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the start policy"
-        raise ValueError(f"Method {method!r}: {name.base} does not use {', '.join(unused)}. Its settings: {has}.")
-    return settings
-
-
-def _unused(config: TrainConfig) -> set[str]:
-    """Settings of the algorithms that the one of this configuration does not use; which one it is, is no setting of it."""
-    names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
-    return names - USED_SETTINGS[config.algorithm.algo]
-
-
-def _factor(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("what follows @ multiplies the learning rate, so it must be a number.") from None
-
-
-def _checked_size(text: str) -> int:
-    if not text.isdigit() or int(text) < 2:
-        raise ValueError(f"N={text} must be a whole number, 2 or more: a group compares its members.")
-    return int(text)
-
-
-METHODS = (
-    *_SETTINGS,
-    *(f"TGRPO-payment={payment}" for payment in PAYMENTS),
-    *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS),
-    *(f"TGRPO-N={n}" for n in GROUP_SIZES),
-)
-"""Names that are part of a grid or may be; :func:`settings_of` knows more."""
-
-
-def _group_size(size: int, config: TrainConfig) -> dict[str, Any]:
-    """As many trajectories in an update and as many simulators as before, about: only their grouping changes."""
-    usual = config.algorithm
-    parallel = max(1, usual.parallel_groups * usual.group_size // size)
-    rounds = max(1, round(usual.groups_per_update * usual.group_size / (size * parallel)))
-    return {"group_size": size, "parallel_groups": parallel, "groups_per_update": rounds * parallel}
-
-
-def env_ids(tasks: Sequence[str]) -> list[str]:
-    """
-    Gymnasium ids.
-
-    :param tasks: such as ``libero_object-3``, a suite's name for all of its tasks, or ids.
-    """
-    found: list[str] = []
-    for task in tasks:
-        if task in SUITES:
-            found += [f"LIBERO/{task}-{index}-v0" for index in range(SUITES[task])]
-        else:
-            suite, _, index = task.rpartition("-")
-            found.append(f"LIBERO/{task}-v0" if suite in SUITES and index.isdigit() else task)
-    return list(dict.fromkeys(found))
-
-
-def short_name(env: str) -> str:
-    """``libero_object-3`` of ``LIBERO/libero_object-3-v0``; fit for a folder."""
-    return env.removeprefix("LIBERO/").removesuffix("-v0").replace("/", "_").replace(":", "_")
 
 
 # ---------------------------------------------------------------------- cells
@@ -243,7 +36,7 @@ class Study:
     :param grid: name of the grid.
     :param config: what all cells have in common.
     :param envs: Gymnasium ids.
-    :param methods: see :func:`settings_of`.
+    :param methods: see :func:`~sb3_tgrpo.study_methods.settings_of`.
     :param seeds: of training.
     :param checkpoints: start policy by Gymnasium id; others have the configuration's.
     :param overrides: settings by method, from tuning for instance; those of a method are also those of its variants.
@@ -279,7 +72,7 @@ class Study:
     @property
     def settable(self) -> tuple[str, ...]:
         """Methods that settings may be given to: those of the study, and those that they are variants of."""
-        lineages = (name for method in self.methods for name in _Name.of(method).lineage)
+        lineages = (name for method in self.methods for name in MethodName.of(method).lineage)
         return tuple(dict.fromkeys((START, "TGRPO", *self.methods, *lineages)))
 
     def checkpoint(self, env: str) -> str | None:
@@ -295,10 +88,10 @@ class Study:
         common = self.config.updated({"env": env, "seed": seed, "checkpoint": self.checkpoint(env)})
         # A variant changes what its method has in this study, so that one's settings come before the variant's: three times
         # its learning rate, for instance, or another kl_coef than it was given.
-        name, config = _Name.of(method), common
+        name, config = MethodName.of(method), common
         for known in name.lineage:
-            config = config.updated({**_SETTINGS[known], **self.overrides.get(known, {})})
-        config = config.updated({**_changes(method, name, config), **self.overrides.get(method, {})})
+            config = config.updated({**SETTINGS[known], **self.overrides.get(known, {})})
+        config = config.updated({**name.changed(config), **self.overrides.get(method, {})})
         if changed := difference(_in_common(common), _in_common(config)):
             raise ValueError(
                 f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "
@@ -316,7 +109,7 @@ class Study:
                 for seed in self.seeds:
                     config = self.method_config(method, env, seed)
                     # alpha_1 = 0.3, for instance, may be what TGRPO has anyway: it is run once.
-                    same = (name for name in _Name.of(method).lineage if config == self.method_config(name, env, seed))
+                    same = (name for name in MethodName.of(method).lineage if config == self.method_config(name, env, seed))
                     found.append(Cell(env, method, seed, config, next(same, method)))
         return found
 
@@ -474,7 +267,9 @@ def _check(cell: Cell, root: RunFolder) -> None:
     changed = changed_settings(earlier, cell.config, root / cell.name / "config.json")
     if is_finished(cell, root):
         # PPO's cells stay true when the weight of the KL term, which it does not have, is another one; SFT's whatever trains.
-        unused = {f"{section}.{name}" for section in ("algorithm", "baseline") for name in _unused(cell.config) - {"algo"}}
+        unused = {
+            f"{section}.{name}" for section in ("algorithm", "baseline") for name in unused_settings(cell.config) - {"algo"}
+        }
         changed = [text for text in changed if text.split(" ")[0] not in unused]
     if changed:
         raise ValueError(f"{root / cell.name} is of other settings ({'; '.join(changed)}): choose another folder with --out.")
@@ -676,7 +471,7 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
         for method, factor in best.items()
     }
     overrides = {name: dict(settings) for name, settings in study.overrides.items()}
-    families = {_Name.of(method).lineage[0] for method in study.methods}
+    families = {MethodName.of(method).lineage[0] for method in study.methods}
     for method in sorted(set(best) & families):
         overrides[method] = {"learning_rate": rates[method], **overrides.get(method, {})}
     tuning = {

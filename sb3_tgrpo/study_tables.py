@@ -9,7 +9,8 @@ from sb3_tgrpo.comparison import Rate, paired_comparison
 from sb3_tgrpo.outcomes import Evaluation
 from sb3_tgrpo.report_plots import BLUE, GREY, new_figure, png
 from sb3_tgrpo.run_folder import RunFolder, now, write_text
-from sb3_tgrpo.study import GRIDS, START, Cell, Study, short_name
+from sb3_tgrpo.study import Cell, Study
+from sb3_tgrpo.study_methods import GRIDS, START, short_name
 from sb3_tgrpo.study_stats import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
 from sb3_tgrpo.train_stages import mode_name
 

@@ -35,20 +35,16 @@ from sb3_tgrpo.openvla.loading import checkpoint_identity
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.study import (
-    GRIDS,
-    METHODS,
-    SUITES,
     Cell,
     Study,
     check_cells,
     commit,
-    env_ids,
     is_finished,
     run_study,
-    settings_of,
     tuned_overrides,
     write_tables,
 )
+from sb3_tgrpo.study_methods import GRIDS, METHODS, SUITES, env_ids, settings_of
 from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, versus_rows, write_results
 from sb3_tgrpo.study_view import StudyProgress, StudyView

@@ -15,7 +15,7 @@ _DESCRIPTION = (
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``study``."""
-    from sb3_tgrpo.study import GRIDS, METHODS
+    from sb3_tgrpo.study_methods import GRIDS, METHODS
 
     grids = "\n".join(f"  {name:<12} {grid.text}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
     parser = subparsers.add_parser(
@@ -66,7 +66,8 @@ def study_from(args: argparse.Namespace) -> Any:
 
     :raises ValueError: on unknown or contradicting ones.
     """
-    from sb3_tgrpo.study import GRIDS, TASKS, Study, env_ids, tuned_overrides
+    from sb3_tgrpo.study import Study, tuned_overrides
+    from sb3_tgrpo.study_methods import GRIDS, TASKS, env_ids
     from sb3_tgrpo.train_config import TrainConfig, load_config
 
     grid = GRIDS[args.grid]
