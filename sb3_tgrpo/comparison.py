@@ -149,6 +149,7 @@ def paired_comparison(
     - ``"start"``: starts, each with its episodes of all evaluations: other starts, these trained policies. The default.
     - ``"pair"``: pairs as if all were independent; with one evaluation and one episode per start the same as ``"start"``.
     - ``"evaluation"``: whole evaluations, for training seeds: another training run on these starts. Few make it crude.
+      Evaluations of other starts, such as those of other tasks, are drawn among themselves.
 
     :param before: One evaluation or several.
     :param after: As many.
@@ -165,19 +166,22 @@ def paired_comparison(
         raise ValueError("unit='evaluation' resamples evaluations: pass at least two on either side.")
     outcomes: list[tuple[bool, bool]] = []
     units: list[Hashable] = []
+    strata: list[Hashable] = []
     for k, (first, second) in enumerate(zip(befores, afters, strict=True)):
         _check_comparable(first, second)
         ours, theirs = _by_start(first), _by_start(second)
         if ours.keys() != theirs.keys():
             raise ValueError(_difference(ours, theirs))
+        played = frozenset(ours) if unit == "evaluation" else None
         for key, episode in ours.items():
             outcomes.append((episode.success, theirs[key].success))
             units.append({"start": key[:-1], "pair": (k, key), "evaluation": k}[unit])
+            strata.append(played)
     pairs = np.array(outcomes, dtype=bool)
     states = ((True, True), (True, False), (False, True), (False, False))
     both, only_before, only_after, neither = (int((pairs == state).all(axis=1).sum()) for state in states)
     gain = pairs[:, 1].astype(float) - pairs[:, 0]
-    interval = _bootstrap_interval(gain, units, seed)
+    interval = _bootstrap_interval(gain, units, strata, seed)
     same_way = len({_way(evaluation) for evaluation in (*befores, *afters)}) == 1
     names = _names(befores, same_way), _names(afters, same_way)
     return PairedComparison(*names, both, only_before, only_after, neither, len(befores), unit, interval)
@@ -224,16 +228,23 @@ def _names(evaluations: "Sequence[Evaluation]", same_way: bool) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _bootstrap_interval(gain: np.ndarray, units: Sequence[Hashable], seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean of ``gain`` when whole units are drawn with replacement."""
+def _bootstrap_interval(
+    gain: np.ndarray, units: Sequence[Hashable], strata: Sequence[Hashable], seed: int
+) -> tuple[float, float]:
+    """
+    95 % percentile interval of the mean of ``gain`` when whole units are drawn with replacement, within each stratum as many
+    as it has.
+    """
     index = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     members = np.array([index[unit] for unit in units])
     sums = np.bincount(members, gain)
     sizes = np.bincount(members)
+    stratum_of = dict(zip(units, strata, strict=True))
+    blocks = [np.array([index[unit] for unit in index if stratum_of[unit] == stratum]) for stratum in dict.fromkeys(strata)]
     rng = np.random.default_rng(seed)
     means = []
     for _ in range(_RESAMPLES):
-        drawn = rng.integers(len(index), size=len(index))
+        drawn = np.concatenate([block[rng.integers(len(block), size=len(block))] for block in blocks])
         means.append(sums[drawn].sum() / sizes[drawn].sum())
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)

@@ -57,7 +57,8 @@ class GroupPolicy(Protocol):
     def reference_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
         Log-probability ``(batch, K)`` of stored actions under the reference policy of eq. (7), the policy training
-        started from: with LoRA the same weights with the adapter disabled, otherwise a frozen copy. No gradient.
+        started from: with LoRA the same weights with the adapter disabled, otherwise a frozen copy. No gradient. Asked
+        once for each step of a rollout, so it must not depend on the epoch.
         """
         ...
 

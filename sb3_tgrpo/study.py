@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.study_methods import SETTINGS, START, TUNED_BY, MethodName, short_name, unused_settings
+from sb3_tgrpo.study_methods import SETTINGS, START, TUNED_BY, MethodName, check_used, short_name, unused_settings
 from sb3_tgrpo.study_view import RunningCell, StudyProgress, StudyView, seconds_left
 from sb3_tgrpo.train_config import TrainConfig, difference, shipped_start
 
@@ -89,9 +89,10 @@ class Study:
         # A variant changes what its method has in this study, so that one's settings come before the variant's: three times
         # its learning rate, for instance, or another kl_coef than it was given.
         name, config = MethodName.of(method), common
-        for known in name.lineage:
-            config = config.updated({**SETTINGS[known], **self.overrides.get(known, {})})
-        config = config.updated({**name.changed(config), **self.overrides.get(method, {})})
+        for known in dict.fromkeys((*name.lineage, method)):
+            config = config.updated(SETTINGS[known] if known in name.lineage else name.changed(config))
+            check_used(self.overrides.get(known, {}), known, config)
+            config = config.updated(self.overrides.get(known, {}))
         if changed := difference(_in_common(common), _in_common(config)):
             raise ValueError(
                 f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "

@@ -1,7 +1,7 @@
 """The methods that studies compare, by name, and named grids of them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -133,21 +133,17 @@ class MethodName:
         settings: dict[str, Any] = {}
         try:
             for key, text in self.changes:
-                if key == "N":
-                    settings |= _group_size(text, config)
-                elif key == "alpha":
-                    alpha = parse_setting("alpha_step", text)
-                    settings |= {"alpha_step": alpha, "alpha_traj": round(1.0 - alpha, 6)}
-                else:
-                    settings[key] = parse_setting(key, text)
+                change = _change(key, text, config)
+                if twice := sorted(set(change) & set(settings)):
+                    raise ValueError(f"{', '.join(twice)} is set twice: leave one out.")
+                settings |= change
             if self.factor:
+                rate = settings.get("learning_rate", config.algorithm.learning_rate)
                 # Rounded, so that three times 1e-4 is what somebody writes as 3e-4.
-                settings["learning_rate"] = float(f"{config.algorithm.learning_rate * _factor(self.factor):.12g}")
+                settings["learning_rate"] = float(f"{rate * _factor(self.factor):.12g}")
+            check_used(settings, self.base, config)
         except ValueError as error:
             raise ValueError(f"Method {self.text!r}: {error}") from error
-        if unused := sorted(set(settings) & unused_settings(config)):
-            has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the start policy"
-            raise ValueError(f"Method {self.text!r}: {self.base} does not use {', '.join(unused)}. Its settings: {has}.")
         return settings
 
 
@@ -157,7 +153,7 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
 
     :param method: a name in :data:`METHODS`, one with other settings (``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
         ``NAME-<setting>=<value>`` with a setting of the main job, several one after the other), or any of these followed by
-        ``@<factor>`` on its learning rate.
+        ``@<factor>``, which multiplies the learning rate.
     :param config: what it changes.
     :raises ValueError: if there is no such method, or it has no such setting.
     """
@@ -170,6 +166,27 @@ def unused_settings(config: TrainConfig) -> set[str]:
     """Settings of the algorithms that the one of this configuration does not use; which one it is, is no setting of it."""
     names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
     return names - USED_SETTINGS[config.algorithm.algo]
+
+
+def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> None:
+    """
+    :param settings: names of what is to be changed.
+    :param method: named in the error.
+    :param config: what it has.
+    :raises ValueError: if it does not use one of them, which would then silently do nothing.
+    """
+    if unused := sorted(set(settings) & unused_settings(config)):
+        has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the start policy"
+        raise ValueError(f"{method} does not use {', '.join(unused)}. Its settings: {has}.")
+
+
+def _change(key: str, text: str, config: TrainConfig) -> dict[str, Any]:
+    if key == "N":
+        return _group_size(text, config)
+    if key == "alpha":
+        alpha = parse_setting("alpha_step", text)
+        return {"alpha_step": alpha, "alpha_traj": round(1.0 - alpha, 6)}
+    return {key: parse_setting(key, text)}
 
 
 def _factor(text: str) -> float:

@@ -1,5 +1,6 @@
 """What a study found: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,14 @@ PROTOCOL = (
     "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
     "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
     "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
-    "over starts, played by both policies (other starts, these trained policies), and where there are three runs or more one "
-    "over runs (other trainings, these starts). Ranks are averaged over tasks. Steps of a success are medians, task by task. "
+    "over starts, played by both policies (other starts, these trained policies), and where each task has three seeds or more "
+    "one over each task's runs (other trainings, these starts). Ranks are averaged over tasks. "
+    "Steps of a success are medians, task by task. "
     "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
 )
 
-FEW_RUNS = 3
-"""With fewer runs than this an interval over runs would be that of a handful of values; none is shown."""
+FEWEST_SEEDS = 3
+"""With fewer seeds of a task than this an interval over runs would be that of a handful of values; none is shown."""
 
 VERSUS = (
     "Each row's success minus each column's, in points: on the cells that both have, whose number comes last, paired start by "
@@ -163,18 +165,15 @@ def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: str, study: Study) -> dict[str, Any] | None:
-    """Two methods paired, cell by cell, where both are finished."""
-    both = [
-        (by_key[before, env, seed], by_key[after, env, seed])
-        for env in study.envs
-        for seed in study.seeds
-        if (after, env, seed) in by_key and (before, env, seed) in by_key
-    ]
-    if not both:
+    """Two methods paired, cell by cell, where both are finished; ``seeds`` is how many of them a task has at least."""
+    keys = [(env, seed) for env in study.envs for seed in study.seeds]
+    keys = [key for key in keys if (before, *key) in by_key and (after, *key) in by_key]
+    if not keys:
         return None
-    firsts, seconds = (list(side) for side in zip(*both, strict=True))
-    found: dict[str, Any] = {"start": paired_comparison(firsts, seconds).to_dict()}
-    if len(both) > 1:
+    firsts, seconds = ([by_key[method, env, seed] for env, seed in keys] for method in (before, after))
+    found: dict[str, Any] = {"seeds": min(Counter(env for env, _ in keys).values())}
+    found["start"] = paired_comparison(firsts, seconds).to_dict()
+    if len(keys) > 1:
         found["evaluation"] = paired_comparison(firsts, seconds, unit="evaluation").to_dict()
     return found
 
@@ -227,7 +226,7 @@ def _points(paired: dict[str, Any]) -> str:
     """The difference with its interval over starts, and over runs where there are enough of them."""
     over_starts, over_runs = paired["start"], paired.get("evaluation")
     text = f"{100 * over_starts['difference']:+.1f} {_bounds(over_starts)}"
-    return text if over_runs is None or over_runs["n_evaluations"] < FEW_RUNS else f"{text}, runs {_bounds(over_runs)}"
+    return f"{text}, runs {_bounds(over_runs)}" if over_runs is not None and paired["seeds"] >= FEWEST_SEEDS else text
 
 
 def _bounds(paired: dict[str, Any]) -> str:

@@ -127,7 +127,7 @@ def test_every_method_is_a_valid_configuration() -> None:
     assert settings_of("GRPO-kl_coef=0.04-learning_rate=1e-5@3", base) == {
         **settings_of("GRPO", base),
         "kl_coef": 0.04,
-        "learning_rate": 3e-4,  # of what the study has, whatever comes before
+        "learning_rate": 3e-5,  # three times what the name says before
     }
     assert settings_of("TGRPO-step-compare_ended=true", base) == {
         "alpha_step": 1.0, "alpha_traj": 0.0, "compare_ended": True,
@@ -152,6 +152,8 @@ def test_every_method_is_a_valid_configuration() -> None:
         ("TGRPO-algo=ppo", "TGRPO does not use algo"),
         ("SFT@3", "SFT does not use learning_rate. Its settings: none, being the start policy"),
         ("TRPO@3", "TRPO does not use learning_rate"),
+        ("TGRPO-n_epochs=2-n_epochs=3", "n_epochs is set twice"),
+        ("TGRPO-N=4-group_size=6", "group_size is set twice"),
     ],
 )
 def test_methods_that_there_are_not(method: str, message: str) -> None:
@@ -246,6 +248,18 @@ def test_variants_change_what_tgrpo_has_in_the_study() -> None:
     assert algorithm["TGRPO-step"] == replace(base, alpha_step=0.8, alpha_traj=0.0)
     assert algorithm["GRPO"].outcome_reward == "return" and algorithm["GRPO"].kl_coef == 0.0
     assert {cell.place for cell in found.values()} == {"SFT", *methods}  # none is another's copy
+
+
+def test_a_setting_for_a_method_that_does_not_use_it_is_refused() -> None:
+    """It would do nothing, and the table would say that it was set."""
+    with pytest.raises(ValueError, match=r"PPO does not use kl_coef\. Its settings: "):
+        study(overrides={"PPO": {"kl_coef": 0.1}}).cells()
+    with pytest.raises(ValueError, match="PPO does not use kl_coef"):  # which a variant would have from it
+        study(methods=("PPO@3",), overrides={"PPO": {"kl_coef": 0.1}}).cells()
+    with pytest.raises(ValueError, match="PPO@3 does not use kl_coef"):
+        study(methods=("PPO@3",), overrides={"PPO@3": {"kl_coef": 0.1}}).cells()
+    with pytest.raises(ValueError, match="SFT does not use learning_rate"):
+        study(overrides={"SFT": {"learning_rate": 0.1}}).cells()
 
 
 PROTOCOL_HOLES: list[tuple[dict[str, Any], str]] = [
@@ -373,9 +387,9 @@ def test_table_by_hand() -> None:
     head, body = table_rows(rows, these.envs)
     assert head[:3] == ["method", "libero_object-3", "libero_object-9"] and body[2][1].startswith("62.5 [")
     assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]", "- / -"]
-    # Of TGRPO's four runs gains are 0.25, 0.5, 0 and 0.5: all between 0 and 0.5, and some beyond chance.
-    low, high = (float(text) for text in body[2][6].partition("runs [")[2].rstrip("]").split(", "))
-    assert body[2][6].startswith("+31.2 [") and 0.0 < low < 31.2 < high <= 50.0
+    # Of TGRPO's four runs gains are 0.25 and 0.5 on the first task, 0 and 0.5 on the second.
+    assert tgrpo["vs_sft"]["evaluation"]["interval"] == (0.125, 0.5) and tgrpo["vs_sft"]["seeds"] == 2
+    assert body[2][6].startswith("+31.2 [") and "runs" not in body[2][6]  # two seeds say little of others
     # PPO has one cell, so against it there is one.
     assert rows["SFT"]["versus"] == {} and list(tgrpo["versus"]) == ["PPO"]
     pair = tgrpo["versus"]["PPO"]["start"]
@@ -387,6 +401,19 @@ def test_table_by_hand() -> None:
     assert head == ["", "PPO", "TGRPO"]
     assert body == [["PPO", "-", "-50.0 [-100.0, +0.0], 1"], ["TGRPO", "+50.0 [+0.0, +100.0], 1", "-"]]
     assert plot(rows, "", "greedy").startswith(b"\x89PNG") and plot(rows, "alpha_1", "greedy").startswith(b"\x89PNG")
+
+
+def test_the_interval_over_runs_keeps_the_tasks() -> None:
+    """Each run gains half on one task and nothing on the other: other trainings would give the same."""
+    a, b = ENVS
+    these = study(methods=("SFT", "TGRPO"), seeds=(0, 1, 2))
+    outcomes = {("SFT", a): [1, 0, 0, 0], ("TGRPO", a): [1, 1, 1, 0], ("SFT", b): [1, 0, 0, 0], ("TGRPO", b): [1, 0, 0, 0]}
+    rows = summarise(found(these, {(m, env, k): won for (m, env), won in outcomes.items() for k in these.seeds}), these)
+    assert rows["TGRPO"]["vs_sft"]["evaluation"]["interval"] == (0.25, 0.25) and rows["TGRPO"]["vs_sft"]["seeds"] == 3
+    low, high = rows["TGRPO"]["vs_sft"]["start"]["interval"]
+    assert low < 0.25 < high
+    _, body = table_rows(rows, these.envs)
+    assert body[1][6].startswith("+25.0 [") and body[1][6].endswith("], runs [+25.0, +25.0]")
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
