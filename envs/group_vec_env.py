@@ -1,8 +1,9 @@
 """Groups as a Stable-Baselines3 ``VecEnv``."""
 
+import importlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -92,12 +93,12 @@ class GroupVecEnv(VecEnv):
         return [seed + i // self.group_size for i in range(self.num_envs)]
 
     def reset(self) -> VecEnvObs:
-        options = self._options[0] or None
-        if any(self._options[i] != self._options[i - 1] for i in range(1, self.num_envs)):
-            raise ValueError("set_options() got different options per environment: the members of a group must start alike.")
-        self.reset_infos = self.groups.reset_groups(seed=self._next_seed, options=options)
+        options, *others = self._options
+        self._reset_options()  # also where they are refused: the next reset is without them
+        if any(other != options for other in others):
+            raise ValueError("set_options() got different options per environment: give one dict for all, groups start by it.")
+        self.reset_infos = self.groups.reset_groups(seed=self._next_seed, options=options or None)
         self._next_seed = None
-        self._reset_options()
         self._returns[:] = 0.0
         self._lengths[:] = 0
         return stack_observations(self.observation_space, self.groups.observations)
@@ -173,7 +174,8 @@ def make_group_env(
         env = make_group_env("LIBERO/libero_object-3-v0", group_size=4)
         env = make_group_env(["LIBERO/libero_object-3-v0", "LIBERO/libero_object-4-v0"], group_size=4)  # two groups
 
-    :param env_id: Gymnasium id, one id per group, or a function that makes the environment. Resets must be seeded.
+    :param env_id: Gymnasium id (also ``"module:id"``), one id per group, or a function that makes the environment. Resets must
+        be seeded.
     :param group_size: members per group.
     :param n_groups: number of groups; with several ids, groups per id.
     :param stop_on: when a group ends, see :class:`~sb3_tgrpo.envs.groups.SyncGroupVectorEnv`.
@@ -187,12 +189,14 @@ def make_group_env(
         processes and at least two groups. Wrappers that remember observations, such as ``VecFrameStack``, do not go with it.
     :param processes: let the environments share this many processes; None: one each. Likewise.
     :return: SB3 ``VecEnv`` of ``n_groups * group_size`` environments (times the number of ids).
+    :raises TypeError: if ``env_id`` is none of these.
     :raises ValueError: on bad numbers, an empty list of ids, or environments that do not fit together.
     """
     if n_groups < 1:
         raise ValueError(f"n_groups={n_groups} must be at least 1.")
     kwargs = dict(env_kwargs or {})
-    makers = [_env_fn(item, kwargs) for item in ([env_id] if isinstance(env_id, str) or callable(env_id) else env_id)]
+    single = isinstance(env_id, str) or callable(env_id) or not isinstance(env_id, Iterable)
+    makers = [_env_fn(item, kwargs) for item in ([env_id] if single else cast(Iterable[Any], env_id))]
     if not makers:
         raise ValueError("env_id is an empty list: name at least one environment.")
     env_fns = [maker for maker in makers for _ in range(n_groups * group_size)]
@@ -213,14 +217,11 @@ def _env_fn(item: Any, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
         return lambda: item(**kwargs)
     if not isinstance(item, str):
         raise TypeError(f"env_id must be an id, a list of ids or a function that makes an environment, not {item!r}.")
-    gym.spec(item)  # an unknown id fails here, not in a worker
-
-    def make() -> gym.Env:
-        import sb3_tgrpo  # noqa: F401  # registers the LIBERO ids in the process that makes the environment
-
-        return gym.make(item, **kwargs)
-
-    return make
+    module, _, name = item.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    spec = gym.spec(name)  # here, as a worker does not know what this process has registered
+    return lambda: gym.make(spec, **kwargs)
 
 
 def _has_image(maker: Callable[[], gym.Env]) -> bool:

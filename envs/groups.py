@@ -270,7 +270,10 @@ class SyncGroupVectorEnv(VectorEnv):
         As :meth:`step`, on lists.
 
         :param actions: one per environment; those of inactive ones are ignored.
+        :raises ValueError: on another number of actions.
         """
+        if len(actions) != self.num_envs:  # before any is sent: members must stay in step
+            raise ValueError(f"There are {len(actions)} actions, expected one per environment: {self.num_envs}.")
         acting = self.active
         if not (acting | self._in_flight).any():
             raise RuntimeError("No environment is left to step: call reset() first, or resume() the paused groups.")

@@ -187,6 +187,10 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
                 f"reward={reward!r} is for the target of {reward}, not for {task.instruction!r}: write one, or leave it out."
             )
         self.reward_program = _load_reward(reward)
+        rewarded = getattr(self.reward_program, "task", None)
+        own = f"{task.suite}-{task.index}"
+        if task.suite and task.bddl_text is None and rewarded in available_tasks() and rewarded != own:
+            raise ValueError(f"reward is for {rewarded}, not for {own}: pass that of {own}, or leave it out.")
 
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         known: dict[str, spaces.Space[Any]] = {
@@ -412,7 +416,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
 def _load_reward(reward: Any) -> Any:
     """A reward program, or None for the sparse reward."""
-    if reward is None or callable(reward):
+    if reward is None or (callable(reward) and hasattr(reward, "reset")):
         return reward
     if isinstance(reward, str | os.PathLike):
         from sb3_tgrpo.rewards import load_reward

@@ -90,7 +90,7 @@ def tgrpo_advantages(
 
 def _step_level(values: np.ndarray, valid: np.ndarray, min_spread: float, compare_ended: bool) -> np.ndarray:
     """Each step against the same step of the other members; 0 where not valid."""
-    if not compare_ended:
+    if not compare_ended or len(values) == 0:
         return _standardise(values, valid, min_spread)
     steps = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
     last = np.where(valid, steps, -1).max(axis=0, keepdims=True, initial=-1)
@@ -110,7 +110,10 @@ def _standardise(values: np.ndarray, valid: np.ndarray, min_spread: float) -> np
     mean = values.sum(axis=-1, keepdims=True) / np.maximum(count, 1)
     deviation = np.where(valid, values - mean, 0.0)
     spread = np.sqrt((deviation**2).sum(axis=-1, keepdims=True) / np.maximum(count - 1, 1))
-    comparable = (count >= 2) & (spread > min_spread)
+    highest = np.where(valid, values, -np.inf).max(axis=-1, keepdims=True, initial=-np.inf)
+    lowest = np.where(valid, values, np.inf).min(axis=-1, keepdims=True, initial=np.inf)
+    # Equal values that are large have a spread above 0, by the rounding of their mean.
+    comparable = (count >= 2) & (spread > min_spread) & (highest > lowest)
     return np.where(comparable, deviation / np.where(comparable, spread, 1.0), 0.0)
 
 
@@ -131,7 +134,10 @@ def _checked(rewards: Array, mask: Array | None, name: str = "rewards") -> tuple
 
 
 def _numpy(array: np.ndarray | th.Tensor) -> np.ndarray:
-    return array.detach().cpu().numpy() if isinstance(array, th.Tensor) else np.asarray(array)
+    if not isinstance(array, th.Tensor):
+        return np.asarray(array)
+    array = array.detach().cpu()
+    return (array.double() if array.is_floating_point() else array).numpy()  # NumPy has no bfloat16
 
 
 def _like(template: Array, result: np.ndarray) -> Array:

@@ -168,8 +168,10 @@ class GroupedRolloutBuffer(BaseBuffer):
         :param step_signal: ``(n_envs,)``, what the step level compares; None = the rewards.
         :raises ValueError: if a reward or signal that counts is not finite.
         """
-        valid = np.ones(self.n_envs, dtype=bool) if valid is None else valid
-        step_signal = rewards if step_signal is None else step_signal
+        # Copies, as SB3's buffers make them: an environment may write its next step into the same arrays.
+        valid = np.ones(self.n_envs, dtype=bool) if valid is None else np.array(valid, dtype=bool)
+        rewards = np.array(rewards, dtype=np.float64)
+        step_signal = rewards if step_signal is None else np.array(step_signal, dtype=np.float64)
         everything = bool(valid.all())
         if not everything:
             rewards, step_signal = np.where(valid, rewards, 0.0), np.where(valid, step_signal, 0.0)

@@ -57,14 +57,14 @@ def tgrpo_loss(
     """
     if isinstance(log_prob, np.ndarray):
         loss = tgrpo_loss(
-            th.as_tensor(log_prob),
-            th.as_tensor(old_log_prob),
-            th.as_tensor(advantages),
+            _tensor(log_prob),
+            _tensor(old_log_prob),
+            _tensor(advantages),
             clip_range=clip_range,
             clip_range_high=clip_range_high,
-            ref_log_prob=None if ref_log_prob is None else th.as_tensor(ref_log_prob),
+            ref_log_prob=None if ref_log_prob is None else _tensor(ref_log_prob),
             kl_coef=kl_coef,
-            weight=None if weight is None else th.as_tensor(weight),
+            weight=None if weight is None else _tensor(weight),
         )
         return loss.numpy()
     _check_log_probs(log_prob=log_prob, old_log_prob=old_log_prob, ref_log_prob=ref_log_prob)
@@ -107,6 +107,10 @@ def ratio_statistics(
         "clip_fraction": ((ratio < 1.0 - clip_range) | (ratio > 1.0 + high)).float().mean().item(),
         "ratio_error": (ratio - 1.0).abs().max().item(),
     }
+
+
+def _tensor(array: np.ndarray) -> th.Tensor:
+    return th.as_tensor(np.ascontiguousarray(array))  # torch has no negative strides
 
 
 def _per_token(x: th.Tensor, log_prob: th.Tensor) -> th.Tensor:

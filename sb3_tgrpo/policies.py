@@ -128,8 +128,8 @@ class ActorPolicy(BasePolicy):
             self.actor.features_extractor.apply(partial(self.init_weights, gain=float(np.sqrt(2))))
             self.actor.action_net.apply(partial(self.init_weights, gain=0.01))
         self.reference: _Actor | None = None
-        # A saved policy may hold a reference where a new one has none yet.
-        self.register_load_state_dict_pre_hook(_make_room_for_reference)
+        # Of a saved policy and this one, one may hold a reference and the other none yet.
+        self.register_load_state_dict_pre_hook(_reconcile_reference)
         self.optimizer = self.optimizer_class(self.actor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
@@ -221,10 +221,15 @@ class _Actor(nn.Module):
             self.action_net = action_dist.proba_distribution_net(latent_dim)  # type: ignore[assignment]
 
 
-def _make_room_for_reference(module: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *_: Any) -> None:
+def _reconcile_reference(module: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *_: Any) -> None:
+    """Before loading: make room for a reference that was saved; where none was, this one's stays."""
     assert isinstance(module, ActorPolicy)
-    if module.reference is None and any(key.startswith(prefix + "reference.") for key in state_dict):
-        module.freeze_reference()
+    prefix += "reference."
+    if any(key.startswith(prefix) for key in state_dict):
+        if module.reference is None:
+            module.freeze_reference()
+    elif module.reference is not None:
+        state_dict.update(module.reference.state_dict(prefix=prefix))
 
 
 class ActorCnnPolicy(ActorPolicy):

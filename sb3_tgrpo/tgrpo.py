@@ -238,10 +238,25 @@ class TGRPO(OnPolicyAlgorithm):
                 f"(it is {self.alpha_step}) and alpha_traj=1."
             )
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Go on in other groups, as many and as large as those so far.
+
+        :param env: The groups.
+        :param force_reset: Whether ``learn`` starts new groups, see SB3's ``set_env``.
+        :raises ValueError: If they have another size, number or spaces, or a stop rule that ``outcome_reward`` excludes.
+        """
+        env = self._wrap_env(env, self.verbose)
+        self._check_groups(env)
+        super().set_env(env, force_reset)
+
     def _check_groups(self, env: VecEnv) -> None:
         groups = _groups(env)
         if self.group_size not in (None, groups.group_size):
-            raise ValueError(f"group_size={self.group_size}, but env has groups of {groups.group_size}: leave one out.")
+            raise ValueError(
+                f"group_size={self.group_size}, but env has groups of {groups.group_size}: make it with "
+                f"make_group_env(..., group_size={self.group_size}), or let a new TGRPO take the env's size (group_size=None)."
+            )
         self.group_size = groups.group_size
         if self.groups_per_update is not None and self.groups_per_update % groups.n_groups != 0:
             raise ValueError(
@@ -595,11 +610,12 @@ class TGRPO(OnPolicyAlgorithm):
         :param exclude: Attributes to leave out.
         :param include: Attributes to keep although they would be left out.
         """
-        self._resume_state = self._state()
+        pending = self._resume_state  # of a model that was loaded and has not gone on
+        self._resume_state = pending or self._state()
         try:
             super().save(path, exclude, include)
         finally:
-            self._resume_state = None
+            self._resume_state = pending
 
     def _state(self) -> dict[str, Any]:
         return {

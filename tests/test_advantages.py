@@ -48,7 +48,7 @@ def test_two_members_are_plus_minus_inverse_root_two() -> None:
 
 
 def test_zero_spread_is_zero_not_noise() -> None:
-    for rewards in (np.full((4, 3), 0.1), np.full((4, 3), 1e6 / 3)):
+    for rewards in (np.full((4, 3), 0.1), np.full((4, 3), 1e6 / 3), np.full((4, 3), 912842821.700444)):
         assert not tgrpo_advantages(rewards).any()
     nearly = np.array([[1.0, 1.0 + 1e-9, 1.0]])
     assert not step_advantages(nearly).any()
@@ -103,6 +103,11 @@ def test_ended_members_stay_in_their_own_group_alone() -> None:
     np.testing.assert_allclose(found[:2, 0], STEP, rtol=1e-12)
 
 
+def test_no_step() -> None:
+    for compare_ended in (False, True):
+        assert tgrpo_advantages(np.zeros((0, 2, 3)), compare_ended=compare_ended).shape == (0, 2, 3)
+
+
 def test_one_step() -> None:
     np.testing.assert_allclose(tgrpo_advantages(REWARDS[:1]), STEP[:1], rtol=1e-12)  # both levels agree, 0.3 + 0.7 = 1
 
@@ -122,10 +127,10 @@ def test_float32_is_computed_in_float64() -> None:
 
 
 def test_tensors_in_tensors_out() -> None:
-    for dtype in (th.float32, th.float64):
+    for dtype in (th.bfloat16, th.float16, th.float32, th.float64):
         result = tgrpo_advantages(th.as_tensor(REWARDS, dtype=dtype), mask=th.ones(2, 3, dtype=th.bool))
         assert isinstance(result, th.Tensor) and result.dtype == dtype
-        np.testing.assert_allclose(result.numpy(), tgrpo_advantages(REWARDS), rtol=1e-6)
+        th.testing.assert_close(result, th.as_tensor(tgrpo_advantages(REWARDS), dtype=dtype))
     assert tgrpo_advantages(th.tensor([[1, 2]])).dtype == th.float64
     assert isinstance(tgrpo_advantages(REWARDS), np.ndarray)
 

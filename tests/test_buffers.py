@@ -107,6 +107,19 @@ def test_discount() -> None:
     np.testing.assert_array_equal(buffer.returns, [[1.0, 3.0], [2.0, 1.0]])
 
 
+def test_keeps_copies() -> None:
+    buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", n_envs=2, group_size=2)
+    reward, signal, valid = np.zeros(2), np.zeros(2), np.ones(2, dtype=bool)
+    for t in range(3):
+        reward[:], signal[:], valid[1] = t, 10 * t, t < 2
+        buffer.add(np.zeros((2, 1), np.float32), np.zeros((2, 1)), reward, np.zeros((2, 1)), valid, signal)
+    buffer.end_group(0)
+    buffer.compute_advantages()
+    assert buffer.rewards[:, 0].tolist() == [[0, 0], [1, 1], [2, 0]]
+    assert buffer.step_signal[:, 0].tolist() == [[0, 0], [10, 10], [20, 0]]
+    assert buffer.mask[:, 0].tolist() == [[True, True], [True, True], [True, False]]
+
+
 def test_discarded_group_leaves_no_trace() -> None:
     buffer = GroupedRolloutBuffer(1, OBS, ACT, "cpu", n_envs=2, group_size=2)
     for value in (1.0, 2.0, 3.0):

@@ -117,6 +117,32 @@ def test_seed_and_options() -> None:
     env.set_options([{"k": 1}, {"k": 2}, {"k": 1}, {"k": 1}])
     with pytest.raises(ValueError, match="different options per environment"):
         env.reset()
+    env.reset()
+    assert env.reset_infos[0]["options"] is None  # those that were refused are gone
+
+
+def test_ids_that_this_process_alone_has_registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gym.registry, "Images-v0", gym.envs.registration.EnvSpec("Images-v0", partial(IdentityEnv, "image")))
+    env = make_group_env("Images-v0", 2, subprocess=True, env_kwargs={"length": 3})
+    env.reset()
+    for _ in range(3):
+        *_, dones, _ = env.step(np.zeros(2, dtype=int))
+    assert dones.all()
+    env.close()
+    (tmp_path / "registering.py").write_text("import gymnasium\ngymnasium.register('Named-v0', 'toy_envs:IdentityEnv')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert make_group_env("registering:Named-v0", 2).reset().shape == (2, 3)
+    del gym.registry["Named-v0"]
+
+
+@pytest.mark.parametrize("n_actions", [1, 5])
+def test_a_wrong_number_of_actions_moves_nobody(n_actions: int) -> None:
+    env = make(subprocess=True, seed=0)
+    env.reset()
+    with pytest.raises(ValueError, match=f"There are {n_actions} actions, .*: 4"):
+        env.step(np.full(n_actions, 10))
+    assert env.step(np.full(4, 10))[0][:, 1].tolist() == [1] * 4
+    env.close()
 
 
 def test_processes_are_the_default_for_images_only() -> None:
@@ -161,5 +187,9 @@ def test_bad_input() -> None:
         make_group_env([])
     with pytest.raises(TypeError, match="env_id must be an id"):
         make_group_env([3])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"env_id must be an id, .* not None"):
+        make_group_env(None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="env_id must be an id"):
+        make_group_env(gym.make("CartPole-v1"))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="group_size=1"):
         make_group_env("CartPole-v1", group_size=1)

@@ -24,6 +24,7 @@ from sb3_tgrpo.envs.libero import SETTLE_STEPS
 from sb3_tgrpo.envs.libero_tasks import get_task, instruction_of, stored_starts
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES, gym_id
 from sb3_tgrpo.envs.spaces import InstructionSpace, decode_instruction, encode_instruction
+from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.rewards.task_facts import load_task_facts
 
 NOOP = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
@@ -449,6 +450,14 @@ def test_bad_task_type_and_reward_type() -> None:
         make("3")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="RewardProgram"):
         make(reward=3)
+    with pytest.raises(TypeError, match="RewardProgram"):
+        make(reward=lambda state, info, memory: (0.0, memory))
+
+
+def test_a_reward_of_another_task_is_refused() -> None:
+    for reward in ("libero_object-4", load_reward("libero_object-4")):
+        with pytest.raises(ValueError, match="reward is for libero_object-4, not for libero_object-3: pass that of"):
+            make(3, reward=reward)
 
 
 @pytest.mark.parametrize("options", [{"init_state_id": 50}, {"init_state_id": -1}, {"init_state_id": "first"}])

@@ -94,6 +94,9 @@ def test_numpy_in_numpy_out() -> None:
     )
     assert isinstance(loss, np.ndarray) and float(loss) == pytest.approx(-1.2)
     assert isinstance(k3_kl(np.zeros(2), np.ones(2)), np.ndarray)
+    log_prob, advantages = np.log([1.1, 0.9]), np.array([2.0, -1.0])
+    straight = tgrpo_loss(log_prob, np.zeros(2), advantages)
+    assert tgrpo_loss(log_prob[::-1], np.zeros(2), advantages[::-1]) == pytest.approx(straight)
 
 
 def test_ratio_statistics() -> None:

@@ -407,6 +407,9 @@ def test_full_fine_tuning_has_a_frozen_copy_as_reference(obs):
     assert other.reference_model is not None
     assert (other.reference_log_prob(obs, tokens) - start).abs().max() < 1e-5
     assert (other.action_log_prob(obs, tokens)[0] - policy.action_log_prob(obs, tokens)[0]).abs().max() < 1e-6
+    other.load_state_dict(make_policy(lora=None).state_dict())  # holds none: the reference stays, the policy is the new one
+    assert (other.reference_log_prob(obs, tokens) - start).abs().max() < 1e-5
+    assert (other.action_log_prob(obs, tokens)[0] - start).abs().max() < 1e-5
 
 
 def test_graphs_are_recorded_per_shape_at_the_second_call(policy, obs, monkeypatch):

@@ -1,5 +1,6 @@
 """The algorithm: it learns, is deterministic, saves and resumes, and fits SB3's callbacks, logs and wrappers."""
 
+import copy
 import json
 import math
 import os
@@ -111,6 +112,16 @@ def test_resume_is_exact(tmp_path: Path, kl_coef: float) -> None:
     assert th.equal(parameters(straight), parameters(resumed))
 
 
+def test_saving_a_loaded_model_keeps_where_it_goes_on(tmp_path: Path) -> None:
+    straight = TGRPO("MlpPolicy", identity("box"), **FAST).learn(80).learn(80, reset_num_timesteps=False)
+    TGRPO("MlpPolicy", identity("box"), **FAST).learn(80).save(tmp_path / "a")
+    TGRPO.load(tmp_path / "a", device="cpu").save(tmp_path / "b")
+    loaded = TGRPO.load(tmp_path / "b", env=identity("box"), device="cpu")
+    loaded.save(tmp_path / "c")
+    for model in (loaded, TGRPO.load(tmp_path / "c", env=identity("box"), device="cpu")):
+        assert th.equal(parameters(model.learn(80, reset_num_timesteps=False)), parameters(straight))
+
+
 @pytest.mark.parametrize("alternate", [False, True])
 def test_resume_is_exact_where_members_were_held(tmp_path: Path, alternate: bool) -> None:
     def groups() -> GroupVecEnv:
@@ -156,6 +167,18 @@ def test_save_load(tmp_path: Path) -> None:
     np.testing.assert_array_equal(policy.predict(obs, deterministic=True)[0], model.predict(obs, deterministic=True)[0])
     with pytest.raises(RuntimeError, match="Missing key"):
         model.set_parameters({"policy": {}}, exact_match=True)
+
+
+def test_parameters_from_before_the_reference_leave_it() -> None:
+    model = TGRPO("MlpPolicy", identity(), **FAST | {"kl_coef": 0.1})
+    new = copy.deepcopy(model.get_parameters())
+    start = parameters(model)
+    model.learn(160)
+    reference = model.policy.reference  # type: ignore[attr-defined]
+    assert not th.equal(parameters(model), start)
+    model.set_parameters(new)
+    assert th.equal(parameters(model), start) and model.policy.reference is reference  # type: ignore[attr-defined]
+    assert th.equal(th.cat([p.flatten() for p in reference.parameters()]), start)
 
 
 def test_interrupt_saves(tmp_path: Path) -> None:
@@ -656,6 +679,11 @@ def test_bad_input() -> None:
     never = make_group_env(IdentityEnv, 4, stop_on="never", subprocess=False)
     with pytest.raises(ValueError, match=r"outcome_reward='return' leaves no rewards of steps .* alpha_step=0 \(it is 0.3\)"):
         TGRPO("MlpPolicy", never, outcome_reward="return")
+    grpo = TGRPO("MlpPolicy", never, alpha_step=0.0, outcome_reward="return")
+    with pytest.raises(ValueError, match="needs groups with stop_on='never', not 'success'"):
+        grpo.set_env(env)
+    with pytest.raises(ValueError, match="group_size=4, but env has groups of 2"):
+        TGRPO("MlpPolicy", identity(group_size=4)).set_env(identity(group_size=2, n_groups=2))
     with pytest.raises(ValueError, match=r"reports no info\['is_success'\]"):
         TGRPO("MlpPolicy", never, alpha_step=0.0, outcome_reward="success").learn(10)
 

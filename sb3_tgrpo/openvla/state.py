@@ -1,6 +1,5 @@
 """What a saved policy holds: everything that was trained and nothing frozen. State-dict hooks of ``OpenVLAPolicy``."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
@@ -20,7 +19,7 @@ def drop_frozen(module: nn.Module, state_dict: dict[str, Any], prefix: str, loca
 
 def check_base(
     module: nn.Module,
-    state_dict: Mapping[str, Any],
+    state_dict: dict[str, Any],
     prefix: str,
     local_metadata: Any,
     strict: bool,
@@ -29,7 +28,8 @@ def check_base(
     error_msgs: list[str],
 ) -> None:
     """
-    Before loading: refuse parameters of another base, and make room for a saved reference copy.
+    Before loading: refuse parameters of another base, and make room for a saved reference copy; where none was saved, this
+    policy's stays.
 
     :raises ValueError: If the fingerprints differ.
     """
@@ -40,8 +40,12 @@ def check_base(
             f"These parameters were trained on another base than {policy.checkpoint!r}: pass the checkpoint (and adapter) "
             "they belong to through policy_kwargs, at loading through custom_objects={'policy_kwargs': ...}."
         )
-    if policy.reference_model is None and any(name.startswith(prefix + "reference_model.") for name in state_dict):
-        policy.freeze_reference()
+    prefix += "reference_model."
+    if any(name.startswith(prefix) for name in state_dict):
+        if policy.reference_model is None:
+            policy.freeze_reference()
+    elif policy.reference_model is not None:
+        state_dict.update(policy.reference_model.state_dict(prefix=prefix))
 
 
 def forgive_frozen(module: nn.Module, incompatible_keys: Any) -> None:
