@@ -8,6 +8,7 @@ from typing import Any, cast
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
@@ -217,11 +218,22 @@ def _env_fn(item: Any, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
         return lambda: item(**kwargs)
     if not isinstance(item, str):
         raise TypeError(f"env_id must be an id, a list of ids or a function that makes an environment, not {item!r}.")
-    module, _, name = item.rpartition(":")
+    spec = find_spec(item)  # here, as a worker does not know what this process has registered
+    return lambda: gym.make(spec, **kwargs)
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """
+    What Gymnasium knows by an id.
+
+    :param env_id: such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
+    :raises gymnasium.error.Error: if there is none.
+    :raises ImportError: if there is no such module.
+    """
+    module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    spec = gym.spec(name)  # here, as a worker does not know what this process has registered
-    return lambda: gym.make(spec, **kwargs)
+    return gym.spec(name)
 
 
 def _has_image(maker: Callable[[], gym.Env]) -> bool:

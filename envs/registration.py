@@ -1,5 +1,6 @@
 """Gym ids of LIBERO's 130 tasks. Imports nothing but Gymnasium's registry."""
 
+from collections.abc import Iterable
 from types import MappingProxyType
 
 SUITES = MappingProxyType({"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90})
@@ -14,6 +15,28 @@ STEP_CAPS = MappingProxyType(
 def gym_id(suite: str, task: int) -> str:
     """``LIBERO/libero_object-3-v0`` for suite ``libero_object`` and task 3."""
     return f"LIBERO/{suite}-{task}-v0"
+
+
+def env_id(task: str) -> str:
+    """
+    A Gymnasium id as it is asked for on the command line.
+
+    :param task: such as ``libero_object-3``, LIBERO's own; ids are left as they are.
+    """
+    suite, _, index = task.rpartition("-")
+    return gym_id(suite, int(index)) if suite in SUITES and index.isdecimal() else task
+
+
+def env_ids(tasks: Iterable[str]) -> list[str]:
+    """
+    Gymnasium ids, each once.
+
+    :param tasks: such as ``libero_object-3``, a suite's name for all of its tasks, or ids.
+    """
+    found: list[str] = []
+    for task in tasks:
+        found += [gym_id(task, index) for index in range(SUITES[task])] if task in SUITES else [env_id(task)]
+    return list(dict.fromkeys(found))
 
 
 def register_envs() -> None:

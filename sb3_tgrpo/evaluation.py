@@ -73,7 +73,7 @@ def evaluate_policy(
     :param env_ids: Gymnasium ids, or functions that make environments by task name. Each is un-grouped, with its own step cap.
     :param init_state_ids: Stored starts.
     :param seeds: Play drawn starts with these seeds instead of stored ones.
-    :param episodes_per_start: More than one is for sampled policies.
+    :param episodes_per_start: More than one is for sampled actions: a greedy episode would come out the same.
     :param deterministic: The most likely action (greedy tokens) instead of a sampled one.
     :param temperature: Of sampling, by default the policy's own.
     :param n_envs: Environments at once.
@@ -309,6 +309,11 @@ def _check_arguments(
         raise ValueError(f"episodes_per_start must be at least 1, got {episodes_per_start}.")
     if deterministic and temperature is not None:
         raise ValueError(f"temperature={temperature} is for sampled actions: pass deterministic=False.")
+    if deterministic and episodes_per_start > 1:
+        raise ValueError(
+            f"episodes_per_start={episodes_per_start} would count one greedy episode several times: leave it at 1, or pass "
+            "deterministic=False."
+        )
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; deterministic=True is greedy.")
     if not 0 <= start_noise < 1:

@@ -24,6 +24,7 @@ from sb3_tgrpo.train_stages import (
     METRICS_FILE,
     Setup,
     check_extras,
+    episodes_per_start,
     evaluate,
     film,
     make_model,
@@ -36,6 +37,7 @@ from sb3_tgrpo.train_stages import (
     start_checkpoint,
     train,
     training_starts,
+    untaught,
 )
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ def run_training(
         common = run if shared is None else RunFolder(shared)
         with _clock(run, "start policy"):
             setup = resolve_setup(config, start_checkpoint(config, common, view))
+        if warning := untaught(config.task.env, setup.checkpoint):
+            view.print(warning)
         for place in (common, run):
             _record_setup(setup, place)
         with simulators() as pool, _clock(run, "evaluate before"):
@@ -226,7 +230,8 @@ def _clock(run: RunFolder, name: str) -> Iterator[None]:
 def _record_config(config: TrainConfig, run: RunFolder, command: str | None, several: bool = False) -> None:
     """Write the configuration, or check that it is the one of an earlier call."""
     earlier = run.read("config.json")
-    if earlier is None:
+    if earlier is None or not has_begun(run):  # a call that failed at once, by a typo for instance, is no run
+        (run / SETUP_FILE).unlink(missing_ok=True)
         run.write("config.json", config.to_dict())
         seed = "several" if several else config.seed
         run.write("run.json", {"command": command, "started": now(), "seed": seed, **environment_record()})
@@ -253,6 +258,11 @@ def _record_setup(setup: Setup, run: RunFolder) -> None:
         run.write(SETUP_FILE, found)
     elif changed := difference(earlier, found):
         raise ValueError(f"{run.path} holds episodes of others ({'; '.join(changed)}). Choose another folder with --out.")
+
+
+def has_begun(run: RunFolder) -> bool:
+    """Whether a run's folder holds anything but what was asked for: a start policy, an episode, results."""
+    return (run / "start").exists() or (run / RESULTS_FILE).exists() or any(run.path.glob("**/evaluations"))
 
 
 def changed_settings(earlier: dict[str, Any], config: TrainConfig, source: Path) -> list[str]:
@@ -297,7 +307,7 @@ def _film(
     see, or of start 0 if there is none. Never a measure of anything.
     """
     temperature, (before, after) = next(iter(pairs.items()))
-    per_start = config.evaluation.eval_episodes
+    per_start = episodes_per_start(config, temperature)
     outcomes = [(b.success, a.success) for b, a in zip(before.episodes, after.episodes, strict=True)][::per_start]
     changed = [start for start, outcome in enumerate(outcomes) if outcome == (False, True)]
     start = changed[0] if changed else 0

@@ -128,10 +128,12 @@ class Evaluation:
         """
         Read what :meth:`save` wrote.
 
-        :raises ValueError: If the file is something else.
+        :raises ValueError: If there is no such file, or it is something else.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ValueError(f"{path} can't be read as an evaluation: {error.strerror}.") from error
         except ValueError as error:
             raise ValueError(f"{path} can't be read as an evaluation ({error}).") from error
 

@@ -23,11 +23,16 @@ class RunFolder:
     A folder with JSON files.
 
     :param path: created if needed.
+    :raises OSError: if it can't be.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = "it is a file" if self.path.is_file() else error.strerror
+            raise OSError(f"{path} can't be made a folder ({reason}): choose another one with --out.") from error
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name

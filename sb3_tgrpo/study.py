@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.study_methods import SETTINGS, START, TUNED_BY, MethodName, check_used, short_name, unused_settings
+from sb3_tgrpo.study_methods import SETTINGS, START, TUNED_BY, MethodName, short_name
 from sb3_tgrpo.study_view import RunningCell, StudyProgress, StudyView, seconds_left
-from sb3_tgrpo.train_config import TrainConfig, difference, shipped_start
+from sb3_tgrpo.train_config import TrainConfig, check_used, difference, shipped_start, unused_settings
 
 CELLS = "cells"
 
@@ -183,12 +183,15 @@ def run_study(
 
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1.")
-    root = RunFolder(folder)
     cells = study.cells()
+    warnings = check_starts(study)
+    root = RunFolder(folder)
     with root.locked():
         check_cells(cells, root)
         _record(study, root, command)
         with view or StudyView() as shown:
+            for warning in warnings:
+                shown.print(warning)
             failed = _run(_unique(cells), study, root, workers, shown)
         results = write_results(study, root)
     if failed:
@@ -246,6 +249,22 @@ def _unique(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.name: cell for cell in cells}.values())
 
 
+def check_starts(study: Study) -> list[str]:
+    """
+    Check that there are the tasks and the start policies, before any cell is run.
+
+    :return: warnings, of start policies that have not seen their task.
+    :raises ValueError: if there is no such start policy.
+    :raises gymnasium.error.Error: if there is no such task.
+    """
+    from sb3_tgrpo.train_stages import check_task, untaught
+
+    for env in study.envs:
+        check_task(env)
+    found = [untaught(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
+    return [warning for warning in found if warning]
+
+
 def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
     """
     Check that what the folder holds is what was asked for.
@@ -259,11 +278,11 @@ def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
 
 
 def _check(cell: Cell, root: RunFolder) -> None:
-    from sb3_tgrpo.main_job import SETUP_FILE, changed_settings
+    from sb3_tgrpo.main_job import SETUP_FILE, changed_settings, has_begun
     from sb3_tgrpo.openvla.loading import checkpoint_identity
 
     earlier = root.read(f"{cell.name}/config.json")
-    if earlier is None:
+    if earlier is None or not has_begun(RunFolder(root / cell.name)):
         return
     changed = changed_settings(earlier, cell.config, root / cell.name / "config.json")
     if is_finished(cell, root):
@@ -441,9 +460,9 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
     :raises ValueError: if there is none, it is not finished, methods had unequal numbers of trials, tasks are the same, or it
         was not evaluated at T = 1.
     """
-    root = RunFolder(tuning_folder)
-    results, record = root.read("tuning/results.json"), root.read("tuning/study.json")
-    if results is None or record is None:
+    root = RunFolder(tuning_folder) if os.path.isdir(tuning_folder) else None
+    results, record = (root and root.read(f"tuning/{name}.json") for name in ("results", "study"))
+    if root is None or results is None or record is None:
         raise ValueError(f"{tuning_folder} has no finished tuning: run 'sb3-tgrpo study tuning --out {tuning_folder}' first.")
     if shared := sorted(set(results["envs"]) & set(study.envs)):
         raise ValueError(f"{tuning_folder} was tuned on {', '.join(shared)}, part of this study: tune on other tasks.")

@@ -1,11 +1,10 @@
 """The methods that studies compare, by name, and named grids of them."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from sb3_tgrpo.train_config import USED_SETTINGS, AlgorithmConfig, BaselineConfig, TrainConfig, parse_setting
+from sb3_tgrpo.train_config import TrainConfig, check_used, parse_setting
 
 START = "SFT"
 """The start policy as it is: what everything is compared with, so part of every grid."""
@@ -40,7 +39,6 @@ TUNED = ("PPO", "GRPO", "TGRPO")
 TUNED_BY = "T=1"
 """The way of playing by which tuned learning rates are chosen."""
 TASKS = ("libero_object-9", "libero_object-3")
-SUITES = {"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     START: {"algo": "sft"},
@@ -162,24 +160,6 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
     return settings | name.changed(config.updated(settings))
 
 
-def unused_settings(config: TrainConfig) -> set[str]:
-    """Settings of the algorithms that the one of this configuration does not use; which one it is, is no setting of it."""
-    names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
-    return names - USED_SETTINGS[config.algorithm.algo]
-
-
-def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> None:
-    """
-    :param settings: names of what is to be changed.
-    :param method: named in the error.
-    :param config: what it has.
-    :raises ValueError: if it does not use one of them, which would then silently do nothing.
-    """
-    if unused := sorted(set(settings) & unused_settings(config)):
-        has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the start policy"
-        raise ValueError(f"{method} does not use {', '.join(unused)}. Its settings: {has}.")
-
-
 def _change(key: str, text: str, config: TrainConfig) -> dict[str, Any]:
     if key == "N":
         return _group_size(text, config)
@@ -204,22 +184,6 @@ def _group_size(text: str, config: TrainConfig) -> dict[str, Any]:
     parallel = max(1, usual.parallel_groups * usual.group_size // size)
     rounds = max(1, round(usual.groups_per_update * usual.group_size / (size * parallel)))
     return {"group_size": size, "parallel_groups": parallel, "groups_per_update": rounds * parallel}
-
-
-def env_ids(tasks: Sequence[str]) -> list[str]:
-    """
-    Gymnasium ids.
-
-    :param tasks: such as ``libero_object-3``, a suite's name for all of its tasks, or ids.
-    """
-    found: list[str] = []
-    for task in tasks:
-        if task in SUITES:
-            found += [f"LIBERO/{task}-{index}-v0" for index in range(SUITES[task])]
-        else:
-            suite, _, index = task.rpartition("-")
-            found.append(f"LIBERO/{task}-v0" if suite in SUITES and index.isdigit() else task)
-    return list(dict.fromkeys(found))
 
 
 def short_name(env: str) -> str:

@@ -9,7 +9,7 @@ The numbers of the recipe are the defaults below. A configuration is stored as J
 import json
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -38,7 +38,7 @@ class TaskConfig:
     reward: str = setting("shipped", "'shipped', 'sparse', another task's name, or a path to a specification (.json)")
     payment: Payment = setting("latched", "how the reward's level is paid")
     starts: Starts = setting("drawn", "training starts: drawn by LIBERO's sampler, or the stored ones")
-    start_noise: float = setting(0.0, "metres by which drawn starts are widened")
+    start_noise: float = setting(0.0, "metres by which starts are widened, drawn ones and the evaluation's")
     joint_noise: float = setting(0.02, "radians by which the arm's joints vary in drawn starts, as in the stored ones")
     max_episode_steps: int | None = setting(
         None, "step limit in training; none: the suite's, except 150 for a tiny policy on LIBERO-Object"
@@ -135,7 +135,7 @@ class EvaluationConfig:
     """How it is judged: the same stored starts before and after, and only the last policy."""
 
     eval_starts: int = setting(50, "stored starts, from the first")
-    eval_episodes: int = setting(1, "episodes per start")
+    eval_episodes: int = setting(1, "episodes per start where actions are sampled; greedily they would all be the same")
     eval_temperatures: tuple[float, ...] = setting((0.0, 1.0), "temperatures; 0 is greedy")
     eval_workers: int = setting(8, "episodes played at once; more than cores, so that simulators and policy take turns")
 
@@ -199,6 +199,8 @@ class TrainConfig:
                 f"outcome_reward={self.algorithm.outcome_reward!r} rewards whole trajectories: set alpha_step=0 (now "
                 f"{self.algorithm.alpha_step:g}), alpha_traj=1 and stop_on='never' (now {self.algorithm.stop_on!r})."
             )
+        if self.start.lora not in ("auto", "language", "upstream", None):
+            raise ValueError(f"lora={self.start.lora!r} is unknown: choose 'language', 'upstream', 'auto' or none.")
         if self.start.from_scratch and self.start.checkpoint is not None:
             raise ValueError(f"from_scratch trains a start policy of its own: leave out checkpoint={self.start.checkpoint!r}.")
         temperatures = self.evaluation.eval_temperatures
@@ -260,13 +262,33 @@ BUDGETS: dict[str, TrainConfig] = {
 """Recipes by name: ``default`` for minutes on two cores, ``long`` for hours."""
 
 
+def unused_settings(config: TrainConfig) -> set[str]:
+    """Settings of the algorithms that the one of this configuration does not use; which one it is, is no setting of it."""
+    names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
+    return names - {"algo"} - USED_SETTINGS[config.algorithm.algo]
+
+
+def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> None:
+    """
+    :param settings: names of what is to be changed.
+    :param method: named in the error.
+    :param config: what it has.
+    :raises ValueError: if it does not use one of them, which would then silently do nothing.
+    """
+    if unused := sorted(set(settings) & unused_settings(config)):
+        has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the start policy"
+        raise ValueError(f"{method} does not use {', '.join(unused)}. Its settings: {has}.")
+
+
 def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     """
     :param path: JSON file, such as a run folder's ``config.json``.
-    :raises ValueError: if it is not JSON, or not a configuration.
+    :raises ValueError: if there is none, it is not JSON, or not a configuration.
     """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} can't be read as a configuration: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}.") from error
     return TrainConfig.from_dict(values, str(path))

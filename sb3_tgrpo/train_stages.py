@@ -198,6 +198,8 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     small = model.pipeline == "area"
     lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
     steps = config.task.max_episode_steps
+    check_task(config.task.env)
+    check_starts(config)
     if not is_libero(config):
         return Setup(checkpoint, identity, "auto", "none", 0, "the environment's own", lora, steps)
     if steps is None and small:
@@ -213,6 +215,53 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
         text += f"; training episodes are cut at {steps} steps"
     size = config.task.image_size or default_size
     return Setup(checkpoint, identity, assets, resolve_assets(assets).kind, size, text, lora, steps)
+
+
+def check_starts(config: TrainConfig) -> None:
+    """
+    :raises ValueError: if the task has fewer stored starts than are to be played.
+    """
+    from sb3_tgrpo.envs.libero_tasks import get_task, stored_starts
+    from sb3_tgrpo.rewards.task_facts import parse_task_id
+
+    if not is_libero(config):
+        return
+    count = len(stored_starts(get_task(*parse_task_id(config.task.env))))
+    if config.evaluation.eval_starts > count:
+        raise ValueError(f"eval_starts={config.evaluation.eval_starts}: {config.task.env} has {count} stored starts.")
+
+
+def check_task(env: str) -> None:
+    """
+    :raises gymnasium.error.Error: if there is no such environment.
+    """
+    from sb3_tgrpo.envs.group_vec_env import find_spec
+
+    find_spec(env)
+
+
+def untaught(env: str, checkpoint: str) -> str | None:
+    """
+    A warning where a start policy made by this package has not seen a task, None otherwise.
+
+    :param env: Gymnasium id.
+    :param checkpoint: start policy.
+    """
+    from sb3_tgrpo.envs.libero_tasks import get_task
+    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.rewards.task_facts import parse_task_id
+
+    ours = read_config(checkpoint).raw.get("sb3_tgrpo", {})
+    taught = ours.get("sft", {}).get("demonstrations", {}).get("instructions")
+    if taught is None or not env.startswith("LIBERO/"):
+        return None
+    wanted = get_task(*parse_task_id(env)).instruction
+    if wanted in taught:
+        return None
+    return (
+        f"The start policy {checkpoint} was taught to {'; '.join(map(repr, taught))}, not to {wanted!r}: a policy that never "
+        "succeeds has nothing to learn from. Pass a checkpoint that knows the task, or make one (train --from-scratch)."
+    )
 
 
 def is_libero(config: TrainConfig) -> bool:
@@ -466,6 +515,11 @@ def mode_name(temperature: float) -> str:
     return "greedy" if temperature == 0 else f"T={temperature:g}"
 
 
+def episodes_per_start(config: TrainConfig, temperature: float) -> int:
+    """How often each start is played: greedily, once is all there is."""
+    return config.evaluation.eval_episodes if temperature else 1
+
+
 def simulators() -> "WorkerPool":
     """Simulators that the evaluations before training share, or those after it; a context manager."""
     from sb3_tgrpo.envs.worker import WorkerPool
@@ -500,7 +554,7 @@ def evaluate(
         found = Evaluation.load(place / "evaluation.json")
         view.skip_stage(title, str(found.rate))
         return found
-    total = config.evaluation.eval_starts * config.evaluation.eval_episodes
+    total = config.evaluation.eval_starts * episodes_per_start(config, temperature)
     view.begin_stage(title, total, "episodes", done=len(JsonLines(place / "episodes.jsonl").read()))
     successes = [row["success"] for row in JsonLines(place / "episodes.jsonl").read()]
 
@@ -538,7 +592,7 @@ def evaluation_settings(config: TrainConfig, setup: Setup, temperature: float) -
     # Greedy play of stored starts is the same for all runs; what is drawn differs between runs of different seeds.
     return {
         **starts,
-        "episodes_per_start": config.evaluation.eval_episodes,
+        "episodes_per_start": episodes_per_start(config, temperature),
         "deterministic": temperature == 0,
         "temperature": temperature or None,
         "seed": config.seed if temperature or noise else 0,

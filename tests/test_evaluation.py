@@ -437,6 +437,7 @@ def test_rates_and_files(tmp_path: Path) -> None:
         ({"seeds": [1, 1]}, "seeds must be different starts"),
         ({"episodes_per_start": 0}, "episodes_per_start"),
         ({"temperature": 0.5}, "deterministic=False"),
+        ({"episodes_per_start": 2}, "episodes_per_start=2 would count one greedy episode several times"),
         ({"deterministic": False, "temperature": 0.0}, "temperature must be positive"),
         ({"start_noise": -0.1}, "start_noise"),
         ({"official_order": True, "init_state_ids": [1, 0]}, "official_order"),

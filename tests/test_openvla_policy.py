@@ -614,7 +614,7 @@ def test_bad_instructions(policy):
 
 @pytest.mark.skipif(th.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_asked_for_and_absent():
-    with pytest.raises(RuntimeError, match="no CUDA device"):
+    with pytest.raises(ValueError, match="no CUDA device"):
         make_policy(device="cuda")
     with pytest.raises((ImportError, ValueError), match=r"bitsandbytes|cuda"):
         make_policy(quantization="4bit")

@@ -29,7 +29,7 @@ from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, even_batch_size, m
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.study import add_parser, study_from
 from sb3_tgrpo.comparison import wilson_interval
-from sb3_tgrpo.envs import registration
+from sb3_tgrpo.envs.registration import env_ids
 from sb3_tgrpo.main_job import run_training
 from sb3_tgrpo.openvla.loading import checkpoint_identity
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
@@ -44,7 +44,7 @@ from sb3_tgrpo.study import (
     tuned_overrides,
     write_tables,
 )
-from sb3_tgrpo.study_methods import GRIDS, METHODS, SUITES, env_ids, settings_of
+from sb3_tgrpo.study_methods import GRIDS, METHODS, settings_of
 from sb3_tgrpo.study_stats import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.study_tables import markdown, plot, summarise, table_rows, versus_rows, write_results
 from sb3_tgrpo.study_view import StudyProgress, StudyView
@@ -211,7 +211,6 @@ def test_group_size_keeps_the_batch(size: int, parallel: int) -> None:
 def test_tasks() -> None:
     assert env_ids(["libero_goal-2", "LIBERO/libero_goal-2-v0", "CartPole-v1"]) == ["LIBERO/libero_goal-2-v0", "CartPole-v1"]
     assert env_ids(["libero_spatial"]) == [f"LIBERO/libero_spatial-{k}-v0" for k in range(10)]
-    assert dict(registration.SUITES) == SUITES  # which may not be imported there
 
 
 def test_cells() -> None:
@@ -328,7 +327,8 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         str(tmp_path),
     ]
     assert main(["study", "table1", *arguments, "--dry-run"]) == 0
-    assert "to run    PPO, libero_object-3, seed 4" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "to run    PPO, libero_object-3, seed 4" in shown and "was taught to 'pick up the chocolate pudding" in shown
     assert main(["study", "table1", *arguments, "--set", "gamma:0.9"]) == 1
     assert "METHOD.NAME=VALUE" in capsys.readouterr().err
 

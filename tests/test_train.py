@@ -26,18 +26,20 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.train import config_from
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.envs.episode_player import env_maker
-from sb3_tgrpo.main_job import TrainingError, explain, run_training
+from sb3_tgrpo.main_job import TrainingError, explain, has_begun, run_training
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.train_callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
 from sb3_tgrpo.train_config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
 from sb3_tgrpo.train_stages import (
     env_kwargs,
+    evaluation_settings,
     follow_on_wandb,
     make_model,
     make_policy,
     policy_kwargs,
     resolve_setup,
     training_starts,
+    untaught,
 )
 
 TESTS = Path(__file__).parent
@@ -267,6 +269,32 @@ def test_start_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.Mo
     with pytest.raises(Stop):
         make_policy(config, resolve_setup(config, "tiny"))
     assert seen["device"] == "cuda:1" and "device" not in policy_kwargs(config, resolve_setup(config, "tiny"))
+
+
+def test_greedily_each_start_is_played_once() -> None:
+    config = toy_config().updated({"eval_episodes": 3})
+    setup = resolve_setup(config, "tiny")
+    assert [evaluation_settings(config, setup, t)["episodes_per_start"] for t in (0.0, 1.0)] == [1, 3]
+
+
+def test_a_call_that_failed_at_once_does_not_bind_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("nowhere", "neither"):
+        assert main(["train", *TOY, "--checkpoint", name, "--out", str(tmp_path)]) == 1
+        assert f"checkpoint '{name}' is neither a folder nor" in capsys.readouterr().err
+    run = RunFolder(tmp_path)
+    assert run.read("config.json")["start"]["checkpoint"] == "neither" and not has_begun(run)
+    (tmp_path / "evaluations").mkdir()
+    assert main(["train", *TOY, "--out", str(tmp_path)]) == 1
+    assert "holds a run of other settings (start.checkpoint was 'neither', is 'tiny')" in capsys.readouterr().err
+
+
+def test_a_start_policy_that_has_not_seen_the_task() -> None:
+    start = str(shipped_start())
+    assert untaught("LIBERO/libero_object-8-v0", start) is None
+    warning = untaught("LIBERO/libero_object-9-v0", start) or ""
+    assert "was taught to 'pick up the chocolate pudding and place it in the basket', not to 'pick up the orange" in warning
+    assert untaught("LIBERO/libero_object-9-v0", "tiny") is None  # which has been taught nothing, and says so
+    assert untaught("CartPole-v1", start) is None
 
 
 def test_report_says_when_evaluation_starts_were_trained_on() -> None:

@@ -80,11 +80,15 @@ def run(args: argparse.Namespace) -> int:
     env_ids = chosen_env_ids(args.env, args.suite)
     if args.episodes < 1:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}.")
+    if not args.sampled and (args.temperature is not None or args.episodes_per_start != 1):
+        raise ValueError("--temperature and --episodes-per-start are for sampled actions: add --sampled, or leave them out.")
+    if not (libero := all(env_id.startswith("LIBERO/") for env_id in env_ids)):
+        _check_others(args, env_ids)
     starts = args.starts if args.starts is not None else list(range(args.episodes))
     if not th.cuda.is_available():
         th.set_num_threads(1)  # the cores belong to the simulators
     policy = load_policy(args, env_ids[0])
-    env_kwargs: dict[str, Any] = {"assets": args.assets, **observed(policy, args.image_size)}
+    env_kwargs = {"assets": args.assets, **observed(policy, args.image_size)} if libero else {}
     folder = args.out or default_folder(args, env_ids)
     settings: dict[str, Any] = {
         "init_state_ids": starts,
@@ -123,14 +127,28 @@ def chosen_env_ids(env: list[str], suites: list[str]) -> list[str]:
 
     :raises ValueError: Without any, or with an unknown suite.
     """
-    from sb3_tgrpo.envs.registration import SUITES, gym_id
+    from sb3_tgrpo.envs.registration import SUITES, env_id, gym_id
 
     if unknown := [suite for suite in suites if suite not in SUITES]:
         raise ValueError(f"--suite {unknown[0]}: unknown. Available: {', '.join(SUITES)}.")
-    ids = [*env, *(gym_id(suite, task) for suite in suites for task in range(SUITES[suite]))]
+    ids = [*map(env_id, env), *(gym_id(suite, task) for suite in suites for task in range(SUITES[suite]))]
     if not ids:
         raise ValueError("Name what to evaluate on: --env LIBERO/libero_object-3-v0, or --suite libero_object.")
     return list(dict.fromkeys(ids))
+
+
+def _check_others(args: argparse.Namespace, env_ids: list[str]) -> None:
+    """
+    :raises ValueError: where environments that are not LIBERO's are asked for what only these have.
+    """
+    if any(env_id.startswith("LIBERO/") for env_id in env_ids):
+        raise ValueError("--env: evaluate LIBERO's environments and others one after the other, they take other arguments.")
+    if not args.drawn:
+        raise ValueError(f"--env {env_ids[0]} has no stored starts, only LIBERO's have: add --drawn.")
+    given = [name for name in ("reward", "start_noise", "image_size") if getattr(args, name)]
+    if given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{flags}: {env_ids[0]} is none of LIBERO's environments, which have it: leave it out.")
 
 
 def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
@@ -147,7 +165,7 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
     size = args.image_size
     if size is None:
         size = 256 if checkpoint is None or read_config(checkpoint).pipeline == "libero" else 128
-    env = gym.make(env_id, assets=args.assets, image_size=size)
+    env = gym.make(env_id, assets=args.assets, image_size=size) if env_id.startswith("LIBERO/") else gym.make(env_id)
     try:
         return OpenVLAPolicy(
             env.observation_space, env.action_space, FloatSchedule(0.0), checkpoint=checkpoint, unnorm_key=args.unnorm_key,
@@ -171,6 +189,8 @@ def load_algorithm(path: Path, device: str) -> Any:
 
     from sb3_tgrpo.tgrpo import TGRPO
 
+    if not path.is_file():
+        raise ValueError(f"--model {path}: there is no such file.")
     try:
         data, _, _ = load_from_zip_file(path, device="cpu", load_data=True)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:

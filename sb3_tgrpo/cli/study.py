@@ -66,8 +66,9 @@ def study_from(args: argparse.Namespace) -> Any:
 
     :raises ValueError: on unknown or contradicting ones.
     """
+    from sb3_tgrpo.envs.registration import env_ids
     from sb3_tgrpo.study import Study, tuned_overrides
-    from sb3_tgrpo.study_methods import GRIDS, TASKS, env_ids
+    from sb3_tgrpo.study_methods import GRIDS, TASKS
     from sb3_tgrpo.train_config import TrainConfig, load_config
 
     grid = GRIDS[args.grid]
@@ -112,15 +113,17 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
-    from sb3_tgrpo.study import StudyError, is_finished, run_study, write_tables
+    from sb3_tgrpo.study import StudyError, check_starts, is_finished, run_study, write_tables
     from sb3_tgrpo.study_tables import rich_table
     from sb3_tgrpo.study_view import make_study_view
 
     study = study_from(args)
     if args.dry_run:
-        root = RunFolder(args.out)
+        root = RunFolder(args.out) if args.out.is_dir() else None
+        for warning in check_starts(study):
+            print(warning)
         for cell in {cell.name: cell for cell in study.cells()}.values():
-            print(f"{'finished' if is_finished(cell, root) else 'to run  '}  {cell}")
+            print(f"{'finished' if root is not None and is_finished(cell, root) else 'to run  '}  {cell}")
         return 0
     status = 0
     if args.tables:

@@ -7,7 +7,8 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from sb3_tgrpo.train_config import BUDGETS, TrainConfig, flags, load_config
+from sb3_tgrpo.envs.registration import env_id
+from sb3_tgrpo.train_config import BUDGETS, TrainConfig, check_used, flags, load_config
 
 _DESCRIPTION = (
     "Evaluate a start policy on LIBERO's stored starts, train it by TGRPO, evaluate again, and report. Without arguments: the "
@@ -78,14 +79,18 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
     """
     Recipe, then file, then flags.
 
-    :raises ValueError: if both a recipe and a file are given, or values do not fit together.
+    :raises ValueError: if both a recipe and a file are given, values do not fit together, or the algorithm does not use one.
     """
     if args.config is not None and args.budget is not None:
         raise ValueError("--config holds all settings, so --budget would have no effect: leave one out.")
     config = load_config(args.config) if args.config is not None else BUDGETS[args.budget or "default"]
     given = {name: getattr(args, name) for _, name, *_ in flags() if hasattr(args, name)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return config.updated(given)
+    if "env" in given:
+        given["env"] = env_id(given["env"])
+    config = config.updated(given)
+    check_used(given, f"--algo {config.algorithm.algo}", config)
+    return config
 
 
 def run(args: argparse.Namespace) -> int:

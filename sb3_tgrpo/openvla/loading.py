@@ -38,8 +38,8 @@ def load_openvla(
     :param device: Where to load to, ``"auto"`` = CUDA if there is one.
     :param quantization: ``"4bit"`` stores the language model's linear layers in 4-bit NormalFloat (bitsandbytes, CUDA only).
     :return: The model in evaluation mode with frozen parameters.
-    :raises ValueError: If the folder isn't an OpenVLA checkpoint, is incomplete or damaged; the message says what is wrong.
-    :raises RuntimeError: If CUDA is asked for and absent.
+    :raises ValueError: If the folder isn't an OpenVLA checkpoint, is incomplete or damaged, or CUDA is asked for and absent;
+        the message says what is wrong.
     :raises ImportError: If ``quantization`` is given without bitsandbytes.
     """
     device = resolve_device(device)
@@ -80,13 +80,13 @@ def finish(model: OpenVLA, dtype: th.dtype, device: th.device, quantization: str
 def resolve_device(device: th.device | str) -> th.device:
     """
     :param device: A device or ``"auto"``.
-    :raises RuntimeError: If CUDA is asked for and absent (Stable-Baselines3 itself would silently use the CPU).
+    :raises ValueError: If CUDA is asked for and absent (Stable-Baselines3 itself would silently use the CPU).
     """
     if str(device) == "auto":
         return th.device("cuda" if th.cuda.is_available() else "cpu")
     device = th.device(device)
     if device.type == "cuda" and not th.cuda.is_available():
-        raise RuntimeError(
+        raise ValueError(
             f"device={str(device)!r} was asked for, but this PyTorch sees no CUDA device. Use device='cpu', or install a CUDA "
             "build of torch and check `nvidia-smi`."
         )

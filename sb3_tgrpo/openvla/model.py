@@ -11,8 +11,12 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+try:
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+except ImportError as error:
+    raise ImportError('OpenVLA needs transformers, peft and more: pip install "sb3-tgrpo[openvla]"') from error
 
 from sb3_tgrpo.openvla.actions import action_dim, bin_tokens, bin_values, normalise, resolve_unnorm_key, unnormalise
 from sb3_tgrpo.openvla.config import OpenVLAConfig

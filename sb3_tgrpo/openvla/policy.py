@@ -157,10 +157,8 @@ class OpenVLAPolicy(BasePolicy):
         quantization: Literal["4bit"] | None,
         lora: str | Mapping[str, Any] | None,
     ) -> nn.Module:
-        try:
-            from sb3_tgrpo.openvla.loading import finish, load_openvla, resolve_device, resolve_dtype
-        except ImportError as error:
-            raise ImportError('OpenVLAPolicy needs transformers, peft and more: pip install "sb3-tgrpo[openvla]"') from error
+        from sb3_tgrpo.openvla.loading import finish, load_openvla, resolve_device, resolve_dtype
+
         if adapter is None:
             model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
             identity = model.identity
