@@ -460,10 +460,13 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
     :raises ValueError: if there is none, it is not finished, methods had unequal numbers of trials, tasks are the same, or it
         was not evaluated at T = 1.
     """
-    root = RunFolder(tuning_folder) if os.path.isdir(tuning_folder) else None
-    results, record = (root and root.read(f"tuning/{name}.json") for name in ("results", "study"))
-    if root is None or results is None or record is None:
-        raise ValueError(f"{tuning_folder} has no finished tuning: run 'sb3-tgrpo study tuning --out {tuning_folder}' first.")
+    unfinished = f"{tuning_folder} has no finished tuning: run 'sb3-tgrpo study tuning --out {tuning_folder}' first."
+    if not os.path.isdir(tuning_folder):
+        raise ValueError(unfinished)
+    root = RunFolder(tuning_folder)
+    results, record = root.read("tuning/results.json"), root.read("tuning/study.json")
+    if results is None or record is None:
+        raise ValueError(unfinished)
     if shared := sorted(set(results["envs"]) & set(study.envs)):
         raise ValueError(f"{tuning_folder} was tuned on {', '.join(shared)}, part of this study: tune on other tasks.")
     if TUNED_BY not in results["modes"]:
