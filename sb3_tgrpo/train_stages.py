@@ -245,12 +245,15 @@ def untaught(env: str, checkpoint: str) -> str | None:
     A warning where a start policy made by this package has not seen a task, None otherwise.
 
     :param env: Gymnasium id.
-    :param checkpoint: start policy.
+    :param checkpoint: start policy; the hub is not asked.
+    :raises ValueError: if there is no such checkpoint.
     """
     from sb3_tgrpo.envs.libero_tasks import get_task
-    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.openvla.loading import is_hub_id, read_config
     from sb3_tgrpo.rewards.task_facts import parse_task_id
 
+    if is_hub_id(checkpoint):
+        return None
     ours = read_config(checkpoint).raw.get("sb3_tgrpo", {})
     taught = ours.get("sft", {}).get("demonstrations", {}).get("instructions")
     if taught is None or not env.startswith("LIBERO/"):

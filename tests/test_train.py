@@ -295,6 +295,9 @@ def test_a_start_policy_that_has_not_seen_the_task() -> None:
     assert "was taught to 'pick up the chocolate pudding and place it in the basket', not to 'pick up the orange" in warning
     assert untaught("LIBERO/libero_object-9-v0", "tiny") is None  # which has been taught nothing, and says so
     assert untaught("CartPole-v1", start) is None
+    assert untaught("LIBERO/libero_object-9-v0", "owner/name") is None  # without a download
+    with pytest.raises(ValueError, match="checkpoint 'START8' is neither"):
+        untaught("LIBERO/libero_object-9-v0", "START8")
 
 
 def test_report_says_when_evaluation_starts_were_trained_on() -> None:

@@ -119,7 +119,7 @@ def find_checkpoint(
             raise ValueError(f"{folder} is not an OpenVLA checkpoint: it has no config.json (it holds {present}).")
         return folder
     name = str(folder_or_hub_id)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         raise ValueError(f"checkpoint {name!r} is neither a folder nor a hub id (owner/name) nor 'tiny'.")
     from huggingface_hub import snapshot_download
 
@@ -130,6 +130,11 @@ def find_checkpoint(
             f"Could not get the checkpoint {name!r} from the Hugging Face hub: {error}. "
             "Check the name and the network, or pass a folder that holds it."
         ) from error
+
+
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether it is no folder, but may be something on the Hugging Face hub."""
+    return checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~")) and not os.path.isdir(checkpoint)
 
 
 def read_config(checkpoint: str | os.PathLike[str]) -> OpenVLAConfig:
