@@ -80,6 +80,7 @@ class PairedComparison:
     :param only_after: Only the second does.
     :param neither: Neither does.
     :param n_evaluations: Evaluations pooled on either side.
+    :param n_starts: Different starts among the pairs.
     :param unit: What the bootstrap resampled.
     :param interval: 95 % bootstrap interval of :attr:`difference`.
     """
@@ -91,6 +92,7 @@ class PairedComparison:
     only_after: int
     neither: int
     n_evaluations: int
+    n_starts: int
     unit: Unit
     interval: tuple[float, float]
 
@@ -106,8 +108,8 @@ class PairedComparison:
 
     @property
     def p_value(self) -> float | None:
-        """Exact McNemar test; None of several evaluations, which share starts: their pairs are not independent."""
-        return mcnemar_p_value(self.only_before, self.only_after) if self.n_evaluations == 1 else None
+        """Exact McNemar test; None where pairs share a start (several evaluations, repetitions): they are not independent."""
+        return mcnemar_p_value(self.only_before, self.only_after) if self.n_starts == self.n_pairs else None
 
     def to_dict(self) -> dict[str, Any]:
         """Counts and results, for JSON."""
@@ -166,6 +168,7 @@ def paired_comparison(
         raise ValueError("unit='evaluation' resamples evaluations: pass at least two on either side.")
     outcomes: list[tuple[bool, bool]] = []
     units: list[Hashable] = []
+    starts: set[Hashable] = set()
     strata: list[Hashable] = []
     for k, (first, second) in enumerate(zip(befores, afters, strict=True)):
         _check_comparable(first, second)
@@ -175,6 +178,7 @@ def paired_comparison(
         played = frozenset(ours) if unit == "evaluation" else None
         for key, episode in ours.items():
             outcomes.append((episode.success, theirs[key].success))
+            starts.add(key[:-1])
             units.append({"start": key[:-1], "pair": (k, key), "evaluation": k}[unit])
             strata.append(played)
     pairs = np.array(outcomes, dtype=bool)
@@ -184,7 +188,7 @@ def paired_comparison(
     interval = _bootstrap_interval(gain, units, strata, seed)
     same_way = len({_way(evaluation) for evaluation in (*befores, *afters)}) == 1
     names = _names(befores, same_way), _names(afters, same_way)
-    return PairedComparison(*names, both, only_before, only_after, neither, len(befores), unit, interval)
+    return PairedComparison(*names, both, only_before, only_after, neither, len(befores), len(starts), unit, interval)
 
 
 def _as_list(evaluations: "Evaluation | Sequence[Evaluation]") -> "list[Evaluation]":

@@ -23,7 +23,10 @@ from sb3_tgrpo.tgrpo import TGRPO
 
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
-_OF_TGRPO = {"alpha_step", "alpha_traj", "compare_ended", "gamma", "kl_coef", "outcome_reward"}
+_OF_TGRPO = {
+    "alpha_step", "alpha_traj", "compare_ended", "gamma", "kl_coef", "outcome_reward", "clip_range", "clip_range_high",
+    "ratio_level",
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------- losses
@@ -175,11 +178,12 @@ class DPO(TGRPO):
     :param env: groups with ``stop_on="never"``: in a group that stops at its first success, a slower one looks like a failure.
     :param beta: how far the policy may go from its reference.
     :param settings: further arguments of TGRPO; those of its objective (``alpha_step``, ``alpha_traj``, ``compare_ended``,
-        ``gamma``, ``kl_coef``, ``outcome_reward``) are not for DPO. ``batch_size`` puts whole groups together until they
-        have so many steps.
+        ``gamma``, ``kl_coef``, ``outcome_reward``, the clip ranges and ``ratio_level``) are not for DPO. ``batch_size`` puts
+        whole groups together until they have so many steps.
     :raises TypeError: on settings that are not for it.
     """
 
+    objective = "DPO"
     rollout_buffer: PairedRolloutBuffer
 
     def __init__(
@@ -300,6 +304,8 @@ class TPO(DPO):
     :param likelihood_coef: weight of the mean log-probability of the actions.
     :param settings: further arguments of TGRPO, as for :class:`DPO`.
     """
+
+    objective = "TPO"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 from sb3_tgrpo.live_view import duration, time_split
 from sb3_tgrpo.report_plots import plot_curves, plot_furthest, plot_stages, plot_success
 from sb3_tgrpo.run_folder import JsonLines, RunFolder, write_text
-from sb3_tgrpo.train_config import TrainConfig
+from sb3_tgrpo.train_config import ALGORITHM_NAMES, TrainConfig
 
 LIGHT_NOTE = (
     "The pictures show the <em>light assets</em>: built-in stand-ins of this project for LIBERO's own meshes and textures, "
@@ -97,7 +97,7 @@ def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -
             + _details(config, run),
         ),
     ]  # fmt: skip
-    return _write(run, results, sections)
+    return _write(config, run, results, sections)
 
 
 STAGES_CAPTION = (
@@ -141,7 +141,7 @@ def write_pooled_report(config: TrainConfig, run: RunFolder, results: dict[str, 
             + _details(config, run),
         ),
     ]
-    return _write(run, results, sections)
+    return _write(config, run, results, sections)
 
 
 def result_lines(results: dict[str, Any]) -> list[str]:
@@ -283,6 +283,17 @@ def _picture(data: bytes | None, caption: str) -> str:
     )
 
 
+_IMITATES = "A policy that imitates demonstrations,"
+_FROM_NOTHING = "A small network of its own, trained from nothing by {name}; before is the start policy of the other methods."
+_LEADS = {
+    "tgrpo": f"{_IMITATES} trained further by group-relative policy optimisation (TGRPO, arXiv 2506.08440).",
+    **dict.fromkeys(("ppo", "dpo", "tpo"), f"{_IMITATES} trained further by {{name}}."),
+    "sft": f"{_IMITATES} as it is.",
+    **dict.fromkeys(("trpo", "recurrent_ppo"), _FROM_NOTHING),
+}
+"""What a report is of, by ``algo``."""
+
+
 def _save(run: RunFolder, plots: dict[str, bytes | None]) -> None:
     (run / "plots").mkdir(exist_ok=True)
     for name, data in plots.items():
@@ -290,12 +301,10 @@ def _save(run: RunFolder, plots: dict[str, bytes | None]) -> None:
             (run / "plots" / f"{name}.png").write_bytes(data)
 
 
-def _write(run: RunFolder, results: dict[str, Any], sections: Sequence[str]) -> Path:
-    title = f"TGRPO on {results['env']}"
-    lead = (
-        "A policy that imitates demonstrations, trained further by group-relative policy optimisation (TGRPO, "
-        "arXiv 2506.08440), and judged on the same starts before and after."
-    )
+def _write(config: TrainConfig, run: RunFolder, results: dict[str, Any], sections: Sequence[str]) -> Path:
+    algo = config.algorithm.algo
+    title = f"{ALGORITHM_NAMES[algo]} on {results['env']}"
+    lead = f"{_LEADS[algo].format(name=ALGORITHM_NAMES[algo])} Judged on the same starts before and after."
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{_STYLE}</style></head>\n<body><main>'

@@ -110,6 +110,8 @@ class TGRPO(OnPolicyAlgorithm):
     }
     policy: GroupPolicy  # type: ignore[assignment]
     rollout_buffer: GroupedRolloutBuffer  # type: ignore[assignment]
+    objective = "TGRPO"
+    """What is optimised: parameters of another objective are not loaded."""
     saves_on_interrupt = True
     """Whether Ctrl-C saves the model; False where somebody else does. Not saved itself."""
 
@@ -185,6 +187,7 @@ class TGRPO(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.min_spread = min_spread
         self.compare_ended = compare_ended
+        self.saved_objective = self.objective
         self._reference_frozen = False
         self._resume_state: dict[str, Any] | None = None
 
@@ -194,6 +197,8 @@ class TGRPO(OnPolicyAlgorithm):
     # ------------------------------------------------------------------ set-up
 
     def _setup_model(self) -> None:
+        if self.saved_objective != self.objective:
+            raise ValueError(f"{self.saved_objective} saved this: load it with {self.saved_objective}.load().")
         self._check_settings()
         if self.env is not None:
             self._check_groups(self.env)

@@ -20,6 +20,12 @@ StopOn = Literal["success", "termination", "never"]
 Starts = Literal["drawn", "stored"]
 Algo = Literal["tgrpo", "sft", "ppo", "dpo", "tpo", "trpo", "recurrent_ppo"]
 
+ALGORITHM_NAMES: dict[str, str] = {
+    "tgrpo": "TGRPO", "sft": "The start policy", "ppo": "PPO", "dpo": "DPO", "tpo": "TPO", "trpo": "TRPO",
+    "recurrent_ppo": "RecurrentPPO",
+}  # fmt: skip
+"""By ``algo``, as people read them."""
+
 START_FOLDER = Path(__file__).parent / "data" / "start"
 
 

@@ -374,6 +374,17 @@ def test_what_is_resampled() -> None:
     assert by_start.p_value is None and "McNemar" not in str(by_start) and by_start.to_dict()["p_value"] is None
 
 
+def test_repetitions_of_a_start_are_no_independent_pairs() -> None:
+    def repeated(name: str, successes: int) -> Evaluation:
+        once = fake([k < successes for k in range(5)], name)
+        once.episodes = [replace(episode, repetition=n) for episode in once.episodes for n in range(10)]
+        return once
+
+    comparison = paired_comparison(repeated("a", 0), repeated("b", 2))
+    assert (comparison.n_pairs, comparison.n_starts, comparison.p_value) == (50, 5, None)
+    assert comparison.interval == (0.0, 0.8)
+
+
 def test_only_identical_starts_are_paired() -> None:
     with pytest.raises(ValueError, match=r"starts differ.*1 without a partner"):
         paired_comparison(fake([1, 0]), fake([1, 0, 1]))

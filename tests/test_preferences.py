@@ -1,5 +1,6 @@
 """Preference baselines: losses and pairs against values by hand, gradients, learning, saving, and what they refuse."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
+from sb3_tgrpo import TGRPO
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.preferences import DPO, TPO, PairedRolloutBuffer, dpo_loss, ranked_pairs, success_pairs, tpo_loss
 
@@ -224,9 +226,20 @@ def test_save_load_and_go_on(kind: type[DPO], tmp_path: Path) -> None:
     assert th.equal(parameters(straight), parameters(again))
 
 
+def test_what_another_algorithm_saved_is_not_loaded(tmp_path: Path) -> None:
+    kinds = {"DPO": DPO, "TPO": TPO, "TGRPO": TGRPO}
+    for name, kind in kinds.items():
+        kind("MlpPolicy", groups(), device="cpu").save(tmp_path / name)
+    for name, other in itertools.permutations(kinds, 2):
+        with pytest.raises(ValueError, match=f"{name} saved this: load it with {name}.load"):
+            kinds[other].load(tmp_path / name, device="cpu")
+
+
 def test_refuses() -> None:
     with pytest.raises(TypeError, match="alpha_step, kl_coef belong to TGRPO's objective"):
         model(alpha_step=0.3, kl_coef=0.1)
+    with pytest.raises(TypeError, match="clip_range, ratio_level belong to TGRPO's objective"):
+        model(clip_range=0.1, ratio_level="token")
     with pytest.raises(TypeError, match="betta"):
         model(betta=1.0)
     with pytest.raises(ValueError, match="beta=-1"):

@@ -4,7 +4,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -12,7 +12,7 @@ from sb3_tgrpo.live_view import LiveView, RunView, Stage, describe_update, durat
 from sb3_tgrpo.report import LIGHT_NOTE, result_lines, write_pooled_report, write_report
 from sb3_tgrpo.report_plots import plot_curves, plot_furthest, plot_stages, plot_success, stage_colours
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
-from sb3_tgrpo.train_config import TrainConfig
+from sb3_tgrpo.train_config import ALGORITHM_NAMES, Algo, TrainConfig
 
 PNG = b"\x89PNG"
 
@@ -104,6 +104,16 @@ def test_report_is_self_contained(run: RunFolder) -> None:
     assert "start &lt;b&gt;" in page and "start <b>" not in page
     assert LIGHT_NOTE in page and '"kl_coef"' in page.replace("&quot;", '"')
     assert (run / "plots/stages.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("algo", get_args(Algo))
+def test_the_report_is_of_the_method_that_was_run(run: RunFolder, algo: str) -> None:
+    page, _ = read(write_report(TrainConfig().updated({"algo": algo}), run, results()))
+    name = ALGORITHM_NAMES[algo]
+    assert f"<h1>{name} on LIBERO/libero_object-9-v0</h1>" in page
+    assert (f"by {name}" in page) == (algo not in ("sft", "tgrpo"))
+    assert ("group-relative" in page) == (algo == "tgrpo")
+    assert ("imitates demonstrations" in page) == (algo not in ("trpo", "recurrent_ppo"))
 
 
 def test_own_pictures_are_not_called_stand_ins(run: RunFolder) -> None:

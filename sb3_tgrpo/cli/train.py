@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sb3_tgrpo.envs.registration import env_id
-from sb3_tgrpo.train_config import BUDGETS, TrainConfig, check_used, flags, load_config
+from sb3_tgrpo.train_config import ALGORITHM_NAMES, BUDGETS, TrainConfig, check_used, flags, load_config
 
 _DESCRIPTION = (
     "Evaluate a start policy on LIBERO's stored starts, train it by TGRPO, evaluate again, and report. Without arguments: the "
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds is not None and hasattr(args, "seed"):
         raise ValueError("--seed and --seeds contradict each other: leave one out.")
     try:
-        with make_view(f"TGRPO on {name}: {folder}", args.plain or None) as view:
+        with make_view(f"{ALGORITHM_NAMES[config.algorithm.algo]} on {name}: {folder}", args.plain or None) as view:
             if args.measure_signal is not None:
                 report = measure(config, folder, args.measure_signal, view=view)
             elif args.seeds is not None:
