@@ -39,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--deadline", type=float, default=1800.0, help="seconds per task to wait for the API (1800)")
     generate.add_argument("--stream", action="store_true", help="ask for streamed answers")
     generate.add_argument("--payment", choices=PAYMENTS, default="latched", help="how the level is paid (latched)")
-    generate.add_argument("--again", action="store_true", help="also tasks that already have a result in the folder")
+    generate.add_argument("--again", action="store_true", help="ask anew, whatever results and answers are there")
     generate.add_argument("--plots", type=Path, default=None, metavar="FOLDER", help="write a histogram of rejections there")
     generate.set_defaults(run=run_generate)
 
@@ -109,6 +109,7 @@ def run_generate(args: argparse.Namespace) -> int:
                 payment=args.payment,
                 deadline=args.deadline,
                 stream=args.stream,
+                again=args.again,
             )
         except FatalAPIError:
             raise
