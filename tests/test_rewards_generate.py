@@ -312,6 +312,22 @@ def run_cli(*argv: str) -> int:
     return int(args.run(args))
 
 
+def test_files_of_verify_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_tgrpo import rewards
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("checked too late")
+
+    monkeypatch.setattr(rewards, "verify_reward", late)
+    for option, name, message in (
+        ("--json", "no/x.json", "there is no folder .*no; make it"),
+        ("--json", ".", r"is a folder: name a file in it, such as .*report\.json"),
+        ("--traces", "traces.py", r"--traces .*traces\.py: episodes are in a \.npz file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_cli("verify", TASK, option, str(tmp_path / name))
+
+
 def test_a_wrong_key_stops_a_suite_and_a_failed_task_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_tgrpo.rewards import generate as module
 
