@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,9 @@ from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts, parse_task_
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
+    from sb3_tgrpo.envs.experts import ScriptedExpert
     from sb3_tgrpo.envs.libero import LiberoEnv
+    from sb3_tgrpo.envs.smooth_expert import SmoothExpert
 
 _LIBRARIES = ("mujoco", "robosuite", "hf-libero", "numpy", "h5py")
 _UPPER_BOUNDS = (
@@ -94,6 +97,8 @@ class CollectionSettings:
                 raise ValueError(f"{name} must be between 0 and {high}, got {value}.")
         if self.expert not in ("scripted", "smooth"):
             raise ValueError(f"expert must be 'scripted' or 'smooth', got {self.expert!r}.")
+        if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
+            raise ValueError(f"image_size must be a positive integer (pixels), got {self.image_size!r}.")
         if self.stored_starts and (self.start_noise or self.joint_noise):
             raise ValueError("start_noise and joint_noise widen drawn starts; they can't be used together with stored_starts.")
 
@@ -122,17 +127,13 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
     :param env: with observations ``image``, ``state`` and, if wanted, ``wrist_image``.
     :param index: number of the attempt: with the settings' seed it decides everything random.
     """
-    from sb3_tgrpo.envs.experts import ScriptedExpert
-    from sb3_tgrpo.envs.smooth_expert import SmoothExpert
-
     seeds = np.random.SeedSequence([settings.seed, index]).generate_state(3)
     if settings.stored_starts:
         state_id = index % len(stored_starts(env.task))
         observation, info = env.reset(seed=0, options={"init_state_id": state_id})
     else:
         observation, info = env.reset(seed=int(seeds[0]))
-    expert_class = SmoothExpert if settings.expert == "smooth" else ScriptedExpert
-    expert = expert_class(_task_facts(settings), detour=settings.detour, seed=int(seeds[1]))
+    expert = _make_expert(settings, int(seeds[1]))
     rng = np.random.default_rng(int(seeds[2]))
     noise, disturb = ActionNoise(settings.noise, rng), Disturbance(settings.dart, rng, settings.pushes, settings.slips)
     disturbed = settings.dart > 0 or settings.pushes > 0 or settings.slips > 0
@@ -197,6 +198,19 @@ def _task_facts(settings: CollectionSettings) -> TaskFacts:
     """What the expert needs to know."""
     facts = load_task_facts(settings.task)
     return facts if settings.target is None else target_facts(facts, settings.target)
+
+
+def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | SmoothExpert":
+    """
+    Whoever demonstrates.
+
+    :raises ValueError: if the expert can't do the task.
+    """
+    from sb3_tgrpo.envs.experts import ScriptedExpert
+    from sb3_tgrpo.envs.smooth_expert import SmoothExpert
+
+    expert_class = SmoothExpert if settings.expert == "smooth" else ScriptedExpert
+    return expert_class(_task_facts(settings), detour=settings.detour, seed=seed)
 
 
 def _libero_task(settings: CollectionSettings) -> LiberoTask:
@@ -305,17 +319,44 @@ def _open_folder(folder: Path, settings: CollectionSettings, kind: str) -> dict[
     """Make or reopen the folder of finished episodes."""
     wanted = _fingerprint(settings, kind)
     file = folder / "settings.json"
-    if file.is_file():
+    outcomes = _read_outcomes(folder)
+    if outcomes and file.is_file():
         found = json.loads(file.read_text())
         if different := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
             raise ValueError(
                 f"{folder} holds episodes collected with other settings ({', '.join(different)}): "
                 "remove it to start anew, or collect into another file."
             )
-    else:
+    else:  # settings without an episode bind nobody
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(wanted, indent=1).encode())
-    return _read_outcomes(folder)
+    return outcomes
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """
+    Inside, no other process may collect into the file; the lock goes with the process.
+
+    :raises OSError: if one does.
+    """
+    import fcntl  # not on Windows, where the settings can still be made
+
+    # Beside the folder of episodes, which goes while the lock is held.
+    path = out.with_name(f".{out.name}.lock")
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A process that has just finished may have removed the file between opening and locking.
+            mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise OSError(f"another process collects into {out}: wait for it, or name another file.")
+        try:
+            yield
+        finally:
+            path.unlink()
 
 
 def collect_demos(
@@ -338,7 +379,8 @@ def collect_demos(
     :param command: recorded in the file.
     :param progress: called with the outcomes so far, by attempt: ``{"success": bool, "steps": int}``.
     :return: the file.
-    :raises ValueError: if the folder holds episodes collected with other settings.
+    :raises ValueError: if the folder holds episodes collected with other settings, or the expert can't do the task.
+    :raises OSError: if another process collects into the file.
     :raises CollectionError: if the expert fails too often, or a process dies.
     """
     if workers < 1:
@@ -346,9 +388,22 @@ def collect_demos(
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out={out} is a folder: name a file in it, such as {out / 'demos.hdf5'}.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.with_name(f"{out.name}.partial")
     settings = _plain(settings)  # what is unknown is refused here, not in every process
+    _make_expert(settings, 0)  # likewise a task that the expert can't do
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        return _collect(settings, out, workers, command, progress)
+
+
+def _collect(
+    settings: CollectionSettings,
+    out: Path,
+    workers: int,
+    command: str,
+    progress: Callable[[dict[int, dict[str, Any]]], None] | None,
+) -> Path:
+    """Go on with the folder of finished episodes, write the file, remove the folder."""
+    folder = out.with_name(f"{out.name}.partial")
     outcomes = _open_folder(folder, settings, settings.assets)
     if progress:
         progress(outcomes)

@@ -8,7 +8,7 @@ stored.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sb3_tgrpo.rewards.cost import estimate_cost
@@ -36,8 +36,9 @@ class Answer:
 
     :param text: all text blocks.
     :param stop_reason: ``end_turn``, ``max_tokens``, ``refusal``, ...; None if a stream ended early.
+    :param usage: tokens, with those of cut-off answers to the same question before it.
     :param refusal: category of a refusal.
-    :param cost_usd: estimated from list prices; None if the model's price is not known.
+    :param cost_usd: of these tokens, estimated from list prices; None if the model's price is not known.
     """
 
     text: str
@@ -93,6 +94,7 @@ def ask(
     :param deadline: ``time.monotonic()`` value after which nothing new is tried.
     :param stream: ask for a stream from the first attempt on.
     :param on_answer: called with every answer, the cut-off ones too, before anything is made of it.
+    :return: the last answer; its tokens and cost include those of a cut-off one before it.
     :raises FatalAPIError: if asking again will not help.
     :raises DeadlineError: if the deadline passes first.
     """
@@ -100,6 +102,7 @@ def ask(
     import httpx2
 
     attempts, wait, last = 0, _BACKOFF, "nothing was tried"
+    spent: dict[str, int] = {}
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -108,7 +111,8 @@ def ask(
         pause: float | None = None
         try:
             answer = _once(client, model, system, messages, schema, max_tokens, stream, left)
-            answer = Answer(**{**asdict(answer), "attempts": attempts})
+            spent = {name: spent.get(name, 0) + count for name, count in answer.usage.items()}
+            answer = replace(answer, attempts=attempts, usage=spent, cost_usd=estimate_cost(model, spent))
             if answer.model:
                 if on_answer is not None:
                     on_answer(answer)
@@ -163,16 +167,14 @@ def _once(
         message = client.messages.create(**request)
         request_id = getattr(message, "_request_id", None)
     text = "".join(block.text for block in (message.content or []) if getattr(block, "type", "") == "text")
-    usage = _usage(message.usage)
     details = getattr(message, "stop_details", None)
     return Answer(
         text=text,
         stop_reason=message.stop_reason,
         model=message.model or "",
-        usage=usage,
+        usage=_usage(message.usage),
         request_id=request_id,
         refusal=getattr(details, "category", None) or ("unnamed" if message.stop_reason == "refusal" else None),
-        cost_usd=estimate_cost(model, usage),
     )
 
 

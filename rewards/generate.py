@@ -52,7 +52,7 @@ class GeneratedReward:
 
     :param program: the reward.
     :param report: its verification.
-    :param cost_usd: estimate for all attempts; None if the model's price is not known.
+    :param cost_usd: estimate for all attempts, cut-off answers included; None if the model's price is not known.
     :param provenance: model, prompt hash, SDK version, rounds, tokens.
     """
 
@@ -82,6 +82,7 @@ def generate_reward(
     payment: Payment = DEFAULT_PAYMENT,
     deadline: float = 1800.0,
     stream: bool = False,
+    again: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> GeneratedReward:
     """
@@ -97,13 +98,14 @@ def generate_reward(
         where none ships.
     :param out: folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
         task, model and prompt) uses them instead of asking again. None = nothing is kept.
+    :param again: ask even so; the earlier answers stay in the folder.
     :param payment: rule that episodes are paid by.
     :param deadline: seconds that the whole call may spend waiting for the API.
     :param stream: ask for streamed answers.
     :param sleep: waits between retries; tests pass their own.
     :raises RewardError: if no candidate passes every hard check; answers are kept in ``out``.
     :raises FatalAPIError: a RewardError: the API cannot be used, and asking for other tasks will not help either.
-    :raises ValueError: if an argument is out of range or the task is unknown.
+    :raises ValueError: if an argument is out of range, the task is unknown, or a kept answer is damaged.
     """
     if candidates < 1 or max_rounds < 1:
         raise ValueError(f"candidates and max_rounds must be at least 1, got {candidates} and {max_rounds}.")
@@ -116,6 +118,7 @@ def generate_reward(
         folder=None if out is None else Path(out),
         deadline=time.monotonic() + deadline,
         stream=stream,
+        again=again,
         sleep=sleep,
         client=client,
     )
@@ -139,8 +142,11 @@ class _Run:
     folder: Path | None
     deadline: float
     stream: bool
+    again: bool
     sleep: Callable[[float], None]
     client: Any
+    lost: list[api.Answer] = field(default_factory=list)
+    """Cut-off answers that no attempt followed: they are paid for too."""
 
     def candidate(self, candidate: int, max_rounds: int, attempts: list[Attempt]) -> None:
         """Ask, verify, tell, up to ``max_rounds`` times."""
@@ -165,33 +171,40 @@ class _Run:
     def answer(self, name: str, messages: list[dict[str, Any]]) -> api.Answer:
         """The kept answer of an earlier run to the same question, or a new one, kept before anything is made of it."""
         key = hashlib.sha256(json.dumps([prompt.prompt_hash(), self.model, messages]).encode()).hexdigest()
-        path = None if self.folder is None else self.folder / f"{name}.answer.json"
-        if path is not None and path.is_file():
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept.get("question") == key and kept.get("complete"):
-                return api.Answer(**kept["answer"])
+        files = [] if self.folder is None else sorted(self.folder.glob(f"{name}.answer*.json"), key=_number)
+        for path in [] if self.again else reversed(files):
+            if (kept := _read_answer(path, key)) is not None:
+                return kept
         if self.client is None:
             self.client = api.make_client()
+        number = _number(files[-1]) if files else 0
+        came: list[api.Answer] = []
 
         def keep(answer: api.Answer) -> None:
+            came.append(answer)
+            n = number + len(came)
             document = {
                 "question": key,
                 "complete": answer.stop_reason not in (None, "max_tokens"),
                 "answer": answer.to_dict(),
             }
-            self.write(f"{name}.answer.json", document)
+            self.write(f"{name}.answer.json" if n == 1 else f"{name}.answer-{n}.json", document)
 
-        return api.ask(
-            self.client,
-            model=self.model,
-            system=prompt.system_prompt(),
-            messages=messages,
-            schema=output_schema(),
-            deadline=self.deadline,
-            stream=self.stream,
-            sleep=self.sleep,
-            on_answer=keep,
-        )
+        try:
+            return api.ask(
+                self.client,
+                model=self.model,
+                system=prompt.system_prompt(),
+                messages=messages,
+                schema=output_schema(),
+                deadline=self.deadline,
+                stream=self.stream,
+                sleep=self.sleep,
+                on_answer=keep,
+            )
+        except (api.FatalAPIError, api.DeadlineError):
+            self.lost += came[-1:]
+            raise
 
     def judge(self, candidate: int, round_: int, answer: api.Answer) -> Attempt:
         """Parse and verify an answer."""
@@ -211,10 +224,11 @@ class _Run:
 
     def result(self, attempts: list[Attempt], failure: RewardError | None) -> GeneratedReward:
         """The best verified attempt, or an error that says why there is none."""
-        costs = [attempt.answer.cost_usd for attempt in attempts]
+        answers = [*(attempt.answer for attempt in attempts), *self.lost]
+        costs = [answer.cost_usd for answer in answers]
         cost = None if any(c is None for c in costs) else sum(c for c in costs if c is not None)
         good = [attempt for attempt in attempts if attempt.outcome == "verified" and attempt.report]
-        provenance = self.provenance(attempts, cost)
+        provenance = self.provenance(attempts, answers, cost)
         if not good:
             problems = [] if failure is None else list(failure.problems)
             for a in attempts:
@@ -231,8 +245,12 @@ class _Run:
         self.write("result.json", {"task": self.facts.task_id, "candidate": best.candidate, "round": best.round, **provenance})
         return GeneratedReward(program, best.report, tuple(attempts), cost, provenance)
 
-    def provenance(self, attempts: list[Attempt], cost: float | None) -> dict[str, Any]:
+    def provenance(self, attempts: list[Attempt], answers: list[api.Answer], cost: float | None) -> dict[str, Any]:
         """Who wrote it, with what, at what price."""
+
+        def tokens(kind: str) -> int:
+            return sum(answer.usage.get(kind, 0) for answer in answers)
+
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -246,9 +264,9 @@ class _Run:
             "prompt_sha256": prompt.prompt_hash(),
             "sdk": f"anthropic {sdk}",
             "attempts": [f"candidate {a.candidate} round {a.round}: {a.outcome}" for a in attempts],
-            "input_tokens": sum(a.answer.usage.get("input_tokens", 0) for a in attempts),
-            "output_tokens": sum(a.answer.usage.get("output_tokens", 0) for a in attempts),
-            "cache_read_input_tokens": sum(a.answer.usage.get("cache_read_input_tokens", 0) for a in attempts),
+            "input_tokens": tokens("input_tokens"),
+            "output_tokens": tokens("output_tokens"),
+            "cache_read_input_tokens": tokens("cache_read_input_tokens"),
             "estimated_cost_usd": cost,
         }
 
@@ -279,6 +297,28 @@ def output_schema() -> dict[str, Any]:
 def _strip_fence(text: str) -> str:
     match = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", text, re.DOTALL)
     return match[1] if match else text
+
+
+def _number(path: Path) -> int:
+    """Which answer to a question a file holds: 1 for ``<name>.answer.json``, 2 for ``<name>.answer-2.json``."""
+    match = re.search(r"\.answer(?:-([0-9]+))?\.json$", path.name)
+    return int(match[1] or 1) if match else 0
+
+
+def _read_answer(path: Path, question: str) -> api.Answer | None:
+    """
+    A kept answer; None if it is to another question, or was cut off.
+
+    :raises ValueError: if the file is damaged.
+    """
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return api.Answer(**kept["answer"]) if kept["question"] == question and kept["complete"] else None
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{path} is no kept answer, or a damaged one ({reason}): delete it and it is asked for again."
+        ) from error
 
 
 def _verdict(attempt: Attempt) -> dict[str, Any]:

@@ -27,6 +27,8 @@ DEBOUNCE_STEPS = 3
 """Steps (0.15 s) that a condition must fail before a stage is lost, and that a grasp must last before it counts."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+# What a reward's text makes variables of: `memory_<name>_held` must be a name too, and there `__` is refused.
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$", max_length=52)]
 Text = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9 ,.;:()+=<>/_-]{1,300}$")]
 Metres = Annotated[float, Field(ge=-2.0, le=2.0)]
 Threshold = Annotated[float, Field(ge=-4.0, le=4.0)]
@@ -53,7 +55,7 @@ class KeyPose(_Model):
     ``axes`` says whether ``offset`` is along the world's axes or turns with the frame's own orientation.
     """
 
-    name: Name
+    name: Label
     frame: Name
     axes: Literal["world", "frame"]
     offset: Offset
@@ -183,7 +185,7 @@ class Ladder(_Model):
 class PoseShaping(_Model):
     """``weight`` points at the key pose, falling linearly to none at ``reach`` metres from it (f2 of equation 1)."""
 
-    key_pose: Name
+    key_pose: Label
     reach: Annotated[float, Field(gt=0.0, le=2.0)]
     weight: Points
 
@@ -209,9 +211,9 @@ class Track(_Model):
     A sub-goal: it is complete while its goal atoms hold, and pays nothing before the tracks in ``after`` are complete.
     """
 
-    name: Name
+    name: Label
     goal: Annotated[tuple[Index, ...], Field(min_length=1, max_length=4)]
-    after: Annotated[tuple[Name, ...], Field(max_length=3)]
+    after: Annotated[tuple[Label, ...], Field(max_length=3)]
     stages: Annotated[tuple[Stage, ...], Field(min_length=1, max_length=12)]
 
 

@@ -52,7 +52,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run to estimate the memory of."""
+    """
+    A training run to estimate the memory of.
+
+    :raises ValueError: For a number that is not a positive integer.
+    """
 
     group_size: int = 4
     n_groups: int = 1
@@ -62,6 +66,13 @@ class Plan:
     dtype: str | None = None
     quantization: Literal["4bit"] | None = None
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("group_size", "n_groups", "batch_size", "n_steps"):
+            value = getattr(self, name)
+            optional = name in ("batch_size", "n_steps")
+            if not (optional and value is None) and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be a positive integer{' or None' if optional else ''}, got {value!r}.")
 
 
 @dataclass

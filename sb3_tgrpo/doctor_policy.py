@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
 
 if TYPE_CHECKING:
     from sb3_tgrpo.openvla.config import OpenVLAConfig
+    from sb3_tgrpo.openvla.model import OpenVLA
 
 INDEX = "model.safetensors.index.json"
 MAX_RATIO_ERROR = {th.float32: 1e-4, th.float64: 1e-4, th.bfloat16: 0.15}
@@ -324,37 +326,70 @@ def memory_parts(config: "OpenVLAConfig", plan: Plan, device: str, suite: str) -
     if plan.quantization == "4bit":
         linear = sum(m.weight.numel() for m in model.language_model.model.modules() if isinstance(m, th.nn.Linear))
         weights -= linear * (width - 0.52)  # four bits, and a scale of half a byte per 64 weights, itself quantised
-    trained = n_parameters if plan.lora is None else adapter_size(model, plan.lora)
+    sees = trains_vision(model, plan.lora)
     members = plan.group_size * plan.n_groups
     steps = plan.n_steps if plan.n_steps is not None else STEP_CAPS.get(suite, 300)
     batch = plan.batch_size if plan.batch_size is not None else plan.group_size * steps
     per_layer = float(batch * length * (10 * hidden + 6 * inner) * width)
     kept = 1 if plan.gradient_checkpointing else layers
+    if plan.lora is None:
+        state = 3.0 * n_parameters * width  # gradient and AdamW's two moments, like the weights that are trained in place
+    else:
+        state = 16.0 * adapter_size(model, plan.lora)  # float32 weight, gradient and two moments
+    # With a trained vision side, preprocessed pictures are cached instead of their embeddings.
+    frame = 3 * config.image_size**2 if sees else config.n_visual_tokens * hidden * width
     parts = {
         "weights": weights,
-        "training state": 16.0 * trained,  # float32 weight, gradient and two moments
+        "training state": state,
         "reference copy": 0.0 if plan.lora is not None else weights,
-        "image embeddings": float(min(members * steps * config.n_visual_tokens * hidden * width, 2 * 2**30)),
+        "cached images" if sees else "image embeddings": float(min(members * steps * frame, 2 * 2**30)),
         "key-value cache": float(members * length * layers * 2 * hidden * width),
         "activations": per_layer * kept + (batch * length * hidden * layers * width if plan.gradient_checkpointing else 0.0),
+        "vision activations": float(batch * vision_activations(model) * width) if sees else 0.0,
     }
-    if plan.lora is None:
-        parts["training state"] -= weights if width == 4 else 0.0  # float32 weights are trained in place
     return parts
+
+
+def vision_activations(model: "OpenVLA") -> int:
+    """
+    Numbers per picture that towers and projector keep for the backward pass when they are trained; gradient checkpointing
+    is of the language model only.
+    """
+    total = 0
+    for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
+        length = tower.pos_embed.shape[1] + tower.n_prefix
+        blocks: list[Any] = list(tower.blocks[:-1])  # features leave before the last one
+        for block in blocks:
+            # Inputs and outputs of norms and linear layers, queries, keys and values, layer scale; GELU's input and output.
+            total += length * (10 * block.attn.proj.in_features + 2 * block.mlp.fc1.out_features)
+    projector = model.projector
+    widths = projector.fc1.in_features + 2 * projector.fc1.out_features + 2 * projector.fc2.out_features
+    return total + model.config.n_visual_tokens * widths
+
+
+def trains_vision(model: th.nn.Module, lora: str | None) -> bool:
+    """Whether towers or projector are trained."""
+    return lora is None or any(not name.startswith("language_model") for name, _ in _adapted(model, lora))
 
 
 def adapter_size(model: th.nn.Module, lora: str) -> int:
     """Parameters of an adapter, without attaching it, which takes PEFT seconds at full size."""
+    from sb3_tgrpo.openvla.lora import lora_config
+
+    rank = lora_config(lora).r
+    return sum(rank * (module.weight[0].numel() + module.weight.shape[0]) for _, module in _adapted(model, lora))
+
+
+def _adapted(model: th.nn.Module, lora: str) -> Iterator[tuple[str, th.nn.Linear | th.nn.Conv2d]]:
+    """Modules that get an adapter, by name."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     from sb3_tgrpo.openvla.lora import lora_config
 
     config = lora_config(lora)
-    total = 0
     for name, module in model.named_modules():
         if isinstance(module, th.nn.Linear | th.nn.Conv2d) and check_target_module_exists(config, name):
-            total += config.r * (module.weight[0].numel() + module.weight.shape[0])
-    return total
+            yield name, module
 
 
 def check_memory(subject: Subject) -> Finding:

@@ -409,6 +409,38 @@ def test_unknown_task_and_workers(tmp_path: Path) -> None:
         collect_demos(SETTINGS, tmp_path)
 
 
+def test_what_cannot_be_collected_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for size in (0, -1, 32.0, True):
+        with pytest.raises(ValueError, match=f"image_size must be a positive integer .*got {size}"):
+            dataclasses.replace(SETTINGS, image_size=size)
+    with pytest.raises(ValueError, match=r"task='libero_goal-1': the smooth expert .*use the scripted expert"):
+        collect_demos(dataclasses.replace(SETTINGS, task="libero_goal-1", expert="smooth"), tmp_path / "new/x.hdf5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_without_an_episode_bind_nobody(tmp_path: Path) -> None:
+    folder = tmp_path / "x.hdf5.partial"
+    assert collection._open_folder(folder, SETTINGS, "light") == {}
+    other = dataclasses.replace(SETTINGS, image_size=16)
+    assert collection._open_folder(folder, other, "light") == {}
+    (folder / "episode_00000.json").write_text('{"success": true, "steps": 9}')
+    assert list(collection._open_folder(folder, other, "light")) == [0], "the later settings are those on record"
+    with pytest.raises(ValueError, match=r"other settings \(image_size\)"):
+        collection._open_folder(folder, SETTINGS, "light")
+
+
+def test_one_process_at_a_time_collects_into_a_file(tmp_path: Path) -> None:
+    def second(_: dict[int, dict[str, Any]]) -> None:
+        with pytest.raises(OSError, match=r"another process collects into .*x\.hdf5: wait for it, or name another file"):
+            collect_demos(SETTINGS, tmp_path / "x.hdf5")
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # the lock goes with whoever held it
+        with pytest.raises(KeyboardInterrupt):
+            collect_demos(SETTINGS, tmp_path / "x.hdf5", progress=second)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.hdf5.partial"]
+
+
 # ---------------------------------------------------------------------- key poses of files
 
 

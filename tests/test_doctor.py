@@ -289,6 +289,51 @@ def test_memory_of_openvla_7b() -> None:
     upstream = doctor_policy.memory_parts(doctor_policy.upstream_config(), Plan(lora="upstream"), "cpu", "libero_spatial")
     assert upstream["training state"] == 16 * 110_828_288
     assert four_bit["activations"] > 10 * parts["activations"]
+    assert parts["vision activations"] == 0 and upstream["cached images"] == 880 * 224 * 224 * 3
+
+
+def test_memory_with_a_trained_vision_side() -> None:
+    """By hand: 261 tokens of 23 blocks of width 1024, 256 of 26 blocks of width 1152, and the projector."""
+    config = doctor_policy.upstream_config()
+    per_image = 261 * 23 * (10 * 1024 + 2 * 4096) + 256 * 26 * (10 * 1152 + 2 * 4304) + 256 * (2176 + 2 * 8704 + 2 * 4096)
+    for lora, checkpointing in (("upstream", False), ("upstream", True), (None, False)):
+        plan = Plan(batch_size=16, dtype="bfloat16", lora=lora, gradient_checkpointing=checkpointing)
+        parts = doctor_policy.memory_parts(config, plan, "cpu", "libero_spatial")
+        assert parts["vision activations"] == 16 * 2 * per_image
+
+
+def test_vision_activations_are_what_torch_keeps() -> None:
+    model = load_openvla("tiny", device="cpu").requires_grad_(True)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, th.Tensor] = {}
+
+    def keep(tensor: th.Tensor) -> th.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with th.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.project(th.zeros(4, 6, model.config.image_size, model.config.image_size))
+    found = sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in weights)
+    assert 4 * 4 * doctor_policy.vision_activations(model) == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 2), ("float32", 4)])
+def test_memory_of_full_training_follows_the_precision(dtype: str, width: int) -> None:
+    """Weights, gradient and both moments are of one precision."""
+    plan = Plan(batch_size=8, dtype=dtype, lora=None)
+    parts = doctor_policy.memory_parts(doctor_policy.upstream_config(), plan, "cpu", "libero_spatial")
+    assert parts["weights"] + parts["training state"] == 4 * width * 7_541_237_184
+    assert parts["reference copy"] == parts["weights"]
+
+
+@pytest.mark.parametrize("name", ["group_size", "n_groups", "batch_size", "n_steps"])
+@pytest.mark.parametrize("value", [0, -8, 1.5, True])
+def test_a_plan_of_no_size_is_refused(name: str, value: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be a positive integer.*got {value}"):
+        Plan(**{name: value})
+    if name != "n_steps" and type(value) is int:
+        assert main(["doctor", "--plan", f"--{name.replace('_', '-')}", str(value)]) == 1
+        assert f"{name} must be a positive integer" in capsys.readouterr().err
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,22 @@ def test_a_cut_off_answer_is_asked_for_once_more_with_more_room(tmp_path: Path) 
         generate(cut, cut, max_rounds=1)
 
 
+def test_cut_off_answers_are_counted_and_kept(tmp_path: Path) -> None:
+    whole, _ = generate(Reply(text=GOOD))
+    cut = Reply(text=GOOD[:200], stop_reason="max_tokens")
+    made, _ = generate(cut, Reply(text=GOOD), out=tmp_path)
+    assert made.cost_usd == pytest.approx(2 * whole.cost_usd) and made.provenance["output_tokens"] == 1600
+    files = [tmp_path / f"candidate-1-round-1.answer{number}.json" for number in ("", "-2")]
+    kept = [json.loads(file.read_text()) for file in files]
+    assert [document["answer"]["text"] for document in kept] == [GOOD[:200], GOOD]
+    assert [document["complete"] for document in kept] == [False, True]
+    reused, api = generate(out=tmp_path)
+    assert not api.requests and reused.cost_usd == made.cost_usd
+    # Cut off, and then no answer any more: the first candidate's reward has that cost too.
+    lasting, _ = generate(Reply(text=GOOD), cut, error(401, "authentication_error"), candidates=2)
+    assert lasting.cost_usd == pytest.approx(2 * whole.cost_usd) and lasting.provenance["input_tokens"] == 2400
+
+
 def test_a_refusal_ends_the_candidate_and_names_its_category() -> None:
     made, _ = generate(Reply(text="", stop_reason="refusal", refusal="frontier_llm"), Reply(text=GOOD), candidates=2)
     assert [attempt.outcome for attempt in made.attempts] == ["refused", "verified"]
@@ -218,6 +234,26 @@ def test_kept_answers_are_not_paid_for_twice(tmp_path: Path) -> None:
     assert [attempt.outcome for attempt in made.attempts] == ["failed checks", "verified"]
     _, api = generate(Reply(text=weak()), Reply(text=GOOD), out=tmp_path, model="claude-sonnet-5-5")
     assert len(api.requests) == 2, "another model is another question"
+
+
+def test_again_asks_although_there_is_an_answer(tmp_path: Path) -> None:
+    generate(Reply(text=GOOD), out=tmp_path)
+    _, api = generate(Reply(text=GOOD + " "), out=tmp_path, again=True)
+    assert len(api.requests) == 1
+    texts = [json.loads(path.read_text())["answer"]["text"] for path in sorted(tmp_path.glob("*.answer*.json"))]
+    assert sorted(texts) == [GOOD, GOOD + " "], "what was paid for stays"
+    _, api = generate(out=tmp_path)
+    assert not api.requests
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
+def test_a_damaged_answer_is_named(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "candidate-1-round-1.answer.json"
+    file.write_text(content)
+    with pytest.raises(ValueError, match=r"candidate-1-round-1\.answer\.json is no kept answer.*delete it"):
+        generate(Reply(text=GOOD), out=tmp_path)
+    file.unlink()
+    assert generate(Reply(text=GOOD), out=tmp_path)[0].report.passed
 
 
 def test_answers_are_kept_before_they_are_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,6 +312,22 @@ def run_cli(*argv: str) -> int:
     return int(args.run(args))
 
 
+def test_files_of_verify_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_tgrpo import rewards
+
+    def late(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("checked too late")
+
+    monkeypatch.setattr(rewards, "verify_reward", late)
+    for option, name, message in (
+        ("--json", "no/x.json", "there is no folder .*no; make it"),
+        ("--json", ".", r"is a folder: name a file in it, such as .*report\.json"),
+        ("--traces", "traces.py", r"--traces .*traces\.py: episodes are in a \.npz file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run_cli("verify", TASK, option, str(tmp_path / name))
+
+
 def test_a_wrong_key_stops_a_suite_and_a_failed_task_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sb3_tgrpo.rewards import generate as module
 
@@ -305,6 +357,10 @@ def test_the_command_generates_and_goes_on_where_it_stopped(
         monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
         assert run_cli("generate", TASK, "--out", str(tmp_path), "--candidates", "1", "--deadline", "30") == 0
         assert run_cli("generate", TASK, "--out", str(tmp_path), "--candidates", "1") == 0
+    assert len(api.requests) == 1
+    with fake_api(Reply(text=GOOD)) as api:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
+        assert run_cli("generate", TASK, "--out", str(tmp_path), "--candidates", "1", "--again", "--deadline", "30") == 0
     assert len(api.requests) == 1
     out = capsys.readouterr().out
     assert "verified after 1 answers" in out

@@ -224,6 +224,26 @@ def test_a_state_without_a_key_is_an_error_and_a_number_that_is_not_finite_pays_
 # Python text
 
 
+def named(track: str, pose: str) -> dict[str, Any]:
+    """The specification with its own names chosen."""
+    document = make_spec()
+    text = json.dumps(document).replace('"grasp", "frame"', f'"{pose}", "frame"').replace('"b": "grasp"', f'"b": "{pose}"')
+    document = json.loads(text.replace('"key_pose": "grasp"', f'"key_pose": "{pose}"'))
+    document["tracks"][0]["name"] = track
+    return document
+
+
+def test_whatever_names_a_specification_may_have_its_text_may_have() -> None:
+    for name in ("a", "a_1", "k2_3b", "a" * 52, "memory_stage"):
+        spec = RewardProgram.from_spec(named(name, name), facts=FACTS)
+        assert RewardProgram.from_python(spec.to_python(), facts=FACTS).max_level == spec.max_level
+    for name in ("a__b", "a_", "_a", "a" * 53):
+        with pytest.raises(RewardError, match=rf"tracks\[0\]\.name: String should .*\(got '{name}'\)"):
+            RewardProgram.from_spec(named(name, "grasp"), facts=FACTS)
+        with pytest.raises(RewardError, match=rf"key_poses\[0\]\.name: String should .*\(got '{name}'\)"):
+            RewardProgram.from_spec(named("ketchup", name), facts=FACTS)
+
+
 def test_the_printed_text_pays_the_same_bit_by_bit() -> None:
     facts, document = two_tracks()
     document["guards"] = [

@@ -39,7 +39,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     generate.add_argument("--deadline", type=float, default=1800.0, help="seconds per task to wait for the API (1800)")
     generate.add_argument("--stream", action="store_true", help="ask for streamed answers")
     generate.add_argument("--payment", choices=PAYMENTS, default="latched", help="how the level is paid (latched)")
-    generate.add_argument("--again", action="store_true", help="also tasks that already have a result in the folder")
+    generate.add_argument("--again", action="store_true", help="ask anew, whatever results and answers are there")
     generate.add_argument("--plots", type=Path, default=None, metavar="FOLDER", help="write a histogram of rejections there")
     generate.set_defaults(run=run_generate)
 
@@ -109,6 +109,7 @@ def run_generate(args: argparse.Namespace) -> int:
                 payment=args.payment,
                 deadline=args.deadline,
                 stream=args.stream,
+                again=args.again,
             )
         except FatalAPIError:
             raise
@@ -130,6 +131,7 @@ def run_verify(args: argparse.Namespace) -> int:
     """A full table for one reward, a line each for several."""
     from sb3_tgrpo.rewards import load_reward, verify_reward
 
+    _check_files(args)
     reports: list[VerificationReport] = []
     names = expand(args.rewards)
     for name in names:
@@ -156,6 +158,16 @@ def run_verify(args: argparse.Namespace) -> int:
     if len(names) > 1:
         print(f"{passed} of {len(reports)} pass every hard check under {args.payment}")
     return 0 if passed == len(reports) else 1
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Before checks that may take minutes."""
+    if args.traces is not None and args.traces.suffix != ".npz":
+        raise ValueError(f"--traces {args.traces}: episodes are in a .npz file, as save_traces writes it.")
+    if args.json is not None and args.json.is_dir():
+        raise ValueError(f"--json {args.json} is a folder: name a file in it, such as {args.json / 'report.json'}.")
+    if args.json is not None and not args.json.parent.is_dir():
+        raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}; make it, or name a file elsewhere.")
 
 
 def _traces(program: "RewardProgram", path: Path | None) -> "list[Trace]":
