@@ -18,7 +18,7 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.sft import SFT, STATE_FILE
 from sb3_tgrpo.sft_data import DemonstrationDataset
-from sb3_tgrpo.sft_training import Average, Processes, cosine_rate, epoch_order
+from sb3_tgrpo.sft_training import Average, Best, Processes, cosine_rate, epoch_order
 
 TINY: dict[str, Any] = {"checkpoint": "tiny", "lora": None}
 
@@ -204,7 +204,7 @@ def test_lora_trains_the_adapter_alone_and_is_merged(dataset: DemonstrationDatas
     assert th.allclose(ours, theirs, atol=1e-4)
 
 
-def test_early_stopping_returns_to_the_best(dataset: DemonstrationDataset, monkeypatch: pytest.MonkeyPatch):
+def test_early_stopping_returns_to_the_best(dataset: DemonstrationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sft = make(dataset)
     losses = iter([3.0, 2.0, 2.5, 2.4, 1.0])
     kept: list[dict[str, th.Tensor]] = []
@@ -216,6 +216,43 @@ def test_early_stopping_returns_to_the_best(dataset: DemonstrationDataset, monke
     monkeypatch.setattr(sft, "validate", validate)
     sft.learn(10, eval_every=1, patience=2)
     assert sft.num_updates == 4 and equal(parameters(sft), kept[1]) and not equal(kept[1], kept[3])
+    record = json.loads((sft.save_checkpoint(tmp_path) / "config.json").read_text())["sb3_tgrpo"]["sft"]
+    assert record["updates"] == 2 and record["validation"] == sft.history[1]
+
+
+def test_patience_given_on_resuming_counts_from_there(
+    dataset: DemonstrationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses = iter([1.0, 2.0, 2.5, 2.4, 3.0, 2.2, 2.3, 2.4])
+    kept: dict[int, dict[str, th.Tensor]] = {}
+
+    def validate(sft: SFT, frames: Any = None) -> dict[str, float]:
+        kept[sft.num_updates] = parameters(sft)
+        return {"loss": next(losses)}
+
+    monkeypatch.setattr(SFT, "validate", validate)
+    make(dataset).learn(12, eval_every=1, folder=tmp_path, stop_at=4)  # three validations without progress, nothing kept
+    sft = make(dataset).learn(12, eval_every=1, folder=tmp_path, resume=True, patience=2)
+    assert sft.num_updates == 8 and equal(parameters(sft), kept[6])
+    again = make(dataset).learn(12, eval_every=1, folder=tmp_path, resume=True, patience=2)
+    assert equal(parameters(again), kept[6])
+    record = json.loads((again.save_checkpoint(tmp_path / "out") / "config.json").read_text())["sb3_tgrpo"]["sft"]
+    assert record["updates"] == 6 and record["validation"]["loss"] == 2.2
+
+
+def test_the_best_weights_belong_to_the_best_validation():
+    best = Best()
+    for patience, loss in ((3, 2.0), (None, 1.0)):  # trained on without patience: the better weights were not kept
+        best.begin(patience)
+        best.offer({"step": 1, "loss": loss}, lambda: {"w": th.zeros(1)})
+    best.begin(3)
+    best.offer({"step": 3, "loss": 1.5}, lambda: {"w": th.ones(1)})
+    assert (best.entry, best.weights["w"].item(), best.waited) == ({"step": 3, "loss": 1.5}, 1.0, 0)
+    state = best.state()
+    del state["entry"]  # as before it was kept
+    older = Best()
+    older.load_state(state, [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.5}])
+    assert older.entry == {"step": 3, "loss": 1.5}
 
 
 def test_callback_stops(dataset: DemonstrationDataset):
