@@ -29,6 +29,10 @@ STATE_FILE = "training_state.pt"
 _MEAN_IMAGE_FRAMES = 512
 
 
+class SFTError(RuntimeError):
+    """A training that can't go on, with what to change."""
+
+
 class SFT:
     """
     Behaviour cloning: cross-entropy of the demonstrated action's tokens, teacher-forced, over the ids that a policy samples
@@ -254,6 +258,7 @@ class SFT:
         :param stop_at: Stop after this update, to resume later with the same schedule.
         :return: Itself.
         :raises ValueError: If ``folder`` holds the state of a different configuration, or of any without ``resume``.
+        :raises SFTError: If a gradient is not finite.
         """
         _check_learn(total_steps, eval_every, save_every, patience, log_interval, len(self._validation_frames))
         fixed = {**self._fixed_settings, "total_steps": total_steps}
@@ -337,7 +342,7 @@ class SFT:
         self.processes.sum_(totals)
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
         if not th.isfinite(norm):
-            raise RuntimeError(
+            raise SFTError(
                 f"The gradient is not finite at update {self.num_updates + 1} (loss {float(totals[0]):.4g}): lower the "
                 f"learning_rate (now {rate:.3g}) or train in float32."
             )

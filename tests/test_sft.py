@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.sft import SFT, STATE_FILE
 from sb3_tgrpo.sft_data import DemonstrationDataset
 from sb3_tgrpo.sft_training import Average, Best, Processes, cosine_rate, epoch_order
@@ -416,3 +417,22 @@ def test_command_line(file: Path, dataset: DemonstrationDataset, tmp_path: Path,
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--lora-rank", "4"]) == 1 and "needs an adapter" in capsys.readouterr().err
     assert main([*command, "--threads", "0"]) == 1 and "--threads must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_command_line_takes_the_folder_for_itself(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
+    with RunFolder(tmp_path).locked():
+        assert main([*command, "--action-bins", "32", "--out", str(tmp_path)]) == 1
+    assert "in use by another process" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+
+
+def test_command_line_tells_of_a_gradient_that_is_not_finite(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(th.nn.utils, "clip_grad_norm_", lambda *args: th.tensor(float("nan")))
+    command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
+    assert main([*command, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sb3-tgrpo: The gradient is not finite at update 1") and "lower the learning_rate" in error
