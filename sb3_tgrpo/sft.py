@@ -61,7 +61,7 @@ class SFT:
         update. None: the whole batch (its share, with several processes).
     :param schedule: ``"cosine"`` to a hundredth of the learning rate at the end, or ``"constant"`` (upstream).
     :param warmup_steps: Updates in which the learning rate rises linearly.
-    :param weight_decay: AdamW's.
+    :param weight_decay: AdamW's. A policy that is already built keeps its own, which this must equal.
     :param max_grad_norm: Largest norm of the gradient; None for no bound (upstream).
     :param ema_decay: Decay of an exponential moving average of the trained parameters, which is then what is validated
         and saved. None for none.
@@ -150,7 +150,8 @@ class SFT:
         self._prompt_ids: dict[str, list[int]] = {}
         self._fixed_settings = {
             "policy_kwargs": json.loads(json.dumps(policy_kwargs or {}, default=str)), "learning_rate": learning_rate,
-            "batch_size": batch_size, "schedule": schedule, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
+            "batch_size": batch_size, "schedule": schedule, "warmup_steps": warmup_steps,
+            "weight_decay": _weight_decay(self.policy),  # policy_kwargs may hold another one
             "max_grad_norm": max_grad_norm, "ema_decay": ema_decay, "augmentation": augmentation,
             "center_images": center_images, "statistics": statistics, "validation_fraction": validation_fraction,
             "seed": seed, "demonstrations": dataset.fingerprint, "base": bytes(self.policy.base_identity.tolist()).hex(),
@@ -164,6 +165,12 @@ class SFT:
         if isinstance(policy, OpenVLAPolicy):
             if kwargs:
                 raise ValueError(f"policy_kwargs={kwargs} have no effect on a policy that is already built: pass its class.")
+            own = _weight_decay(policy)
+            if weight_decay != own:
+                raise ValueError(
+                    f"weight_decay={weight_decay} has no effect on a policy that is already built, whose optimizer has {own}: "
+                    f"pass weight_decay={own}, or the policy's class."
+                )
             if statistics == "data":
                 policy.set_statistics({self.dataset.name: self.dataset.statistics})
             return policy
@@ -518,6 +525,10 @@ class SFT:
             weights = merged_state_dict(model, on_disk)
             changes = {"sb3_tgrpo": ours}
             return save_openvla(model, folder, state_dict=weights, config=changes, norm_stats=stats, dtype=on_disk)
+
+
+def _weight_decay(policy: OpenVLAPolicy) -> float:
+    return float(policy.optimizer.param_groups[0].get("weight_decay", 0.0))
 
 
 def _progress(total: int, initial: int) -> Any:

@@ -120,6 +120,14 @@ def test_checkpoint_records_its_making(trained: tuple[SFT, Path], dataset: Demon
     assert config["norm_stats"] == statistics == json.loads((folder / "dataset_statistics.json").read_text())
 
 
+def test_the_weight_decay_that_is_used_is_recorded(dataset: DemonstrationDataset):
+    sft = make(dataset, weight_decay=0.5)
+    own = make(dataset, policy_kwargs={**TINY, "optimizer_kwargs": {"weight_decay": 0.3}})
+    built = SFT(own.policy, dataset, batch_size=8, weight_decay=0.3)
+    for made, decay in ((sft, 0.5), (own, 0.3), (built, 0.3)):
+        assert made.policy.optimizer.param_groups[0]["weight_decay"] == made._fixed_settings["weight_decay"] == decay
+
+
 def test_tensorboard(trained: tuple[SFT, Path]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -351,6 +359,9 @@ def test_bad_settings(dataset: DemonstrationDataset, kwargs: dict[str, Any], mes
 def test_bad_policy_and_learn_arguments(dataset: DemonstrationDataset):
     with pytest.raises(ValueError, match="policy must be"):
         SFT("MlpPolicy", dataset)
+    policy = make(dataset).policy
+    with pytest.raises(ValueError, match=r"weight_decay=0.5 has no effect .* optimizer has 0.01: pass weight_decay=0.01"):
+        SFT(policy, dataset, batch_size=8, weight_decay=0.5)
     sft = make(dataset, validation_fraction=0.0)
     with pytest.raises(ValueError, match="patience needs validation data"):
         sft.learn(2, patience=1)
