@@ -21,6 +21,7 @@ Gripper = Literal["libero", "none"]
 
 _INSTRUCTION_BYTES = 256
 _NOOP_NORM = 1e-4
+_SAME_CONSTANT = 1e-6  # float32 files and float64 statistics round differently
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class DemonstrationDataset:
         paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
         if not paths:
             raise ValueError("files is empty: give at least one HDF5 file of demonstrations.")
-        if len(set(paths)) < len(paths):
+        if len({path.resolve() for path in paths}) < len(paths):
             raise ValueError(f"files names a file twice: {', '.join(map(str, paths))}.")
         self.gripper: Gripper = gripper
         self.image_key, self.action_key = f"obs/{image_key}", action_key
@@ -361,7 +362,7 @@ def action_statistics(
 def check_range(statistics: dict[str, Any], actions: np.ndarray, gripper: Gripper, source: str) -> None:
     """
     :param statistics: One dataset's entry, not necessarily computed from ``actions``.
-    :raises ValueError: If they have another number of dimensions, or hold one constant that varies in ``actions``.
+    :raises ValueError: If they have another number of dimensions, or hold a constant where ``actions`` vary or have another.
     """
     bounds = statistics["action"]
     values = libero_gripper_inverse(actions) if gripper == "libero" else actions
@@ -374,6 +375,13 @@ def check_range(statistics: dict[str, Any], actions: np.ndarray, gripper: Grippe
         raise ValueError(
             f"{source} has statistics of zero range (q01 == q99) for dimension(s) {lost}, which vary in the demonstrations: "
             "they could not be imitated. Use statistics='data'."
+        )
+    held = np.asarray(bounds["q01"], dtype=np.float64)
+    other = np.flatnonzero(flat & (np.abs(values[0] - held) > _SAME_CONSTANT))
+    if len(other):
+        raise ValueError(
+            f"{source} has statistics that hold dimension(s) {other.tolist()} at {held[other].tolist()}, the demonstrations "
+            f"have {values[0, other].tolist()} there: they could not be imitated. Use statistics='data'."
         )
 
 

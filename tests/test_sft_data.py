@@ -86,6 +86,16 @@ def test_statistics_without_any_range():
         action_statistics(np.eye(7), min_range=-1)
 
 
+def test_range_check_of_foreign_constants():
+    actions = np.random.default_rng(0).uniform(-1, 1, (100, 7))
+    actions[:, 3] = 0.1
+    statistics = action_statistics(actions)
+    check_range(statistics, actions.astype(np.float32).astype(np.float64), "libero", "x")
+    actions[:, 3] = 0.5
+    with pytest.raises(ValueError, match=r"x has .* hold dimension.s. \[3\] at \[0.1\], the demonstrations have \[0.5\]"):
+        check_range(statistics, actions, "libero", "x")
+
+
 def test_range_check_of_foreign_statistics():
     actions = np.random.default_rng(0).uniform(-1, 1, (100, 7))
     statistics = action_statistics(actions)
@@ -222,7 +232,7 @@ def test_an_array_that_cannot_be_read(file: Path, tmp_path: Path, key: str):
         DemonstrationDataset(path)
 
 
-def test_no_such_hdf5_files(file: Path, tmp_path: Path):
+def test_no_such_hdf5_files(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty.hdf5").write_bytes(b"")
     (tmp_path / "cut.hdf5").write_bytes(file.read_bytes()[:5000])
     with h5py.File(tmp_path / "other.hdf5", "w") as handle:
@@ -238,6 +248,9 @@ def test_no_such_hdf5_files(file: Path, tmp_path: Path):
         DemonstrationDataset([])
     with pytest.raises(ValueError, match="twice"):
         DemonstrationDataset([file, file])
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ValueError, match="twice"):
+        DemonstrationDataset([file, file.name])
 
 
 def test_unsuccessful_demonstrations_are_left_out(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
