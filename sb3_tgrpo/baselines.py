@@ -120,7 +120,13 @@ def even_batch_size(n_steps: int, wanted: int) -> int:
     :param wanted: most steps per minibatch.
     """
     n_minibatches = -(-n_steps // wanted)
-    return -(-n_steps // n_minibatches)
+    even = -(-n_steps // n_minibatches)
+
+    def last(size: int) -> int:
+        return n_steps % size or size
+
+    # Many small minibatches, each rounded up, can leave a small rest all the same.
+    return even if last(even) >= even / 2 else max(range(even, 0, -1), key=last)
 
 
 class SceneExtractor(CombinedExtractor):

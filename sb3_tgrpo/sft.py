@@ -29,6 +29,10 @@ STATE_FILE = "training_state.pt"
 _MEAN_IMAGE_FRAMES = 512
 
 
+class SFTError(RuntimeError):
+    """A training that can't go on, with what to change."""
+
+
 class SFT:
     """
     Behaviour cloning: cross-entropy of the demonstrated action's tokens, teacher-forced, over the ids that a policy samples
@@ -57,7 +61,7 @@ class SFT:
         update. None: the whole batch (its share, with several processes).
     :param schedule: ``"cosine"`` to a hundredth of the learning rate at the end, or ``"constant"`` (upstream).
     :param warmup_steps: Updates in which the learning rate rises linearly.
-    :param weight_decay: AdamW's.
+    :param weight_decay: AdamW's. A policy that is already built keeps its own, which this must equal.
     :param max_grad_norm: Largest norm of the gradient; None for no bound (upstream).
     :param ema_decay: Decay of an exponential moving average of the trained parameters, which is then what is validated
         and saved. None for none.
@@ -141,11 +145,13 @@ class SFT:
         self._trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad and "value_net" not in name}
         self.average = Average(self._trained, ema_decay) if ema_decay is not None else None
         self._best = Best()
+        self._restored: dict[str, float] | None = None
         self._logger: Logger | None = None
         self._prompt_ids: dict[str, list[int]] = {}
         self._fixed_settings = {
             "policy_kwargs": json.loads(json.dumps(policy_kwargs or {}, default=str)), "learning_rate": learning_rate,
-            "batch_size": batch_size, "schedule": schedule, "warmup_steps": warmup_steps, "weight_decay": weight_decay,
+            "batch_size": batch_size, "schedule": schedule, "warmup_steps": warmup_steps,
+            "weight_decay": _weight_decay(self.policy),  # policy_kwargs may hold another one
             "max_grad_norm": max_grad_norm, "ema_decay": ema_decay, "augmentation": augmentation,
             "center_images": center_images, "statistics": statistics, "validation_fraction": validation_fraction,
             "seed": seed, "demonstrations": dataset.fingerprint, "base": bytes(self.policy.base_identity.tolist()).hex(),
@@ -159,6 +165,12 @@ class SFT:
         if isinstance(policy, OpenVLAPolicy):
             if kwargs:
                 raise ValueError(f"policy_kwargs={kwargs} have no effect on a policy that is already built: pass its class.")
+            own = _weight_decay(policy)
+            if weight_decay != own:
+                raise ValueError(
+                    f"weight_decay={weight_decay} has no effect on a policy that is already built, whose optimizer has {own}: "
+                    f"pass weight_decay={own}, or the policy's class."
+                )
             if statistics == "data":
                 policy.set_statistics({self.dataset.name: self.dataset.statistics})
             return policy
@@ -253,6 +265,7 @@ class SFT:
         :param stop_at: Stop after this update, to resume later with the same schedule.
         :return: Itself.
         :raises ValueError: If ``folder`` holds the state of a different configuration, or of any without ``resume``.
+        :raises SFTError: If a gradient is not finite.
         """
         _check_learn(total_steps, eval_every, save_every, patience, log_interval, len(self._validation_frames))
         fixed = {**self._fixed_settings, "total_steps": total_steps}
@@ -265,7 +278,8 @@ class SFT:
             self._load_state(state_file, fixed)
         eval_every = eval_every or max(total_steps // 20, 1)
         best = self._best
-        best.patience = patience
+        best.begin(patience)
+        self._restored = None
         sums: dict[str, list[float]] = {}
         last = min(total_steps, stop_at or total_steps)
         bar = _progress(last, self.num_updates) if progress_bar and self.processes.is_main else None
@@ -286,7 +300,7 @@ class SFT:
                 if len(self._validation_frames):
                     metrics = self.validate()
                     self.history.append({"step": at, "seconds": self.seconds, **metrics})
-                    best.offer(metrics["loss"], self._snapshot)
+                    best.offer(self.history[-1], self._snapshot)
                     self._log_validation(metrics)
                 if callback is not None and callback(self) is False:
                     done = True
@@ -297,8 +311,8 @@ class SFT:
                 break
         if bar is not None:
             bar.close()
-        if best.patience_is_over:
-            self._restore(best.weights)
+        if best.patience_is_over and best.weights:
+            self._restore(best)
         self.policy.set_training_mode(False)
         return self
 
@@ -335,7 +349,7 @@ class SFT:
         self.processes.sum_(totals)
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
         if not th.isfinite(norm):
-            raise RuntimeError(
+            raise SFTError(
                 f"The gradient is not finite at update {self.num_updates + 1} (loss {float(totals[0]):.4g}): lower the "
                 f"learning_rate (now {rate:.3g}) or train in float32."
             )
@@ -427,11 +441,12 @@ class SFT:
         return {name: tensor.detach().clone() for name, tensor in source.items()}
 
     @th.no_grad()
-    def _restore(self, weights: dict[str, th.Tensor]) -> None:
-        for name, tensor in weights.items():
+    def _restore(self, best: Best) -> None:
+        for name, tensor in best.weights.items():
             self._trained[name].copy_(tensor)
             if self.average is not None:
                 self.average.values[name].copy_(tensor)
+        self._restored = best.entry
 
     def _save_state(self, path: Path, fixed: dict[str, Any]) -> None:
         if not self.processes.is_main:
@@ -444,7 +459,7 @@ class SFT:
             "parameters": {name: tensor.detach().cpu() for name, tensor in self._trained.items()},
             "average": None if self.average is None else {name: t.cpu() for name, t in self.average.values.items()},
             "optimizer": self.policy.optimizer.state_dict(),
-            "best": {"loss": self._best.loss, "waited": self._best.waited, "weights": self._best.weights},
+            "best": self._best.state(),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
@@ -470,14 +485,14 @@ class SFT:
         self.policy.optimizer.load_state_dict(state["optimizer"])
         self.num_updates, self.seconds = int(state["num_updates"]), float(state["seconds"])
         self.history = json.loads(state["history"])
-        for name, value in state["best"].items():
-            setattr(self._best, name, value)
+        self._best.load_state(state["best"], self.history)
 
     def save_checkpoint(self, folder: str | os.PathLike[str], *, dtype: str | None = None, command: str | None = None) -> Path:
         """
         Write the policy as a checkpoint folder in the upstream layout, adapters merged, with the averaged weights if there
         are any. ``config.json`` records under ``sb3_tgrpo`` the assets, and under ``sb3_tgrpo.sft`` the demonstrations, the
-        settings, the command and the last validation.
+        settings, the command, and the number of updates and the validation of the weights that are written: the best ones,
+        if ``patience`` ended the training, else the last.
 
         :param folder: Created if needed.
         :param dtype: Precision on disk; None = the model's.
@@ -490,15 +505,16 @@ class SFT:
         policy = self.policy
         model = policy.model
         on_disk = model.dtype if dtype is None else resolve_dtype(dtype, model.device)
+        validation = self._restored or (self.history[-1] if self.history else {})
         record = {
             "version": __version__,
             "command": command if command is not None else shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "base": policy.checkpoint,
             "demonstrations": self.dataset.describe(),
             "settings": self._fixed_settings,
-            "updates": self.num_updates,
+            "updates": int(validation["step"]) if self._restored else self.num_updates,
             "seconds": round(self.seconds, 1),
-            "validation": self.history[-1] if self.history else None,
+            "validation": validation or None,
         }
         ours = {**model.config.raw.get("sb3_tgrpo", {}), "assets": self.dataset.assets, "sft": record}
         stats = {policy.unnorm_key: model.statistics(policy.unnorm_key)}
@@ -509,6 +525,10 @@ class SFT:
             weights = merged_state_dict(model, on_disk)
             changes = {"sb3_tgrpo": ours}
             return save_openvla(model, folder, state_dict=weights, config=changes, norm_stats=stats, dtype=on_disk)
+
+
+def _weight_decay(policy: OpenVLAPolicy) -> float:
+    return float(policy.optimizer.param_groups[0].get("weight_decay", 0.0))
 
 
 def _progress(total: int, initial: int) -> Any:

@@ -21,6 +21,9 @@ Gripper = Literal["libero", "none"]
 
 _INSTRUCTION_BYTES = 256
 _NOOP_NORM = 1e-4
+_DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
+"""What h5py raises on bytes that are not as they should be, by where they are."""
+_SAME_CONSTANT = 1e-6  # float32 files and float64 statistics round differently
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class DemonstrationDataset:
         paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
         if not paths:
             raise ValueError("files is empty: give at least one HDF5 file of demonstrations.")
-        if len(set(paths)) < len(paths):
+        if len({path.resolve() for path in paths}) < len(paths):
             raise ValueError(f"files names a file twice: {', '.join(map(str, paths))}.")
         self.gripper: Gripper = gripper
         self.image_key, self.action_key = f"obs/{image_key}", action_key
@@ -107,7 +110,7 @@ class DemonstrationDataset:
         for path in paths:
             with _open(path) as file:
                 data = _group(file, "data", path)
-                said.add((_assets(data), _suite(data)))
+                said.add((assets or _assets(data, path), _suite(data)))
                 lag = _observation_lag(data)
                 words = instruction if instruction is not None else _instruction(data, path)
                 for demo in _successful(data, _demonstration_names(data, path), path)[:max_demonstrations]:
@@ -125,7 +128,7 @@ class DemonstrationDataset:
             raise ValueError(f"The files hold actions of different lengths {sorted(widths)}: train on one robot at a time.")
         self.actions = np.concatenate(actions)
         self.fingerprint = digest.hexdigest()
-        self.assets: str = assets if assets is not None else _one({a for a, _ in said}, "assets")
+        self.assets: str = _one({shown for shown, _ in said}, "assets")
         suites = {suite for _, suite in said}
         self.suite: str | None = suites.pop() if len(suites) == 1 else None
         self.name = name or self.suite or paths[0].stem
@@ -265,7 +268,7 @@ class DemonstrationDataset:
                 cameras = ", ".join(sorted(data[demo]["obs"])) if _is_group(data[demo].get("obs")) else "none"
                 raise ValueError(f"{path}: data/{demo} lacks {key!r} (it holds {held}; observations: {cameras}).")
         where = f"{path}: data/{demo}/{self.action_key}"
-        if _is_group(data[demo][self.action_key]) or data[demo][self.action_key].dtype.kind not in "biuf":
+        if not _is_array(data[demo][self.action_key]) or data[demo][self.action_key].dtype.kind not in "biuf":
             raise ValueError(f"{where} must be numbers, (steps, dimensions), got {data[demo][self.action_key]}.")
         actions = np.asarray(data[demo][self.action_key], dtype=np.float64)
         if actions.ndim != 2 or not len(actions):
@@ -289,6 +292,8 @@ class DemonstrationDataset:
     def _check_images(self, data: Any, demo: str, path: Path, n_steps: int) -> None:
         images = data[demo][self.image_key]
         where = f"{path}: data/{demo}/{self.image_key}"
+        if not _is_array(images):
+            raise ValueError(f"{where} must be uint8 (steps, height, width, 3), got {images}.")
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"{where} must be uint8 (steps, height, width, 3), got {images.dtype} {images.shape}.")
         if len(images) != n_steps:
@@ -361,7 +366,7 @@ def action_statistics(
 def check_range(statistics: dict[str, Any], actions: np.ndarray, gripper: Gripper, source: str) -> None:
     """
     :param statistics: One dataset's entry, not necessarily computed from ``actions``.
-    :raises ValueError: If they have another number of dimensions, or hold one constant that varies in ``actions``.
+    :raises ValueError: If they have another number of dimensions, or hold a constant where ``actions`` vary or have another.
     """
     bounds = statistics["action"]
     values = libero_gripper_inverse(actions) if gripper == "libero" else actions
@@ -374,6 +379,13 @@ def check_range(statistics: dict[str, Any], actions: np.ndarray, gripper: Grippe
         raise ValueError(
             f"{source} has statistics of zero range (q01 == q99) for dimension(s) {lost}, which vary in the demonstrations: "
             "they could not be imitated. Use statistics='data'."
+        )
+    held = np.asarray(bounds["q01"], dtype=np.float64)
+    other = np.flatnonzero(flat & (np.abs(values[0] - held) > _SAME_CONSTANT))
+    if len(other):
+        raise ValueError(
+            f"{source} has statistics that hold dimension(s) {other.tolist()} at {held[other].tolist()}, the demonstrations "
+            f"have {values[0, other].tolist()} there: they could not be imitated. Use statistics='data'."
         )
 
 
@@ -390,12 +402,14 @@ def _open(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path} does not exist: give an HDF5 file of demonstrations.")
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is no HDF5 file, or a truncated one ({error}). Copy or collect it again.") from error
     with file:
         try:
             yield file
-        except OSError as error:
+        except _DAMAGE as error:
+            if isinstance(error, ValueError) and str(path) in str(error):
+                raise  # one of ours
             raise ValueError(f"{path} can't be read to its end ({error}): it is damaged. Copy or collect it again.") from error
 
 
@@ -403,6 +417,12 @@ def _is_group(item: Any) -> bool:
     import h5py
 
     return isinstance(item, h5py.Group)
+
+
+def _is_array(item: Any) -> bool:
+    import h5py
+
+    return isinstance(item, h5py.Dataset)
 
 
 def _group(file: Any, name: str, path: Path) -> Any:
@@ -413,11 +433,16 @@ def _group(file: Any, name: str, path: Path) -> Any:
 
 
 def _demonstration_names(data: Any, path: Path) -> list[str]:
-    names = [name for name in data if name.startswith("demo_") and name[5:].isdigit()]
+    names = [name for name in data if name.startswith("demo_") and name[5:].isdecimal()]
     if not names:
         raise ValueError(f"{path} holds no demonstrations (no group data/demo_0).")
     for name in names:
-        if not _is_group(data[name]):
+        item = data.get(name)
+        if item is None:
+            raise ValueError(
+                f"{path}: data/{name} can't be opened: it is a link to something that is not there, or damaged. Leave it out."
+            )
+        if not _is_group(item):
             raise ValueError(f"{path}: data/{name} is no group with actions and obs: the file is not in LIBERO's layout.")
     return sorted(names, key=lambda name: int(name[5:]))
 
@@ -443,8 +468,14 @@ def _json_attribute(data: Any, name: str) -> dict[str, Any]:
 
 def _instruction(data: Any, path: Path) -> str:
     words = _json_attribute(data, "problem_info").get("language_instruction")
+    parts = words if isinstance(words, list) else [words if words is not None else ""]
+    if not all(isinstance(part, str) for part in parts):
+        raise ValueError(
+            f"{path}: attribute problem_info of 'data' has language_instruction {words!r}, which is no text: mend it, or pass "
+            "instruction=."
+        )
     # LIBERO's own files hold it as a list of characters in some releases, and quoted in others.
-    text = "".join(words).strip().strip('"') if words else ""
+    text = "".join(parts).strip().strip('"')
     # OpenVLA's regenerated files hold no attributes, but are named after the task, as LIBERO's own are.
     if not text and path.stem.endswith("_demo"):
         text = re.sub(r"^[A-Z_]+SCENE\d+_", "", path.stem.removesuffix("_demo")).replace("_", " ")
@@ -456,8 +487,17 @@ def _instruction(data: Any, path: Path) -> str:
     return text
 
 
-def _assets(data: Any) -> str:
-    return str(data.attrs["assets"]) if "assets" in data.attrs else "full"
+def _text(data: Any, name: str, default: str) -> str:
+    """An attribute that is text, of fixed length (bytes) or not."""
+    value = data.attrs.get(name, default)
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _assets(data: Any, path: Path) -> str:
+    shown = _text(data, "assets", "full")
+    if shown not in ("full", "light"):
+        raise ValueError(f"{path}: attribute assets of 'data' is {shown!r}, not 'full' or 'light': pass assets= (--assets).")
+    return shown
 
 
 def _observation_lag(data: Any) -> int:
@@ -468,8 +508,8 @@ def _observation_lag(data: Any) -> int:
 def _suite(data: Any) -> str | None:
     """The suite, from our own attribute or from the folder of the BDDL file that LIBERO's files name."""
     if "suite" in data.attrs:
-        return str(data.attrs["suite"])
-    folder = Path(str(data.attrs.get("bddl_file_name", ""))).parent.name
+        return _text(data, "suite", "")
+    folder = Path(_text(data, "bddl_file_name", "")).parent.name
     return folder if folder.startswith("libero_") else None
 
 

@@ -162,16 +162,41 @@ class Best:
         self.patience: int | None = None
         self.loss = float("inf")
         self.waited = 0
+        self.entry: dict[str, float] = {}
         self.weights: dict[str, th.Tensor] = {}
 
     @property
     def patience_is_over(self) -> bool:
         return self.patience is not None and self.waited >= self.patience
 
-    def offer(self, loss: float, snapshot: Callable[[], dict[str, th.Tensor]]) -> None:
-        if loss < self.loss:
-            self.loss, self.waited = loss, 0
-            if self.patience is not None:
-                self.weights = snapshot()
+    def begin(self, patience: int | None) -> None:
+        """
+        :param patience: Validations without a lower loss until training stops; None: it does not, and no weights are kept.
+        """
+        self.patience = patience
+        if patience is not None and not self.weights:  # a best that can't be returned to must not stop a training
+            self.loss, self.waited, self.entry = float("inf"), 0, {}
+
+    def offer(self, entry: dict[str, float], snapshot: Callable[[], dict[str, th.Tensor]]) -> None:
+        """
+        :param entry: The validation: its step, loss and other numbers.
+        :param snapshot: Makes a copy of the weights that were validated.
+        """
+        if entry["loss"] < self.loss:
+            self.loss, self.waited, self.entry = entry["loss"], 0, entry
+            self.weights = snapshot() if self.patience is not None else {}  # none rather than those of an earlier best
         else:
             self.waited += 1
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load_state` takes."""
+        return {"loss": self.loss, "waited": self.waited, "entry": self.entry, "weights": self.weights}
+
+    def load_state(self, state: Mapping[str, Any], history: Sequence[dict[str, float]]) -> None:
+        """
+        :param state: Of a training that stopped; older ones lack the entry.
+        :param history: Its validations.
+        """
+        self.loss, self.waited, self.weights = state["loss"], state["waited"], state["weights"]
+        of_this_loss = next((entry for entry in history if entry["loss"] == self.loss), {})
+        self.entry = state.get("entry", of_this_loss)

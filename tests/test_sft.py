@@ -16,9 +16,10 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.sft import SFT, STATE_FILE
 from sb3_tgrpo.sft_data import DemonstrationDataset
-from sb3_tgrpo.sft_training import Average, Processes, cosine_rate, epoch_order
+from sb3_tgrpo.sft_training import Average, Best, Processes, cosine_rate, epoch_order
 
 TINY: dict[str, Any] = {"checkpoint": "tiny", "lora": None}
 
@@ -119,6 +120,14 @@ def test_checkpoint_records_its_making(trained: tuple[SFT, Path], dataset: Demon
     assert config["norm_stats"] == statistics == json.loads((folder / "dataset_statistics.json").read_text())
 
 
+def test_the_weight_decay_that_is_used_is_recorded(dataset: DemonstrationDataset):
+    sft = make(dataset, weight_decay=0.5)
+    own = make(dataset, policy_kwargs={**TINY, "optimizer_kwargs": {"weight_decay": 0.3}})
+    built = SFT(own.policy, dataset, batch_size=8, weight_decay=0.3)
+    for made, decay in ((sft, 0.5), (own, 0.3), (built, 0.3)):
+        assert made.policy.optimizer.param_groups[0]["weight_decay"] == made._fixed_settings["weight_decay"] == decay
+
+
 def test_tensorboard(trained: tuple[SFT, Path]):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -204,7 +213,7 @@ def test_lora_trains_the_adapter_alone_and_is_merged(dataset: DemonstrationDatas
     assert th.allclose(ours, theirs, atol=1e-4)
 
 
-def test_early_stopping_returns_to_the_best(dataset: DemonstrationDataset, monkeypatch: pytest.MonkeyPatch):
+def test_early_stopping_returns_to_the_best(dataset: DemonstrationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sft = make(dataset)
     losses = iter([3.0, 2.0, 2.5, 2.4, 1.0])
     kept: list[dict[str, th.Tensor]] = []
@@ -216,6 +225,43 @@ def test_early_stopping_returns_to_the_best(dataset: DemonstrationDataset, monke
     monkeypatch.setattr(sft, "validate", validate)
     sft.learn(10, eval_every=1, patience=2)
     assert sft.num_updates == 4 and equal(parameters(sft), kept[1]) and not equal(kept[1], kept[3])
+    record = json.loads((sft.save_checkpoint(tmp_path) / "config.json").read_text())["sb3_tgrpo"]["sft"]
+    assert record["updates"] == 2 and record["validation"] == sft.history[1]
+
+
+def test_patience_given_on_resuming_counts_from_there(
+    dataset: DemonstrationDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    losses = iter([1.0, 2.0, 2.5, 2.4, 3.0, 2.2, 2.3, 2.4])
+    kept: dict[int, dict[str, th.Tensor]] = {}
+
+    def validate(sft: SFT, frames: Any = None) -> dict[str, float]:
+        kept[sft.num_updates] = parameters(sft)
+        return {"loss": next(losses)}
+
+    monkeypatch.setattr(SFT, "validate", validate)
+    make(dataset).learn(12, eval_every=1, folder=tmp_path, stop_at=4)  # three validations without progress, nothing kept
+    sft = make(dataset).learn(12, eval_every=1, folder=tmp_path, resume=True, patience=2)
+    assert sft.num_updates == 8 and equal(parameters(sft), kept[6])
+    again = make(dataset).learn(12, eval_every=1, folder=tmp_path, resume=True, patience=2)
+    assert equal(parameters(again), kept[6])
+    record = json.loads((again.save_checkpoint(tmp_path / "out") / "config.json").read_text())["sb3_tgrpo"]["sft"]
+    assert record["updates"] == 6 and record["validation"]["loss"] == 2.2
+
+
+def test_the_best_weights_belong_to_the_best_validation():
+    best = Best()
+    for patience, loss in ((3, 2.0), (None, 1.0)):  # trained on without patience: the better weights were not kept
+        best.begin(patience)
+        best.offer({"step": 1, "loss": loss}, lambda: {"w": th.zeros(1)})
+    best.begin(3)
+    best.offer({"step": 3, "loss": 1.5}, lambda: {"w": th.ones(1)})
+    assert (best.entry, best.weights["w"].item(), best.waited) == ({"step": 3, "loss": 1.5}, 1.0, 0)
+    state = best.state()
+    del state["entry"]  # as before it was kept
+    older = Best()
+    older.load_state(state, [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.5}])
+    assert older.entry == {"step": 3, "loss": 1.5}
 
 
 def test_callback_stops(dataset: DemonstrationDataset):
@@ -313,6 +359,9 @@ def test_bad_settings(dataset: DemonstrationDataset, kwargs: dict[str, Any], mes
 def test_bad_policy_and_learn_arguments(dataset: DemonstrationDataset):
     with pytest.raises(ValueError, match="policy must be"):
         SFT("MlpPolicy", dataset)
+    policy = make(dataset).policy
+    with pytest.raises(ValueError, match=r"weight_decay=0.5 has no effect .* optimizer has 0.01: pass weight_decay=0.01"):
+        SFT(policy, dataset, batch_size=8, weight_decay=0.5)
     sft = make(dataset, validation_fraction=0.0)
     with pytest.raises(ValueError, match="patience needs validation data"):
         sft.learn(2, patience=1)
@@ -379,3 +428,22 @@ def test_command_line(file: Path, dataset: DemonstrationDataset, tmp_path: Path,
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--lora-rank", "4"]) == 1 and "needs an adapter" in capsys.readouterr().err
     assert main([*command, "--threads", "0"]) == 1 and "--threads must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_command_line_takes_the_folder_for_itself(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
+    with RunFolder(tmp_path).locked():
+        assert main([*command, "--action-bins", "32", "--out", str(tmp_path)]) == 1
+    assert "in use by another process" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+
+
+def test_command_line_tells_of_a_gradient_that_is_not_finite(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(th.nn.utils, "clip_grad_norm_", lambda *args: th.tensor(float("nan")))
+    command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
+    assert main([*command, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("sb3-tgrpo: The gradient is not finite at update 1") and "lower the learning_rate" in error

@@ -3,6 +3,7 @@
 import colorsys
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -84,6 +85,16 @@ def test_statistics_without_any_range():
         action_statistics(np.zeros((10, 7)))
     with pytest.raises(ValueError, match="min_range must be at least 0"):
         action_statistics(np.eye(7), min_range=-1)
+
+
+def test_range_check_of_foreign_constants():
+    actions = np.random.default_rng(0).uniform(-1, 1, (100, 7))
+    actions[:, 3] = 0.1
+    statistics = action_statistics(actions)
+    check_range(statistics, actions.astype(np.float32).astype(np.float64), "libero", "x")
+    actions[:, 3] = 0.5
+    with pytest.raises(ValueError, match=r"x has .* hold dimension.s. \[3\] at \[0.1\], the demonstrations have \[0.5\]"):
+        check_range(statistics, actions, "libero", "x")
 
 
 def test_range_check_of_foreign_statistics():
@@ -178,16 +189,60 @@ def test_split_by_demonstration_and_instruction(file: Path, tmp_path: Path):
         (lambda d: replace(d, "demo_1/obs", np.zeros(3)), "demo_1 lacks 'obs/agentview_rgb' .*observations: none"),
         (lambda d: replace(d, "demo_1/actions", np.array([b"a"] * 20)), "demo_1/actions must be numbers"),
         (lambda d: replace(d.file, "data", np.zeros(3)), "no group 'data' .it holds data"),
+        (lambda d: replace(d, "demo_1", h5py.SoftLink("/absent")), "demo_1 can't be opened: it is a link to something"),
+        (lambda d: replace(d, "demo_1", h5py.ExternalLink("absent.hdf5", "/x")), "demo_1 can't be opened"),
+        (lambda d: replace(d, "demo_1/obs", h5py.SoftLink("/absent")), "demo_1 lacks 'obs/agentview_rgb'"),
+        (lambda d: replace(d, "demo_1/actions", h5py.ExternalLink("absent.hdf5", "/x")), "bad.hdf5 can't be read to its end"),
+        (lambda d: replace_by_group(d, "demo_1/obs/agentview_rgb"), "agentview_rgb must be uint8 .* got <HDF5 group"),
+        (lambda d: replace(d, "demo_1/obs/agentview_rgb", np.dtype("u1")), "agentview_rgb must be uint8 .* got <HDF5 named"),
+        (lambda d: replace(d, "demo_1/actions", h5py.Empty("f8")), "bad.hdf5"),
+        (lambda d: d.create_group(b"demo_\xff"), "bad.hdf5 can't be read to its end"),
+        (lambda d: instruct(d, 5), "language_instruction 5, which is no text: .*pass instruction="),
+        (lambda d: instruct(d, {"open": "it"}), "language_instruction {'open': 'it'}, which is no text"),
+        (lambda d: instruct(d, ["open", 1]), "language_instruction .'open', 1., which is no text"),
+        (lambda d: instruct(d, "\ud800"), "bad.hdf5 can't be read to its end"),
+        (lambda d: d.attrs.__setitem__("assets", "shiny"), "assets of 'data' is 'shiny', not 'full' or 'light': pass assets="),
     ],
 )
 def test_damaged_files(file: Path, tmp_path: Path, change, message: str):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         DemonstrationDataset(edit(file, tmp_path / "bad.hdf5", change))
+    assert "bad.hdf5" in str(caught.value)
 
 
-def replace(data: h5py.Group, key: str, value: np.ndarray) -> None:
+def test_damaged_metadata(file: Path, tmp_path: Path):
+    content = file.read_bytes()
+    for mark in (b"TREE", b"HEAP", b"SNOD"):  # HDF5's indices of groups
+        path = tmp_path / f"{mark.decode()}.hdf5"
+        path.write_bytes(content.replace(mark, b"XXXX"))
+        with pytest.raises(ValueError, match=f"{path.name} .*(damaged|truncated)"):
+            DemonstrationDataset(path)
+
+
+def test_what_files_say_in_other_ways(file: Path, tmp_path: Path):
+    def change(data: h5py.Group) -> None:
+        data.create_group("demo_²")  # a digit for Python, no number
+        data.attrs["assets"] = np.bytes_("light")  # text of fixed length
+        data.attrs["suite"] = np.bytes_("libero_goal")
+
+    dataset = DemonstrationDataset(edit(file, tmp_path / "other.hdf5", change))
+    assert (dataset.assets, dataset.suite, len(dataset.demonstrations)) == ("light", "libero_goal", 8)
+    path = edit(file, tmp_path / "shiny.hdf5", lambda data: data.attrs.__setitem__("assets", "shiny"))
+    assert DemonstrationDataset(path, assets="full").assets == "full"
+
+
+def replace(data: h5py.Group, key: str, value: Any) -> None:
     del data[key]
     data[key] = value
+
+
+def replace_by_group(data: h5py.Group, key: str) -> None:
+    del data[key]
+    data.create_group(key)
+
+
+def instruct(data: h5py.Group, words: Any) -> None:
+    data.attrs["problem_info"] = json.dumps({"language_instruction": words})
 
 
 @pytest.mark.parametrize(
@@ -222,7 +277,7 @@ def test_an_array_that_cannot_be_read(file: Path, tmp_path: Path, key: str):
         DemonstrationDataset(path)
 
 
-def test_no_such_hdf5_files(file: Path, tmp_path: Path):
+def test_no_such_hdf5_files(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "empty.hdf5").write_bytes(b"")
     (tmp_path / "cut.hdf5").write_bytes(file.read_bytes()[:5000])
     with h5py.File(tmp_path / "other.hdf5", "w") as handle:
@@ -238,6 +293,9 @@ def test_no_such_hdf5_files(file: Path, tmp_path: Path):
         DemonstrationDataset([])
     with pytest.raises(ValueError, match="twice"):
         DemonstrationDataset([file, file])
+    monkeypatch.chdir(file.parent)
+    with pytest.raises(ValueError, match="twice"):
+        DemonstrationDataset([file, file.name])
 
 
 def test_unsuccessful_demonstrations_are_left_out(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):

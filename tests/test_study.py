@@ -526,6 +526,13 @@ def test_minibatches_leave_no_small_rest() -> None:
         size = even_batch_size(n_steps, 256)
         rest = n_steps % size
         assert size <= 256 and (rest == 0 or rest > 0.9 * size)
+    assert even_batch_size(1602, 32) == 31  # of 32, two steps would be left, of 31 there are 21
+    for n_steps in range(1, 3000, 7):
+        size = even_batch_size(n_steps, 32)
+        rest = n_steps % size
+        assert size <= 32 and (rest == 0 or rest >= size / 2)
+    for n_steps in range(500, 4001, 7):  # those of large minibatches stay as even as they can be
+        assert all(even_batch_size(n_steps, most) == -(-n_steps // -(-n_steps // most)) for most in (256, 512))
 
 
 def test_drawn_starts_depend_on_the_seed_alone() -> None:

@@ -4,8 +4,11 @@ import argparse
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sb3_tgrpo.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from sb3_tgrpo.sft import SFT
@@ -77,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     """Train and write the checkpoint."""
     import torch as th
 
+    from sb3_tgrpo.sft import SFTError
     from sb3_tgrpo.sft_data import DemonstrationDataset
+    from sb3_tgrpo.sft_training import Processes
 
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}.")
@@ -95,9 +100,20 @@ def run(args: argparse.Namespace) -> int:
         min_range=args.min_range,
         symmetric=args.symmetric,
     )
+    is_main = Processes(args.device).is_main
+    try:
+        # Before the policy is made: its base may be written into the folder.
+        with RunFolder(args.out).locked() if is_main else nullcontext():
+            _train(args, dataset)
+    except SFTError as error:
+        print(f"sb3-tgrpo: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(args: argparse.Namespace, dataset: Any) -> None:
     sft = make_sft(args, dataset)
     if sft.processes.is_main:
-        args.out.mkdir(parents=True, exist_ok=True)
         print(dataset)
     sft.learn(
         args.steps,
@@ -113,7 +129,6 @@ def run(args: argparse.Namespace) -> int:
     if sft.processes.is_main:
         (args.out / "validations.json").write_text(json.dumps(sft.history, indent=1) + "\n", encoding="utf-8")
         print(f"{sft.num_updates} updates in {sft.seconds:.0f} s; checkpoint in {args.out}")
-    return 0
 
 
 def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
