@@ -201,8 +201,8 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
     unexpected = sorted(set(shards) - set(expected))
     if missing or unexpected:
         raise ValueError(
-            f"{folder} does not hold this OpenVLA: {len(missing)} tensors missing {_some(missing)}, "
-            f"{len(unexpected)} unexpected {_some(unexpected)}."
+            f"{folder} does not hold this OpenVLA: {len(missing)} tensors missing{some(missing)}, "
+            f"{len(unexpected)} unexpected{some(unexpected)}."
         )
     for file in sorted(set(shards.values())):
         tensors: dict[str, th.Tensor] = {}
@@ -220,8 +220,9 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
         model.load_state_dict(tensors, strict=False, assign=True)
 
 
-def _some(names: list[str], limit: int = 4) -> str:
-    return f"({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""
+def some(names: list[str], limit: int = 4) -> str:
+    """The first names in brackets after a space, for messages."""
+    return f" ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""
 
 
 def checkpoint_identity(checkpoint: str | os.PathLike[str]) -> str:
@@ -288,7 +289,7 @@ def save_openvla(
     reference = build_empty(model.config).state_dict()
     if set(weights) != set(reference):
         extra = sorted(set(weights) ^ set(reference))
-        raise ValueError(f"The weights are not those of a plain OpenVLA {_some(extra)}: merge adapters before saving.")
+        raise ValueError(f"The weights are not those of a plain OpenVLA{some(extra)}: merge adapters before saving.")
     stats = dict(model.norm_stats if norm_stats is None else norm_stats)
     raw = {**model.config.raw, **(config or {}), "norm_stats": stats}
     raw["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")
