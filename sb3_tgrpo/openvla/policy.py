@@ -161,7 +161,7 @@ class OpenVLAPolicy(BasePolicy):
         from sb3_tgrpo.openvla.loading import finish, load_openvla, resolve_device, resolve_dtype
 
         # Kept for `export_adapter`: after the merge the weights no longer tell it from the checkpoint.
-        self._start_adapter: StartAdapter | None = None
+        self.start_adapter: StartAdapter | None = None
         if adapter is None:
             model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
             identity = model.identity
@@ -170,8 +170,8 @@ class OpenVLAPolicy(BasePolicy):
 
             target = resolve_device(device)
             model = load_openvla(self.checkpoint, dtype=resolve_dtype(dtype, target), device="cpu" if quantization else target)
-            self._start_adapter = merge_adapter(model, adapter)
-            identity = model.identity + self._start_adapter.fingerprint
+            self.start_adapter = merge_adapter(model, adapter)
+            identity = model.identity + self.start_adapter.fingerprint
             finish(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
         self.base_identity: th.Tensor
         digest = hashlib.sha256(identity.encode()).digest()
@@ -486,7 +486,7 @@ class OpenVLAPolicy(BasePolicy):
             self.checkpoint,
             self.unnorm_key,
             str(self.assets),
-            self._start_adapter,
+            self.start_adapter,
         )
 
     def export_merged(
