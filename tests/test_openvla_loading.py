@@ -218,6 +218,36 @@ def test_missing_unexpected_and_misshapen_tensors(folder):
         load_openvla(folder)
 
 
+@pytest.mark.parametrize("single", [False, True], ids=["shards", "one file"])
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_a_folder_whose_overwriting_was_interrupted_is_refused(folder, kept, single, monkeypatch):
+    """Interrupted before its first, second, last small file: the weights are new, the rest is the old checkpoint's."""
+    from sb3_tgrpo.openvla import loading
+
+    if single:
+        save_file = pytest.importorskip("safetensors.torch").save_file
+        save_file(load_openvla(folder).state_dict(), folder / "model.safetensors")
+        for path in [*folder.glob("model-*"), folder / "model.safetensors.index.json"]:
+            path.unlink()
+    model, write, written = load_openvla(folder), loading._write, []
+
+    def interrupted(path, content):
+        if len(written) == kept:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_openvla(model, folder, norm_stats={"new": SPATIAL}, max_shard_bytes=150_000)
+    assert "config.json" not in written
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_openvla(folder)
+    save_openvla(model, folder, norm_stats={"new": SPATIAL}, max_shard_bytes=150_000)
+    assert set(load_openvla(folder).norm_stats) == {"new"}
+
+
 def test_a_folder_without_tokenizer_loads_and_says_so_when_asked():
     model = load_openvla(GOLDEN)
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):

@@ -271,7 +271,8 @@ def save_openvla(
 ) -> Path:
     """
     Write a checkpoint in the upstream layout: ``config.json``, sharded safetensors with an index,
-    ``dataset_statistics.json``, tokenizer and preprocessor files. Each file appears whole or not at all, the index last.
+    ``dataset_statistics.json``, tokenizer and preprocessor files. Each file appears whole or not at all, ``config.json``
+    last: a folder whose writing was interrupted has none and is refused, also where it held a checkpoint before.
 
     :param model: The model (without adapters: merge them first).
     :param folder: Created if needed.
@@ -293,15 +294,18 @@ def save_openvla(
     stats = dict(model.norm_stats if norm_stats is None else norm_stats)
     raw = {**model.config.raw, **(config or {}), "norm_stats": stats}
     raw["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+    # Without these nothing is loaded: new weights never meet the statistics, or the index, of what was here before.
+    for name in ("config.json", _INDEX, _SINGLE):
+        (folder / name).unlink(missing_ok=True)
     weight_map = _write_shards(weights, reference, folder, dtype or model.dtype, max_shard_bytes)
     for name, content in model.files.items():
         _write(folder / name, content)
     _write_json(folder / "dataset_statistics.json", stats)
     if "preprocessor_config.json" not in model.files:
         _write_json(folder / "preprocessor_config.json", preprocessor_config(model))
-    _write_json(folder / "config.json", raw)
     total = sum(weights[name].numel() for name in reference) * (dtype or model.dtype).itemsize
     _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    _write_json(folder / "config.json", raw)
     return folder
 
 
