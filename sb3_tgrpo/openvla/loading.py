@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch as th
 from torch import nn
 
+from sb3_tgrpo.openvla.actions import check_statistics
 from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.images import Normalization
 from sb3_tgrpo.openvla.model import OpenVLA
@@ -53,9 +54,13 @@ def load_openvla(
     folder = find_checkpoint(folder_or_hub_id)
     raw = _read_json(folder / "config.json")
     files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
-    model = build_empty(OpenVLAConfig.from_dict(raw, str(folder / "config.json")), _normalization(files))
+    config = OpenVLAConfig.from_dict(raw, str(folder / "config.json"))
+    check_statistics(config.norm_stats, f"norm_stats in {folder / 'config.json'}")
+    model = build_empty(config, _normalization(files, folder))
     if "dataset_statistics.json" in files:
-        model.norm_stats = json.loads(files["dataset_statistics.json"])
+        path = folder / "dataset_statistics.json"
+        model.norm_stats = _parsed(files["dataset_statistics.json"], path)
+        check_statistics(model.norm_stats, str(path))
     model.files = files
     shards = _shards(folder)
     # 4-bit layers are made from full-precision ones, which must not all be on the GPU at once.
@@ -157,17 +162,33 @@ def build_empty(config: OpenVLAConfig, normalization: Normalization | None = Non
         return OpenVLA(config, normalization)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parsed(path.read_bytes(), path)
+
+
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    """
+    :raises ValueError: If the content is no JSON object.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged (not JSON: {error}). Download the checkpoint again.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object but {content[:40]!r}). Download the checkpoint again.")
+    return parsed
 
 
-def _normalization(files: Mapping[str, bytes]) -> Normalization:
-    if "preprocessor_config.json" not in files:
+def _normalization(files: Mapping[str, bytes], folder: Path) -> Normalization:
+    name = "preprocessor_config.json"
+    if name not in files:
         return Normalization()
-    return Normalization.from_preprocessor_config(json.loads(files["preprocessor_config.json"]))
+    try:
+        return Normalization.from_preprocessor_config(_parsed(files[name], folder / name))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / name} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again."
+        ) from error
 
 
 def _shards(folder: Path) -> dict[str, str]:
@@ -175,7 +196,11 @@ def _shards(folder: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     if (folder / _INDEX).is_file():
-        weight_map: dict[str, str] = _read_json(folder / _INDEX)["weight_map"]
+        weight_map = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(
+                f"{folder / _INDEX} is damaged (it has no weight_map from tensors to files). Download the checkpoint again."
+            )
         absent = sorted(name for name in set(weight_map.values()) if not (folder / name).is_file())
         if absent:
             raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {_INDEX}. Download the checkpoint again.")
