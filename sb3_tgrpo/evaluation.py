@@ -219,10 +219,12 @@ def _resume_settings(policy: Policy, env_ids: EnvIds, settings: Mapping[str, Any
 
 
 def policy_name(policy: Policy) -> str:
-    """The checkpoint, or the class."""
+    """The checkpoint with the adapter merged into it, or the class."""
     inner = _policy_of(policy)
     checkpoint = getattr(inner, "checkpoint", None)
     own = type(policy).__name__
+    if (start := getattr(inner, "start_adapter", None)) is not None:
+        checkpoint = f"{checkpoint} + {start.name}"
     return own if checkpoint is None else str(checkpoint) if policy is inner else f"{own} on {checkpoint}"
 
 

@@ -1,5 +1,6 @@
 """Evaluation: outcomes that depend on policy and start alone, resumption, comparison."""
 
+import argparse
 import json
 import os
 import signal
@@ -18,11 +19,14 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from libero_reference import libero_env, random_actions
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_tgrpo import DPO, TGRPO, TPO
 from sb3_tgrpo.cli import main
+from sb3_tgrpo.cli.eval import add_parser, default_folder, load_algorithm
 from sb3_tgrpo.comparison import mcnemar_p_value
+from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.envs.libero import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from sb3_tgrpo.envs.libero_tasks import get_task, stored_starts
 from sb3_tgrpo.envs.worker import WorkerPool
@@ -32,6 +36,7 @@ from sb3_tgrpo.evaluation import (
     _resume_settings,
     evaluate_policy,
     paired_comparison,
+    policy_name,
     resumable_evaluation,
 )
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
@@ -512,8 +517,46 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["--checkpoint", "nowhere", "--env", "LIBERO/libero_object-9-v0"], "neither a folder nor a hub id"),
         (["--checkpoint", "tiny", "--env", "LIBERO/libero_object-9-v0", "--episodes", "0"], "--episodes must be at least 1"),
         (["--model", __file__, "--env", "LIBERO/libero_object-9-v0"], "is not a saved algorithm"),
+        (
+            ["--model", "m.zip", "--adapter", "A", "--env", "LIBERO/libero_object-9-v0"],
+            "--adapter A is merged into --checkpoint",
+        ),
     ],
 )
 def test_command_line_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def arguments_of(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["eval", "--env", "libero_object-9", *options])
+
+
+def test_an_adapter_is_part_of_the_name_and_of_the_folder(tmp_path: Path) -> None:
+    spaces_of = Walk.observation_space, Walk.action_space, FloatSchedule(0.0)
+    base = OpenVLAPolicy(*spaces_of, checkpoint="tiny")
+    adapter = str(base.export_adapter(tmp_path / "A"))
+    assert policy_name(base) == "tiny"
+    assert policy_name(OpenVLAPolicy(*spaces_of, checkpoint="tiny", adapter=adapter)) == f"tiny + {adapter}"
+    arguments = [arguments_of("--checkpoint", "tiny", *more) for more in ((), ("--adapter", adapter))]
+    folders = [default_folder(args, ["LIBERO/libero_object-9-v0"]).name for args in arguments]
+    assert folders[0].startswith("tiny-libero") and folders[1].startswith("tiny+A-libero")
+
+
+def test_saved_algorithms_are_told_apart(tmp_path: Path) -> None:
+    contrib = pytest.importorskip("sb3_contrib")
+    small: dict[str, Any] = {"device": "cpu", "policy_kwargs": {"net_arch": [4]}}
+    for kind in (PPO, A2C, contrib.TRPO, contrib.RecurrentPPO, DQN):
+        path = tmp_path / f"{kind.__name__}.zip"
+        kind("MlpLstmPolicy" if kind is contrib.RecurrentPPO else "MlpPolicy", "CartPole-v1", **small).save(path)
+        if kind in (PPO, A2C):
+            assert type(load_algorithm(path, "cpu")) is kind
+        else:
+            with pytest.raises(ValueError, match=rf"{kind.__name__}\.zip: only TGRPO, DPO, TPO, PPO and A2C are known"):
+                load_algorithm(path, "cpu")
+    groups = make_group_env("CartPole-v1", 2, 1, stop_on="never", subprocess=False)
+    for grouped, expected in ((TGRPO, TGRPO), (DPO, DPO), (TPO, DPO)):  # TPO acts as DPO does
+        grouped("MlpPolicy", groups, device="cpu").save(tmp_path / "grouped.zip")
+        assert type(load_algorithm(tmp_path / "grouped.zip", "cpu")) is expected

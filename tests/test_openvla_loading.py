@@ -218,6 +218,78 @@ def test_missing_unexpected_and_misshapen_tensors(folder):
         load_openvla(folder)
 
 
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (INDEX, "{}", "it has no weight_map"),
+        (INDEX, "[]", "no JSON object"),
+        (INDEX, '{"weight_map": {"projector.fc1.weight": 1}}', "it has no weight_map"),
+        ("config.json", "[]", "no JSON object"),
+        ("config.json", json.dumps({**UPSTREAM_CONFIG, "text_config": []}), "text_config must be an object"),
+        ("config.json", json.dumps({**UPSTREAM_CONFIG, "norm_stats": [1]}), r"must be \{dataset"),
+        ("dataset_statistics.json", "{", "not JSON"),
+        ("dataset_statistics.json", "[1]", "no JSON object"),
+        ("dataset_statistics.json", '{"mine": 1}', "'mine' has 1"),
+        ("dataset_statistics.json", '{"mine": {"action": {}}}', "'mine' has"),
+        ("dataset_statistics.json", '{"mine": {"action": {"q01": [0.0], "q99": [1.0, 2.0]}}}', "'mine' has"),
+        ("dataset_statistics.json", '{"mine": {"action": {"q01": [0.0], "q99": [NaN]}}}', "'mine' has"),
+        ("preprocessor_config.json", "{", "not JSON"),
+        ("preprocessor_config.json", "[]", "no JSON object"),
+        ("preprocessor_config.json", '{"tvf_normalize_params": [{}]}', "tvf_normalize_params"),
+        ("preprocessor_config.json", '{"tvf_normalize_params": 1}', "tvf_normalize_params"),
+    ],
+)
+def test_damaged_json_names_the_file(folder, file, content, message):
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=rf"{file}.*{message}"):
+        load_openvla(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 100, b"\x08" + 7 * b"\x00" + b"notjson!"])
+def test_junk_in_the_place_of_weights_names_the_file(folder, content):
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{shard.name} is truncated or damaged"):
+        load_openvla(folder)
+    (folder / INDEX).unlink()
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or damaged"):
+        load_openvla(folder)
+
+
+@pytest.mark.parametrize("single", [False, True], ids=["shards", "one file"])
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_a_folder_whose_overwriting_was_interrupted_is_refused(folder, kept, single, monkeypatch):
+    """Interrupted before its first, second, last small file: the weights are new, the rest is the old checkpoint's."""
+    from sb3_tgrpo.openvla import loading
+
+    if single:
+        save_file = pytest.importorskip("safetensors.torch").save_file
+        save_file(load_openvla(folder).state_dict(), folder / "model.safetensors")
+        for path in [*folder.glob("model-*"), folder / "model.safetensors.index.json"]:
+            path.unlink()
+    model, write, written = load_openvla(folder), loading._write, []
+
+    def interrupted(path, content):
+        if len(written) == kept:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_openvla(model, folder, norm_stats={"new": SPATIAL}, max_shard_bytes=150_000)
+    assert "config.json" not in written
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_openvla(folder)
+    save_openvla(model, folder, norm_stats={"new": SPATIAL}, max_shard_bytes=150_000)
+    assert set(load_openvla(folder).norm_stats) == {"new"}
+
+
 def test_a_folder_without_tokenizer_loads_and_says_so_when_asked():
     model = load_openvla(GOLDEN)
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):

@@ -1,13 +1,14 @@
 """OpenVLAPolicy under PPO, A2C and TGRPO: learning, saving, and getting results out."""
 
 import io
+import json
 import zipfile
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from openvla_toys import FollowInstruction, InstructionSpace, observations
+from openvla_toys import FollowInstruction, InstructionSpace, observation_space, observations
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -200,6 +201,105 @@ def test_a_given_adapter_is_merged_and_becomes_the_start(trained, tmp_path):
         make(PPO, adapter=str(tmp_path))
     with pytest.raises(ValueError, match="neither a folder"):
         make(PPO, adapter="nowhere")
+
+
+def moved(policy, seed=0):
+    """The policy with an adapter that does something, without training it."""
+    generator = th.Generator().manual_seed(seed)
+    with th.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.1 * th.randn(parameter.shape, generator=generator))
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("language", "language"),
+        ({"r": 4, "lora_alpha": 16, "use_rslora": True, "target_modules": ["q_proj", "fc2"]}, {"r": 8, "lora_alpha": 3}),
+        # a convolution among the modules, and ranks that differ by module
+        ("upstream", {"r": 2, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 5}}),
+    ],
+    ids=["same", "other modules and scalings", "upstream"],
+)
+def test_an_adapter_on_top_of_another_is_exported_with_it(first, second, tmp_path):
+    from peft import PeftModel
+
+    moved(policy_for(observation_space(), checkpoint="tiny", lora=first)).export_adapter(tmp_path / "first")
+    kwargs = {"checkpoint": "tiny", "adapter": tmp_path / "first"}
+    policy = moved(policy_for(observation_space(), lora=second, **kwargs), seed=1)
+    policy.export_adapter(tmp_path / "second")
+    obs = observations(4)
+    expected = logits(policy.model, policy, obs)
+    loaded = PeftModel.from_pretrained(load_openvla("tiny"), str(tmp_path / "second")).get_base_model()
+    assert (logits(loaded, policy, obs) - expected).abs().max() < 1e-4
+    again = policy_for(observation_space(), checkpoint="tiny", adapter=tmp_path / "second")
+    assert (logits(again.model, policy, obs) - expected).abs().max() < 1e-4
+    start = policy_for(observation_space(), **kwargs)
+    assert (logits(start.model, policy, obs) - expected).abs().max() > 1e-2
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert f"It contains the adapter `{tmp_path / 'first'}`" in card and "checkpoint `tiny`" in card
+
+
+def test_adapters_that_can_not_be_written_as_one_are_refused(tmp_path):
+    config = {"target_modules": ["embed_tokens"], "init_lora_weights": True}
+    moved(policy_for(observation_space(), checkpoint="tiny", lora=config)).export_adapter(tmp_path / "first")
+    policy = policy_for(observation_space(), checkpoint="tiny", adapter=tmp_path / "first")
+    with pytest.raises(ValueError, match="use export_merged"):
+        policy.export_adapter(tmp_path / "second")
+
+
+def half_of(weights):
+    return {name: tensor for name, tensor in weights.items() if "layers.1." not in name}
+
+
+def of_other_modules(weights):
+    return {name.replace("self_attn", "cross_attn"): tensor for name, tensor in weights.items()}
+
+
+def not_finite(weights):
+    return {name: tensor * float("nan") for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (half_of, r"14 of its 30 tensors are missing \(.*layers\.1\..*\.\.\.\), 0 have no place"),
+        (of_other_modules, r"16 of its 30 tensors are missing .*, 16 have no place \(.*cross_attn"),
+        (lambda weights: weights | {"more": th.zeros(1)}, r"0 of its 30 tensors are missing, 1 have no place \(more\)"),
+        (not_finite, "30 tensors hold values that are not finite"),
+        (lambda weights: {name: tensor[:1] for name, tensor in weights.items()}, "size mismatch"),
+    ],
+)
+def test_adapters_that_do_not_fit_are_refused(change, message, trained, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    file = trained.export_adapter(tmp_path) / "adapter_model.safetensors"
+    save_file(change(load_file(file)), file)
+    with pytest.raises(ValueError, match=f"adapter='.*{message}"):
+        policy_for(observation_space(), checkpoint="tiny", adapter=tmp_path)
+
+
+def test_damaged_adapters_are_refused(trained, tmp_path):
+    trained.export_adapter(tmp_path)
+    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    content, settings = weights.read_bytes(), json.loads(config.read_text())
+    for damaged in (b"", b"junk", content[:-10]):
+        weights.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"adapter='.* does not fit"):
+            policy_for(observation_space(), checkpoint="tiny", adapter=tmp_path)
+    weights.write_bytes(content)
+    for text, message in (
+        ("{", "adapter_config.json is damaged"),
+        ("[]", "adapter_config.json is damaged"),
+        (json.dumps(settings | {"use_dora": True}), "uses use_dora: only plain"),
+        (json.dumps(settings | {"bias": "all"}), "uses bias: only plain"),
+        (json.dumps({"peft_type": "IA3", "target_modules": ["q_proj"], "feedforward_modules": []}), "only LoRA"),
+    ):
+        config.write_text(text)
+        with pytest.raises(ValueError, match=f"adapter='.*{message}"):
+            policy_for(observation_space(), checkpoint="tiny", adapter=tmp_path)
 
 
 def test_merged_checkpoint_equals_base_plus_adapter(trained, tmp_path):

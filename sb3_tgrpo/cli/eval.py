@@ -23,7 +23,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     policy = parser.add_argument_group("policy (one of --checkpoint and --model)")
     which = policy.add_mutually_exclusive_group(required=True)
     which.add_argument("--checkpoint", help="hub id, folder in the upstream layout, 'tiny' or 'upstream'")
-    which.add_argument("--model", type=Path, metavar="ZIP", help="saved algorithm of Stable-Baselines3: TGRPO, PPO, A2C")
+    which.add_argument("--model", type=Path, metavar="ZIP", help="saved TGRPO, DPO, TPO, PPO or A2C")
     policy.add_argument("--adapter", default=None, help="PEFT folder or hub id to merge into --checkpoint")
     policy.add_argument("--unnorm-key", default=None, help="action statistics, if the checkpoint has several")
     policy.add_argument("--dtype", default=None, help="float32 or bfloat16; default: by device")
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables, write the run folder."""
     import torch as th
 
-    from sb3_tgrpo.evaluation import Evaluation, resumable_evaluation
+    from sb3_tgrpo.evaluation import Evaluation, policy_name, resumable_evaluation
     from sb3_tgrpo.outcomes import write_json
     from sb3_tgrpo.run_folder import write_text
 
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--episodes must be at least 1, got {args.episodes}.")
     if not args.sampled and (args.temperature is not None or args.episodes_per_start != 1):
         raise ValueError("--temperature and --episodes-per-start are for sampled actions: add --sampled, or leave them out.")
+    if args.model is not None and args.adapter is not None:
+        raise ValueError(f"--adapter {args.adapter} is merged into --checkpoint: leave it out, a --model holds its own.")
     if not (libero := all(env_id.startswith("LIBERO/") for env_id in env_ids)):
         _check_others(args, env_ids)
     starts = args.starts if args.starts is not None else list(range(args.episodes))
@@ -100,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         "start_noise": args.start_noise,
         "official_order": args.official_order,
         "env_kwargs": env_kwargs,
-        "name": str(args.model or policy.checkpoint),  # type: ignore[union-attr]
+        "name": policy_name(policy) if args.model is None else str(args.model),
         "batch_size": args.batch_size,
     }
     with _bar(args.quiet, len(env_ids) * len(starts) * args.episodes_per_start) as progress:
@@ -184,10 +186,7 @@ def load_algorithm(path: Path, device: str) -> Any:
     """
     import zipfile
 
-    from stable_baselines3 import A2C, PPO
     from stable_baselines3.common.save_util import load_from_zip_file
-
-    from sb3_tgrpo.tgrpo import TGRPO
 
     if not path.is_file():
         raise ValueError(f"--model {path}: there is no such file.")
@@ -195,17 +194,31 @@ def load_algorithm(path: Path, device: str) -> Any:
         data, _, _ = load_from_zip_file(path, device="cpu", load_data=True)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"--model {path} is not a saved algorithm: {error!r}.") from error
-    settings = data or {}
-    algorithm: Any = None
-    if "alpha_step" in settings:
-        algorithm = TGRPO
-    elif "clip_range_vf" in settings:
-        algorithm = PPO
-    elif "normalize_advantage" in settings and "gae_lambda" in settings:
-        algorithm = A2C
+    algorithm = _saved_class(data or {})
     if algorithm is None:
-        raise ValueError(f"--model {path}: only TGRPO, PPO and A2C are known here. Use sb3_tgrpo.evaluation in Python.")
+        raise ValueError(
+            f"--model {path}: only TGRPO, DPO, TPO, PPO and A2C are known here. Use sb3_tgrpo.evaluation in Python."
+        )
     return algorithm.load(path, device=device)
+
+
+def _saved_class(settings: dict[str, Any]) -> Any:
+    """The algorithm that has these settings; None if it is none of those known here."""
+    from stable_baselines3 import A2C, PPO
+
+    from sb3_tgrpo.preferences import DPO
+    from sb3_tgrpo.tgrpo import TGRPO
+
+    if "alpha_step" in settings:
+        # TPO's files can't be told from DPO's, but it acts alike: the two differ in their updates alone.
+        return DPO if "beta" in settings else TGRPO
+    # sb3-contrib's algorithms share settings with these: TRPO is told by its own, the others by their policies.
+    contrib = str(getattr(settings.get("policy_class"), "__module__", "")).startswith("sb3_contrib")
+    if contrib or "cg_max_steps" in settings:
+        return None
+    if "clip_range_vf" in settings:
+        return PPO
+    return A2C if "normalize_advantage" in settings and "gae_lambda" in settings else None
 
 
 def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
@@ -245,6 +258,8 @@ def default_folder(args: argparse.Namespace, env_ids: list[str]) -> Path:
     from sb3_tgrpo.outcomes import task_name
 
     policy = Path(args.model).stem if args.model is not None else Path(args.checkpoint).name
+    if args.adapter is not None:
+        policy += f"+{Path(args.adapter).name}"
     tasks = "+".join(args.suite + [task_name(env_id) for env_id in args.env])
     how = f"sampled{args.temperature or ''}-seed{args.seed}" if args.sampled else "greedy"
     kind = ("-drawn" if args.drawn else "") + ("-official" if args.official_order else "")

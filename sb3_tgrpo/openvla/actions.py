@@ -38,6 +38,27 @@ def _bounds(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return low, high, mask
 
 
+def check_statistics(statistics: Any, source: str) -> None:
+    """
+    Check action statistics before they are used.
+
+    :param statistics: By dataset name.
+    :param source: Where they came from, for error messages.
+    :raises ValueError: If a dataset's are not as :func:`unnormalise` reads them.
+    """
+    expected = '{dataset: {"action": {"q01": [...], "q99": [...]}}} with numbers, one per dimension of the action'
+    if not isinstance(statistics, dict):
+        raise ValueError(f"{source} must be {expected}, got {statistics!r:.60}.")
+    for name, entry in statistics.items():
+        try:
+            low, high, mask = _bounds(entry)
+            fits = low.ndim == 1 and low.shape == high.shape == mask.shape and bool(np.isfinite([low, high]).all())
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{source} must be {expected}; {name!r} has {entry!r:.60}.")
+
+
 def unnormalise(values: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
     """
     Stretch values in [-1, 1] to ``[q01, q99]`` where the statistics' mask is set. A dimension with ``q01 == q99``

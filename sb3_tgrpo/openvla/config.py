@@ -109,6 +109,9 @@ class OpenVLAConfig:
                 f"{source} is not an OpenVLA configuration: it lacks {', '.join(missing)} "
                 f"(model_type is {raw.get('model_type')!r}). Use a folder with the layout of openvla/openvla-7b."
             )
+        for key in ("text_config", "sb3_tgrpo"):
+            if not isinstance(raw.get(key, {}), dict):
+                raise ValueError(f"{source}: {key} must be an object, got {raw[key]!r}.")
         ours = raw.get("sb3_tgrpo", {})
         text_config = {**_LLAMA_2_7B, **raw["text_config"]}
         text_config.pop("torch_dtype", None)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch as th
 from torch import nn
 
+from sb3_tgrpo.openvla.actions import check_statistics
 from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.images import Normalization
 from sb3_tgrpo.openvla.model import OpenVLA
@@ -53,9 +54,13 @@ def load_openvla(
     folder = find_checkpoint(folder_or_hub_id)
     raw = _read_json(folder / "config.json")
     files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
-    model = build_empty(OpenVLAConfig.from_dict(raw, str(folder / "config.json")), _normalization(files))
+    config = OpenVLAConfig.from_dict(raw, str(folder / "config.json"))
+    check_statistics(config.norm_stats, f"norm_stats in {folder / 'config.json'}")
+    model = build_empty(config, _normalization(files, folder))
     if "dataset_statistics.json" in files:
-        model.norm_stats = json.loads(files["dataset_statistics.json"])
+        path = folder / "dataset_statistics.json"
+        model.norm_stats = _parsed(files["dataset_statistics.json"], path)
+        check_statistics(model.norm_stats, str(path))
     model.files = files
     shards = _shards(folder)
     # 4-bit layers are made from full-precision ones, which must not all be on the GPU at once.
@@ -157,17 +162,33 @@ def build_empty(config: OpenVLAConfig, normalization: Normalization | None = Non
         return OpenVLA(config, normalization)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
+    return _parsed(path.read_bytes(), path)
+
+
+def _parsed(content: bytes, path: Path) -> dict[str, Any]:
+    """
+    :raises ValueError: If the content is no JSON object.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        parsed = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged (not JSON: {error}). Download the checkpoint again.") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{path} is damaged (it holds no JSON object but {content[:40]!r}). Download the checkpoint again.")
+    return parsed
 
 
-def _normalization(files: Mapping[str, bytes]) -> Normalization:
-    if "preprocessor_config.json" not in files:
+def _normalization(files: Mapping[str, bytes], folder: Path) -> Normalization:
+    name = "preprocessor_config.json"
+    if name not in files:
         return Normalization()
-    return Normalization.from_preprocessor_config(json.loads(files["preprocessor_config.json"]))
+    try:
+        return Normalization.from_preprocessor_config(_parsed(files[name], folder / name))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / name} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again."
+        ) from error
 
 
 def _shards(folder: Path) -> dict[str, str]:
@@ -175,7 +196,11 @@ def _shards(folder: Path) -> dict[str, str]:
     from safetensors import safe_open
 
     if (folder / _INDEX).is_file():
-        weight_map: dict[str, str] = _read_json(folder / _INDEX)["weight_map"]
+        weight_map = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(
+                f"{folder / _INDEX} is damaged (it has no weight_map from tensors to files). Download the checkpoint again."
+            )
         absent = sorted(name for name in set(weight_map.values()) if not (folder / name).is_file())
         if absent:
             raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {_INDEX}. Download the checkpoint again.")
@@ -201,8 +226,8 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
     unexpected = sorted(set(shards) - set(expected))
     if missing or unexpected:
         raise ValueError(
-            f"{folder} does not hold this OpenVLA: {len(missing)} tensors missing {_some(missing)}, "
-            f"{len(unexpected)} unexpected {_some(unexpected)}."
+            f"{folder} does not hold this OpenVLA: {len(missing)} tensors missing{some(missing)}, "
+            f"{len(unexpected)} unexpected{some(unexpected)}."
         )
     for file in sorted(set(shards.values())):
         tensors: dict[str, th.Tensor] = {}
@@ -220,8 +245,9 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
         model.load_state_dict(tensors, strict=False, assign=True)
 
 
-def _some(names: list[str], limit: int = 4) -> str:
-    return f"({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""
+def some(names: list[str], limit: int = 4) -> str:
+    """The first names in brackets after a space, for messages."""
+    return f" ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""
 
 
 def checkpoint_identity(checkpoint: str | os.PathLike[str]) -> str:
@@ -270,7 +296,8 @@ def save_openvla(
 ) -> Path:
     """
     Write a checkpoint in the upstream layout: ``config.json``, sharded safetensors with an index,
-    ``dataset_statistics.json``, tokenizer and preprocessor files. Each file appears whole or not at all, the index last.
+    ``dataset_statistics.json``, tokenizer and preprocessor files. Each file appears whole or not at all, ``config.json``
+    last: a folder whose writing was interrupted has none and is refused, also where it held a checkpoint before.
 
     :param model: The model (without adapters: merge them first).
     :param folder: Created if needed.
@@ -288,19 +315,22 @@ def save_openvla(
     reference = build_empty(model.config).state_dict()
     if set(weights) != set(reference):
         extra = sorted(set(weights) ^ set(reference))
-        raise ValueError(f"The weights are not those of a plain OpenVLA {_some(extra)}: merge adapters before saving.")
+        raise ValueError(f"The weights are not those of a plain OpenVLA{some(extra)}: merge adapters before saving.")
     stats = dict(model.norm_stats if norm_stats is None else norm_stats)
     raw = {**model.config.raw, **(config or {}), "norm_stats": stats}
     raw["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+    # Without these nothing is loaded: new weights never meet the statistics, or the index, of what was here before.
+    for name in ("config.json", _INDEX, _SINGLE):
+        (folder / name).unlink(missing_ok=True)
     weight_map = _write_shards(weights, reference, folder, dtype or model.dtype, max_shard_bytes)
     for name, content in model.files.items():
         _write(folder / name, content)
     _write_json(folder / "dataset_statistics.json", stats)
     if "preprocessor_config.json" not in model.files:
         _write_json(folder / "preprocessor_config.json", preprocessor_config(model))
-    _write_json(folder / "config.json", raw)
     total = sum(weights[name].numel() for name in reference) * (dtype or model.dtype).itemsize
     _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    _write_json(folder / "config.json", raw)
     return folder
 
 

@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 
-from sb3_tgrpo.openvla.loading import find_checkpoint, save_openvla
+from sb3_tgrpo.openvla.loading import find_checkpoint, save_openvla, some
 from sb3_tgrpo.openvla.model import DEFAULT_ACTION_DIM, OpenVLA
 
 if TYPE_CHECKING:
@@ -23,6 +24,33 @@ UPSTREAM_MODULES = (
 )  # fmt: skip
 
 LANGUAGE_MODULES = r"language_model\.(.*\.(q|k|v|o|gate|up|down)_proj|lm_head)"
+
+# Settings with which an adapter is more than a product of two matrices added to the weights it names.
+_NOT_PLAIN = (
+    "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
+    "layer_replication", "use_qalora", "use_bdlora", "kasa_config", "arrow_config", "monteclora_config",
+)  # fmt: skip
+
+# Ways to initialise that leave the base as it is. PiSSA and others subtract the adapter's start from it.
+_BASE_STAYS = (True, False, "gaussian", "orthogonal", "eva")
+
+Factors = dict[str, tuple[th.Tensor, th.Tensor]]
+"""``A`` and ``B`` of each module, the scaling within ``B``."""
+
+
+@dataclass(frozen=True)
+class StartAdapter:
+    """
+    An adapter that was merged into the weights before training.
+
+    :param name: Its folder or hub id.
+    :param fingerprint: Of its files.
+    :param factors: Its matrices, on the CPU; None if they are not the whole difference to the checkpoint.
+    """
+
+    name: str
+    fingerprint: str
+    factors: Factors | None
 
 
 def lora_config(lora: str | Mapping[str, Any]) -> "LoraConfig":
@@ -84,29 +112,95 @@ def attach_lora(model: OpenVLA, lora: str | Mapping[str, Any]) -> "PeftModel":
     return wrapper
 
 
-def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str]) -> str:
+def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str]) -> StartAdapter:
     """
     Add a trained adapter to the weights for good, computed in float32, so that "adapter off" later means this start.
 
     :param model: The model, changed in place.
     :param adapter: PEFT folder or hub id.
-    :return: A fingerprint of the adapter.
-    :raises ValueError: If the folder is no adapter, or one for other modules.
+    :return: What was merged.
+    :raises ValueError: If the folder is no adapter, a damaged one, or one for other modules.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     folder = _adapter_folder(adapter)
+    config = _plain_config(folder, adapter)
     try:
-        wrapper = PeftModel.from_pretrained(model, str(folder))
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"adapter={str(adapter)!r} does not fit this checkpoint: {error}") from error
+        wrapper = PeftModel.from_pretrained(model, str(folder), config=config)
+    except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        what = " ".join(str(error).split())[:400]  # of wrong shapes PEFT has a line for every tensor
+        raise ValueError(f"adapter={str(adapter)!r} does not fit this checkpoint: {what}") from error
+    _check_weights(wrapper, folder, adapter)
+    factors = _factors(model) if config.init_lora_weights in _BASE_STAYS else None
     for name, layer in list(model.named_modules()):
         if hasattr(layer, "lora_A"):
             _add_merged(layer, name)
     wrapper.unload()
     digest = hashlib.sha256((folder / "adapter_config.json").read_bytes())
     digest.update((folder / "adapter_model.safetensors").read_bytes())
-    return digest.hexdigest()
+    return StartAdapter(str(adapter), digest.hexdigest(), factors)
+
+
+def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig":
+    from peft import LoraConfig, PeftConfig
+
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"adapter={str(adapter)!r}: {folder / 'adapter_config.json'} is damaged ({error!r}). Get the adapter again."
+        ) from error
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"adapter={str(adapter)!r} is of PEFT's type {config.peft_type}: only LoRA can be a start.")
+    special = [name for name in _NOT_PLAIN if getattr(config, name, None)]
+    if config.bias != "none":
+        special.append("bias")
+    if special:
+        raise ValueError(
+            f"adapter={str(adapter)!r} uses {', '.join(special)}: only plain low-rank adapters can be merged here. Merge it "
+            "with PEFT and pass the result as checkpoint."
+        )
+    return config
+
+
+def _check_weights(wrapper: "PeftModel", folder: Path, adapter: str | os.PathLike[str]) -> None:
+    """
+    PEFT only warns of keys that are missing, and says nothing of those that it has no place for.
+
+    :raises ValueError: Where the file does not hold exactly the adapter's weights, all of them finite.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    held = load_file(str(folder / "adapter_model.safetensors"))
+    expected = set(get_peft_model_state_dict(wrapper, save_embedding_layers=False))
+    missing, unexpected = sorted(expected - set(held)), sorted(set(held) - expected)
+    if missing or unexpected or not held:
+        raise ValueError(
+            f"adapter={str(adapter)!r} does not fit this checkpoint: {len(missing)} of its {len(expected)} tensors are "
+            f"missing{some(missing)}, {len(unexpected)} have no place{some(unexpected)}. Pass an adapter that was made for it."
+        )
+    if infinite := sorted(name for name, tensor in held.items() if not tensor.isfinite().all()):
+        raise ValueError(
+            f"adapter={str(adapter)!r}: {len(infinite)} tensors hold values that are not finite{some(infinite)}. "
+            "Pass an adapter whose training did not diverge."
+        )
+
+
+@th.no_grad()
+def _factors(model: OpenVLA) -> Factors | None:
+    """The adapter's matrices, on the CPU; None where a layer keeps them in another form (embeddings do)."""
+    factors: Factors = {}
+    for name, layer in model.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        for active in layer.active_adapters:
+            if active not in layer.lora_A or getattr(layer, "fan_in_fan_out", False):
+                return None
+            first, second = layer.lora_A[active].weight, layer.lora_B[active].weight
+            factors[name] = first.detach().float().cpu().clone(), second.detach().float().cpu() * layer.scaling[active]
+    return factors
 
 
 def _adapter_folder(adapter: str | os.PathLike[str]) -> Path:
@@ -193,32 +287,98 @@ def token_flip_rate(
     return float((expected.cpu() != other.cpu()).float().mean())
 
 
-def export_adapter(wrapper: "PeftModel", folder: str | os.PathLike[str], base: str, unnorm_key: str, assets: str) -> Path:
+def export_adapter(
+    wrapper: "PeftModel",
+    folder: str | os.PathLike[str],
+    base: str,
+    unnorm_key: str,
+    assets: str,
+    start: StartAdapter | None = None,
+) -> Path:
     """
-    Write the adapter alone as a PEFT folder with a model card.
+    Write the adapter alone as a PEFT folder with a model card. One that was trained on top of another is written together
+    with it, as one adapter of the sum of their ranks, so that the folder fits the bare checkpoint.
 
     :param wrapper: PEFT's wrapper.
     :param folder: Where to.
     :param base: Checkpoint the adapter belongs to (hub id or path).
     :param unnorm_key: Action statistics it was trained with.
     :param assets: LIBERO assets it was trained with.
+    :param start: The adapter that was merged before training.
+    :raises ValueError: If the two can't be written as one.
     """
     folder = Path(folder)
-    wrapper.peft_config["default"].base_model_name_or_path = base
-    wrapper.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").write_text(_model_card(wrapper.peft_config["default"], base, unnorm_key, assets), encoding="utf-8")
+    config: Any = wrapper.peft_config["default"]
+    if start is None:
+        config.base_model_name_or_path = base
+        wrapper.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    else:
+        config = _save_stacked(wrapper, folder, base, start)
+    card = _model_card(config, base, unnorm_key, assets, None if start is None else start.name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
-def _model_card(config: Any, base: str, unnorm_key: str, assets: str) -> str:
+def _save_stacked(wrapper: "PeftModel", folder: Path, base: str, start: StartAdapter) -> "LoraConfig":
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    trained: Any = wrapper.peft_config["default"]
+    own = _factors(wrapper.get_base_model()) if trained.init_lora_weights in _BASE_STAYS else None  # type: ignore[arg-type]
+    if start.factors is None or own is None:
+        raise ValueError(
+            f"The start adapter {start.name!r} and the one trained on it can't be written as one adapter for {base!r} (one of "
+            "them is on embeddings, or changed the base when it was initialised): use export_merged."
+        )
+    stacked = stack_factors(start.factors, own)
+    rank = len(next(iter(stacked.values()))[0])
+    # With alpha = rank PEFT multiplies by 1: the scalings, which may differ, are within B.
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=sorted(stacked), base_model_name_or_path=base, inference_mode=True
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    tensors = {}
+    for name, (first, second) in stacked.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = first
+        tensors[f"base_model.model.{name}.lora_B.weight"] = second
+    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    return config
+
+
+def stack_factors(first: Factors, second: Factors) -> Factors:
+    """
+    One adapter whose update is the sum of two.
+
+    :param first: Of one adapter.
+    :param second: Of the other; its modules may be others.
+    :return: Of their sum. All modules have the same rank, filled up with zeros where an adapter does not reach it.
+    """
+    sums: Factors = {}
+    for name in {**first, **second}:
+        parts = [factors[name] for factors in (first, second) if name in factors]
+        sums[name] = th.cat([a for a, _ in parts], dim=0), th.cat([b for _, b in parts], dim=1)
+    rank = max(len(a) for a, _ in sums.values())
+    return {name: (_filled(a, 0, rank), _filled(b, 1, rank)) for name, (a, b) in sums.items()}
+
+
+def _filled(matrix: th.Tensor, dim: int, size: int) -> th.Tensor:
+    """Zeros appended along ``dim``; convolutions have two more dimensions."""
+    shape = list(matrix.shape)
+    shape[dim] = size - shape[dim]
+    return th.cat([matrix, matrix.new_zeros(shape)], dim=dim).contiguous()
+
+
+def _model_card(config: Any, base: str, unnorm_key: str, assets: str, start: str | None) -> str:
     header = {"library_name": "peft", "pipeline_tag": "robotics", "tags": ["openvla", "lora", "tgrpo", "sb3-tgrpo", "libero"]}
     if base.count("/") == 1 and not base.startswith(("/", ".")):
         header["base_model"] = base
+    within = "" if start is None else f"It contains the adapter `{start}`, on top of which it was trained. "
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     return (
         f"---\n{lines}\n---\n\n# OpenVLA adapter trained with sb3-tgrpo\n\n"
-        f"LoRA (rank {config.r}, alpha {config.lora_alpha}) for the checkpoint `{base}`. Action statistics: `{unnorm_key}`. "
-        f"LIBERO assets in training: `{assets}`.\n\n"
+        f"LoRA (rank {config.r}, alpha {config.lora_alpha}) for the checkpoint `{base}`. {within}"
+        f"Action statistics: `{unnorm_key}`. LIBERO assets in training: `{assets}`.\n\n"
         "```python\nfrom peft import PeftModel\nfrom sb3_tgrpo.openvla import load_openvla\n\n"
         f'model = PeftModel.from_pretrained(load_openvla("{base}"), "path/to/this/folder")\n```\n\n'
         'Within sb3-tgrpo: `policy_kwargs=dict(adapter="path/to/this/folder")`, which merges it before a new adapter starts.\n'

@@ -33,6 +33,7 @@ from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
 from sb3_tgrpo.openvla.state import check_base, drop_frozen, forgive_frozen
 
 if TYPE_CHECKING:
+    from sb3_tgrpo.openvla.lora import StartAdapter
     from sb3_tgrpo.openvla.model import OpenVLA, Prompts
 
 _VALUE_HIDDEN = 256
@@ -159,6 +160,8 @@ class OpenVLAPolicy(BasePolicy):
     ) -> nn.Module:
         from sb3_tgrpo.openvla.loading import finish, load_openvla, resolve_device, resolve_dtype
 
+        # Kept for `export_adapter`: after the merge the weights no longer tell it from the checkpoint.
+        self.start_adapter: StartAdapter | None = None
         if adapter is None:
             model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
             identity = model.identity
@@ -167,7 +170,8 @@ class OpenVLAPolicy(BasePolicy):
 
             target = resolve_device(device)
             model = load_openvla(self.checkpoint, dtype=resolve_dtype(dtype, target), device="cpu" if quantization else target)
-            identity = model.identity + merge_adapter(model, adapter)
+            self.start_adapter = merge_adapter(model, adapter)
+            identity = model.identity + self.start_adapter.fingerprint
             finish(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
         self.base_identity: th.Tensor
         digest = hashlib.sha256(identity.encode()).digest()
@@ -465,15 +469,25 @@ class OpenVLAPolicy(BasePolicy):
 
     def export_adapter(self, folder: str | os.PathLike[str]) -> Path:
         """
-        Write the adapter alone as a PEFT folder with a model card; PEFT, and ``adapter=``, load it.
+        Write the adapter alone as a PEFT folder with a model card; PEFT, and ``adapter=``, load it. It fits the checkpoint
+        itself: an adapter that training started from is written within it.
 
-        :raises ValueError: Under full fine-tuning (use :meth:`export_merged`).
+        :param folder: Where to.
+        :raises ValueError: Under full fine-tuning, or if the adapter that training started from can't be written within it
+            (use :meth:`export_merged`).
         """
         if self.lora is None:
             raise ValueError("There is no adapter under lora=None: use export_merged.")
         from sb3_tgrpo.openvla.lora import export_adapter
 
-        return export_adapter(self.vla, folder, self.checkpoint, self.unnorm_key, str(self.assets))  # type: ignore[arg-type]
+        return export_adapter(
+            self.vla,  # type: ignore[arg-type]
+            folder,
+            self.checkpoint,
+            self.unnorm_key,
+            str(self.assets),
+            self.start_adapter,
+        )
 
     def export_merged(
         self, folder: str | os.PathLike[str], dtype: str = "bfloat16", obs: PyTorchObs | None = None
