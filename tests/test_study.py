@@ -741,6 +741,8 @@ def test_finished_cells_stay_true_when_settings_change_that_their_method_does_no
         check_cells([ppo], root)
     root.write(f"{ppo.name}/config.json", ppo.config.to_dict())
     (root / ppo.name / "results.json").unlink()
+    check_cells([cells(kl_coef=0.5)["PPO"]], root)  # nothing of it was played
+    (root / ppo.name / "evaluations").mkdir()
     with pytest.raises(ValueError, match="kl_coef was"):  # to go on it would have to be the same in all
         check_cells([cells(kl_coef=0.5)["PPO"]], root)
 
@@ -750,6 +752,7 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     study = Study("table1", TrainConfig(), ("LIBERO/libero_object-8-v0",), ("TGRPO",), (0,))
     cell = study.cells()[0]
     root.write(f"{cell.name}/config.json", cell.config.to_dict())
+    (root / cell.name / "evaluations").mkdir()  # an episode was played
     root.write(f"{cell.name}/setup.json", {"start": checkpoint_identity(shipped_start()), "assets": "light"})
     check_cells([cell], root)
     root.write(f"{cell.name}/setup.json", {"start": "an earlier one", "assets": "light"})

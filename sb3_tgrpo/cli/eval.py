@@ -206,12 +206,11 @@ def _saved_class(settings: dict[str, Any]) -> Any:
     """The algorithm that has these settings; None if it is none of those known here."""
     from stable_baselines3 import A2C, PPO
 
-    from sb3_tgrpo.preferences import DPO
+    from sb3_tgrpo.preferences import DPO, TPO
     from sb3_tgrpo.tgrpo import TGRPO
 
     if "alpha_step" in settings:
-        # TPO's files can't be told from DPO's, but it acts alike: the two differ in their updates alone.
-        return DPO if "beta" in settings else TGRPO
+        return {"DPO": DPO, "TPO": TPO}.get(settings.get("saved_objective", ""), TGRPO)
     # sb3-contrib's algorithms share settings with these: TRPO is told by its own, the others by their policies.
     contrib = str(getattr(settings.get("policy_class"), "__module__", "")).startswith("sb3_contrib")
     if contrib or "cg_max_steps" in settings:
