@@ -248,6 +248,15 @@ def test_damaged_json_names_the_file(folder, file, content, message):
         load_openvla(folder)
 
 
+def test_damaged_statistics_that_nobody_asks_for_do_not_matter(folder):
+    damaged = {"action": {"q01": [float("nan")] * 7, "q99": [1.0] * 7}}
+    (folder / "dataset_statistics.json").write_text(json.dumps({"mine": SPATIAL, "damaged": damaged}))
+    model = load_openvla(folder)
+    assert model.statistics("mine") == SPATIAL
+    with pytest.raises(ValueError, match="'damaged' has"):
+        model.statistics("damaged")
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 100, b"\x08" + 7 * b"\x00" + b"notjson!"])
 def test_junk_in_the_place_of_weights_names_the_file(folder, content):
     shard = sorted(folder.glob("model-*.safetensors"))[1]

@@ -40,23 +40,27 @@ def _bounds(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def check_statistics(statistics: Any, source: str) -> None:
     """
-    Check action statistics before they are used.
+    Check action statistics before they are used. Of several datasets' one must do: the others may be of no interest.
 
     :param statistics: By dataset name.
     :param source: Where they came from, for error messages.
-    :raises ValueError: If a dataset's are not as :func:`unnormalise` reads them.
+    :raises ValueError: If none is as :func:`unnormalise` reads them.
     """
     expected = '{dataset: {"action": {"q01": [...], "q99": [...]}}} with numbers, one per dimension of the action'
     if not isinstance(statistics, dict):
         raise ValueError(f"{source} must be {expected}, got {statistics!r:.60}.")
-    for name, entry in statistics.items():
-        try:
-            low, high, mask = _bounds(entry)
-            fits = low.ndim == 1 and low.shape == high.shape == mask.shape and bool(np.isfinite([low, high]).all())
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            fits = False
-        if not fits:
-            raise ValueError(f"{source} must be {expected}; {name!r} has {entry!r:.60}.")
+    unfit = {name: entry for name, entry in statistics.items() if not _fits(entry)}
+    if unfit and len(unfit) == len(statistics):
+        name, entry = next(iter(unfit.items()))
+        raise ValueError(f"{source} must be {expected}; {name!r} has {entry!r:.60}.")
+
+
+def _fits(entry: Any) -> bool:
+    try:
+        low, high, mask = _bounds(entry)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    return low.ndim == 1 and low.shape == high.shape == mask.shape and bool(np.isfinite([low, high]).all())
 
 
 def unnormalise(values: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:

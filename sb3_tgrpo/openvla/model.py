@@ -18,7 +18,15 @@ try:
 except ImportError as error:
     raise ImportError('OpenVLA needs transformers, peft and more: pip install "sb3-tgrpo[openvla]"') from error
 
-from sb3_tgrpo.openvla.actions import action_dim, bin_tokens, bin_values, normalise, resolve_unnorm_key, unnormalise
+from sb3_tgrpo.openvla.actions import (
+    action_dim,
+    bin_tokens,
+    bin_values,
+    check_statistics,
+    normalise,
+    resolve_unnorm_key,
+    unnormalise,
+)
 from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.graph import GraphedGeneration
 from sb3_tgrpo.openvla.images import Normalization, preprocess_libero_image, rotate_and_area_resize, to_pixel_values
@@ -406,9 +414,11 @@ class OpenVLA(nn.Module):
         """
         One dataset's action statistics.
 
-        :raises ValueError: If the name is unknown (all names are listed) or None and there are several.
+        :raises ValueError: If the name is unknown (all names are listed) or None and there are several, or they are damaged.
         """
-        return self.norm_stats[resolve_unnorm_key(list(self.norm_stats), unnorm_key)]
+        name = resolve_unnorm_key(list(self.norm_stats), unnorm_key)
+        check_statistics({name: self.norm_stats[name]}, "The checkpoint's action statistics")
+        return self.norm_stats[name]
 
     def decode_actions(self, tokens: th.Tensor | np.ndarray, unnorm_key: str | None = None) -> np.ndarray:
         """
