@@ -269,9 +269,9 @@ BUDGETS: dict[str, TrainConfig] = {
 
 
 def unused_settings(config: TrainConfig) -> set[str]:
-    """Settings of the algorithms that the one of this configuration does not use; which one it is, is no setting of it."""
+    """Settings of the algorithms that the one of this configuration does not use. ``algo``, which tells it, is one."""
     names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
-    return names - {"algo"} - USED_SETTINGS[config.algorithm.algo]
+    return names - USED_SETTINGS[config.algorithm.algo]
 
 
 def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> None:

@@ -32,6 +32,7 @@ from sb3_tgrpo.comparison import wilson_interval
 from sb3_tgrpo.envs.registration import env_ids
 from sb3_tgrpo.main_job import run_training
 from sb3_tgrpo.openvla.loading import checkpoint_identity
+from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.study import (
@@ -930,6 +931,8 @@ def free(run: RunFolder) -> bool:
 def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = study_arguments(tmp_path)
     arguments[arguments.index("tiny")] = str(tmp_path / "nothing")
+    save_tiny(tmp_path / "nothing", 32)
+    (tmp_path / "nothing" / "model.safetensors.index.json").unlink()  # its weights can't be found
     assert main(arguments) == 1
     output = capsys.readouterr()
     assert "2 of 2 cells failed" in output.err and "the start policy could not be evaluated" in output.err

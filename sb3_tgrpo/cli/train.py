@@ -89,7 +89,7 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
     if "env" in given:
         given["env"] = env_id(given["env"])
     config = config.updated(given)
-    check_used(given, f"--algo {config.algorithm.algo}", config)
+    check_used(given.keys() - {"algo"}, f"--algo {config.algorithm.algo}", config)
     return config
 
 
