@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -129,7 +130,7 @@ class ActorPolicy(BasePolicy):
             self.actor.action_net.apply(partial(self.init_weights, gain=0.01))
         self.reference: _Actor | None = None
         # Of a saved policy and this one, one may hold a reference and the other none yet.
-        self.register_load_state_dict_pre_hook(_reconcile_reference)
+        self.register_load_state_dict_pre_hook(_reconcile_own_reference)
         self.optimizer = self.optimizer_class(self.actor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
@@ -221,15 +222,27 @@ class _Actor(nn.Module):
             self.action_net = action_dist.proba_distribution_net(latent_dim)  # type: ignore[assignment]
 
 
-def _reconcile_reference(module: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *_: Any) -> None:
-    """Before loading: make room for a reference that was saved; where none was, this one's stays."""
+def _reconcile_own_reference(module: nn.Module, state_dict: dict[str, th.Tensor], prefix: str, *_: Any) -> None:
     assert isinstance(module, ActorPolicy)
-    prefix += "reference."
+    reconcile_reference(module.reference, module.freeze_reference, state_dict, prefix + "reference.")
+
+
+def reconcile_reference(
+    reference: nn.Module | None, freeze: Callable[[], None], state_dict: dict[str, th.Tensor], prefix: str
+) -> None:
+    """
+    Before parameters are loaded: make room for a reference that they hold; where they hold none, the policy's own stays.
+
+    :param reference: The policy's frozen copy, if it has one already.
+    :param freeze: Makes one.
+    :param state_dict: The parameters, completed in place.
+    :param prefix: Of the copy's names.
+    """
     if any(key.startswith(prefix) for key in state_dict):
-        if module.reference is None:
-            module.freeze_reference()
-    elif module.reference is not None:
-        state_dict.update(module.reference.state_dict(prefix=prefix))
+        if reference is None:
+            freeze()
+    elif reference is not None:
+        state_dict.update(reference.state_dict(prefix=prefix))
 
 
 class ActorCnnPolicy(ActorPolicy):

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch as th
 from torch import nn
 
+from sb3_tgrpo.policies import reconcile_reference
+
 if TYPE_CHECKING:
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
@@ -40,12 +42,7 @@ def check_base(
             f"These parameters were trained on another base than {policy.checkpoint!r}: pass the checkpoint (and adapter) "
             "they belong to through policy_kwargs, at loading through custom_objects={'policy_kwargs': ...}."
         )
-    prefix += "reference_model."
-    if any(name.startswith(prefix) for name in state_dict):
-        if policy.reference_model is None:
-            policy.freeze_reference()
-    elif policy.reference_model is not None:
-        state_dict.update(policy.reference_model.state_dict(prefix=prefix))
+    reconcile_reference(policy.reference_model, policy.freeze_reference, state_dict, prefix + "reference_model.")
 
 
 def forgive_frozen(module: nn.Module, incompatible_keys: Any) -> None:
