@@ -184,7 +184,7 @@ def run_study(
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1.")
     cells = study.cells()
-    warnings = check_starts(study)
+    warnings = check_tasks_and_policies(study)
     root = RunFolder(folder)
     with root.locked():
         check_cells(cells, root)
@@ -249,7 +249,7 @@ def _unique(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.name: cell for cell in cells}.values())
 
 
-def check_starts(study: Study) -> list[str]:
+def check_tasks_and_policies(study: Study) -> list[str]:
     """
     Check that there are the tasks and the start policies, before any cell is run.
 

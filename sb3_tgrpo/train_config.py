@@ -41,7 +41,7 @@ class TaskConfig:
     env: str = setting("LIBERO/libero_object-8-v0", "Gymnasium id of the task")
     assets: Assets | None = setting(None, "assets; none: those that the start policy was trained on")
     image_size: int | None = setting(None, "pixels; none: those of the checkpoint's image recipe")
-    reward: str = setting("shipped", "'shipped', 'sparse', another task's name, or a path to a specification (.json)")
+    reward: str = setting("shipped", "'shipped', 'sparse', or a path to a specification of this task (.json)")
     payment: Payment = setting("latched", "how the reward's level is paid")
     starts: Starts = setting("drawn", "training starts: drawn by LIBERO's sampler, or the stored ones")
     start_noise: float = setting(0.0, "metres by which starts are widened, drawn ones and the evaluation's")

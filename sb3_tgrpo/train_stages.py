@@ -199,7 +199,7 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     lora = config.start.lora if config.start.lora != "auto" else None if small else "language"
     steps = config.task.max_episode_steps
     check_task(config.task.env)
-    check_starts(config)
+    check_eval_starts(config)
     if not is_libero(config):
         return Setup(checkpoint, identity, "auto", "none", 0, "the environment's own", lora, steps)
     if steps is None and small:
@@ -217,7 +217,7 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     return Setup(checkpoint, identity, assets, resolve_assets(assets).kind, size, text, lora, steps)
 
 
-def check_starts(config: TrainConfig) -> None:
+def check_eval_starts(config: TrainConfig) -> None:
     """
     :raises ValueError: if the task has fewer stored starts than are to be played.
     """

@@ -214,7 +214,7 @@ def test_damaged_metadata(file: Path, tmp_path: Path):
     content = file.read_bytes()
     for mark in (b"TREE", b"HEAP", b"SNOD"):  # HDF5's indices of groups
         path = tmp_path / f"{mark.decode()}.hdf5"
-        path.write_bytes(content.replace(mark, b"XXXX"))
+        path.write_bytes(content.replace(mark, bytes(len(mark))))
         with pytest.raises(ValueError, match=f"{path.name} .*(damaged|truncated)"):
             DemonstrationDataset(path)
 

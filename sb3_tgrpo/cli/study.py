@@ -113,14 +113,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
-    from sb3_tgrpo.study import StudyError, check_starts, is_finished, run_study, write_tables
+    from sb3_tgrpo.study import StudyError, check_tasks_and_policies, is_finished, run_study, write_tables
     from sb3_tgrpo.study_tables import rich_table
     from sb3_tgrpo.study_view import make_study_view
 
     study = study_from(args)
     if args.dry_run:
         root = RunFolder(args.out) if args.out.is_dir() else None
-        for warning in check_starts(study):
+        for warning in check_tasks_and_policies(study):
             print(warning)
         for cell in {cell.name: cell for cell in study.cells()}.values():
             print(f"{'finished' if root is not None and is_finished(cell, root) else 'to run  '}  {cell}")
