@@ -19,13 +19,22 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch.nn import functional
 from toy_envs import ScriptEnv
 
 from sb3_tgrpo import TGRPO, baselines, envs, tgrpo, train_stages
 from sb3_tgrpo import study as study_module
-from sb3_tgrpo.baselines import DrawnStarts, algorithm_class, even_batch_size, make_ungrouped_env, rollout_steps
+from sb3_tgrpo.baselines import (
+    DrawnStarts,
+    SceneExtractor,
+    algorithm_class,
+    even_batch_size,
+    make_ungrouped_env,
+    rollout_steps,
+)
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.study import add_parser, study_from
 from sb3_tgrpo.comparison import wilson_interval
@@ -612,6 +621,25 @@ def test_other_methods(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert is_vla == (algo in ("ppo", "dpo", "tpo")) == (tmp_path / "checkpoint" / "config.json").is_file()
     if algo == "ppo":
         assert model.policy.value_net is not None
+
+
+def test_references_see_what_their_network_was_made_for() -> None:
+    image = spaces.Box(0, 255, (3, 128, 128), np.uint8)
+    extractor = SceneExtractor(
+        spaces.Dict({"image": image, "small": spaces.Box(0, 255, (3, 64, 64), np.uint8), "instruction": spaces.MultiBinary(9)})
+    )
+    assert {
+        key: next(part.in_features for part in net.modules() if isinstance(part, th.nn.Linear))
+        for key, net in extractor.extractors.items()
+    } == {
+        "image": 64 * 7 * 7,  # Mnih et al.'s
+        "small": 64 * 4 * 4,
+    }
+    seen = {"image": th.rand(2, 3, 128, 128), "small": th.rand(2, 3, 64, 64), "instruction": th.zeros(2, 9)}
+    assert extractor(seen).shape == (2, extractor.features_dim)
+    whole = functional.adaptive_avg_pool2d(seen["image"], 84)
+    assert th.equal(extractor(seen), extractor({**seen, "image": whole}))
+    assert not th.equal(extractor(seen), extractor({**seen, "image": whole.flip(-1)}))
 
 
 def test_ppo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
