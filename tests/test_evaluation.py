@@ -40,6 +40,7 @@ from sb3_tgrpo.evaluation import (
     resumable_evaluation,
 )
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+from sb3_tgrpo.run_folder import RunFolder
 
 INSTRUCTION = np.frombuffer(b"pick up the milk".ljust(256, b"\x00"), np.uint8)
 
@@ -503,10 +504,14 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert evaluation.episodes[0].length == 280 and evaluation.protocol["step_caps"] == {"libero_object-9": 280}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "settings.json", "episodes.jsonl", "evaluation.json", "report.txt", "command.json", "comparison.json", "videos",
+        ".lock",
     }  # fmt: skip
     assert (tmp_path / "out" / "videos" / "libero_object-9-start00-failure.mp4").stat().st_mtime >= started - 1
     assert main(["eval", "--checkpoint", "tiny", *arguments, "--sampled"]) == 1
     assert "holds another evaluation (deterministic: True then, False now)" in capsys.readouterr().err
+    with RunFolder(tmp_path / "out").locked():
+        assert main(["eval", "--checkpoint", "tiny", *arguments]) == 1
+    assert "in use by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

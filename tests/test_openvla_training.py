@@ -250,6 +250,39 @@ def test_adapters_that_can_not_be_written_as_one_are_refused(tmp_path):
         policy.export_adapter(tmp_path / "second")
 
 
+@pytest.mark.parametrize("on_another", [False, True])
+@pytest.mark.parametrize("fails", ["config", "weights", "move"])
+def test_an_interrupted_export_leaves_the_whole_adapter_or_none(fails, on_another, trained, tmp_path, monkeypatch):
+    folder = trained.export_adapter(tmp_path / "adapter")
+    contents = {file.name: file.read_bytes() for file in folder.iterdir()}
+    other = moved(policy_for(observation_space(), checkpoint="tiny", lora={"r": 2}, adapter=folder if on_another else None))
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if fails == "config":
+            patch.setattr("peft.LoraConfig.save_pretrained", interrupted)
+        elif fails == "weights":
+            patch.setattr("safetensors.torch.save_file", interrupted)
+            patch.setattr("peft.peft_model.safe_save_file", interrupted)
+        else:
+            patch.setattr("sb3_tgrpo.openvla.lora.os.replace", interrupted)
+        other.export_adapter(folder)
+    if fails == "move":
+        with pytest.raises(ValueError, match=r"adapter_config\.json"):
+            policy_for(observation_space(), checkpoint="tiny", adapter=folder)
+    else:
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == contents
+    other.export_adapter(folder)
+    assert {file.name for file in folder.iterdir()} == set(contents)
+    assert (folder / "adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
+    obs = observations(4)
+    again = policy_for(observation_space(), checkpoint="tiny", adapter=folder)
+    assert (logits(again.model, other, obs) - logits(other.model, other, obs)).abs().max() < 1e-3
+    assert (logits(again.model, other, obs) - logits(trained.model, other, obs)).abs().max() > 1e-2
+
+
 def half_of(weights):
     return {name: tensor for name, tensor in weights.items() if "layers.1." not in name}
 

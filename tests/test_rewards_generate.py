@@ -18,6 +18,7 @@ from sb3_tgrpo.rewards.kinematic import kinematic_traces
 from sb3_tgrpo.rewards.measure import measure
 from sb3_tgrpo.rewards.templates import write_spec
 from sb3_tgrpo.rewards.traces import save_traces
+from sb3_tgrpo.run_folder import RunFolder
 
 TASK = "libero_goal-7"
 FACTS = load_task_facts(TASK)
@@ -360,7 +361,10 @@ def test_the_command_generates_and_goes_on_where_it_stopped(
     assert len(api.requests) == 1
     with fake_api(Reply(text=GOOD)) as api:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
-        assert run_cli("generate", TASK, "--out", str(tmp_path), "--candidates", "1", "--again", "--deadline", "30") == 0
+        again = ("generate", TASK, "--out", str(tmp_path), "--candidates", "1", "--again", "--deadline", "30")
+        with RunFolder(tmp_path).locked(), pytest.raises(OSError, match="in use by another process"):
+            run_cli(*again)
+        assert api.requests == [] and run_cli(*again) == 0
     assert len(api.requests) == 1
     out = capsys.readouterr().out
     assert "verified after 1 answers" in out

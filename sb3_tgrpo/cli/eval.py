@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
     from sb3_tgrpo.evaluation import Evaluation, policy_name, resumable_evaluation
     from sb3_tgrpo.outcomes import write_json
-    from sb3_tgrpo.run_folder import write_text
+    from sb3_tgrpo.run_folder import RunFolder, write_text
 
     before = None if args.compare is None else Evaluation.load(args.compare)
     env_ids = chosen_env_ids(args.env, args.suite)
@@ -105,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         "name": policy_name(policy) if args.model is None else str(args.model),
         "batch_size": args.batch_size,
     }
-    with _bar(args.quiet, len(env_ids) * len(starts) * args.episodes_per_start) as progress:
+    n_episodes = len(env_ids) * len(starts) * args.episodes_per_start
+    with RunFolder(folder).locked(), _bar(args.quiet, n_episodes) as progress:
         evaluation = resumable_evaluation(
             folder, policy, _with_rewards(env_ids) if args.reward else env_ids, **settings,
             n_envs=args.n_envs, record=args.video, progress=progress,

@@ -89,12 +89,26 @@ def expand(names: list[str]) -> list[str]:
 
 def run_generate(args: argparse.Namespace) -> int:
     """One task after the other; finished ones are skipped, so that a stopped run goes on where it was."""
+    from sb3_tgrpo.run_folder import RunFolder
+
+    tasks = expand(args.tasks)
+    with RunFolder(args.out).locked():  # answers cost money: not twice the same
+        failed = _generate(args, tasks)
+    if args.plots is not None:
+        from sb3_tgrpo.rewards.plots import plot_rejects
+
+        print(f"  {plot_rejects(args.out, args.plots / 'rejections.png')}")
+    return 1 if failed else 0
+
+
+def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
+    """How many tasks ended without a verified reward."""
     from sb3_tgrpo.rewards.api import FatalAPIError
     from sb3_tgrpo.rewards.errors import RewardError
     from sb3_tgrpo.rewards.generate import generate_reward
 
     failed = 0
-    for task in expand(args.tasks):
+    for task in tasks:
         folder = args.out / task
         if (folder / "result.json").is_file() and not args.again:
             print(f"{task}: there is a result in {folder}; --again writes a new one")
@@ -120,11 +134,7 @@ def run_generate(args: argparse.Namespace) -> int:
         cost = "unknown" if made.cost_usd is None else f"${made.cost_usd:.3f}"
         print(f"{task}: verified after {len(made.attempts)} answers, margin {made.report.margin:.2f}, estimated cost {cost}")
         print(f"  {folder / 'spec.json'}")
-    if args.plots is not None:
-        from sb3_tgrpo.rewards.plots import plot_rejects
-
-        print(f"  {plot_rejects(args.out, args.plots / 'rejections.png')}")
-    return 1 if failed else 0
+    return failed
 
 
 def run_verify(args: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """``sb3-tgrpo sft``: supervised fine-tuning on demonstrations."""
 
 import argparse
-import json
 import shlex
 import sys
 from contextlib import nullcontext
@@ -127,7 +126,7 @@ def _train(args: argparse.Namespace, dataset: Any) -> None:
     command = shlex.join(["sb3-tgrpo", *sys.argv[1:]])
     sft.save_checkpoint(args.out, command=command)
     if sft.processes.is_main:
-        (args.out / "validations.json").write_text(json.dumps(sft.history, indent=1) + "\n", encoding="utf-8")
+        RunFolder(args.out).write("validations.json", sft.history)
         print(f"{sft.num_updates} updates in {sft.seconds:.0f} s; checkpoint in {args.out}")
 
 

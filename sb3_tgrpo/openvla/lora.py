@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from sb3_tgrpo.openvla.model import DEFAULT_ACTION_DIM, OpenVLA
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 # What "all-linear" meant in the PEFT release the upstream checkpoints were made with: 436 linear layers, both patch
 # embeddings and lm_head. Today's "all-linear" leaves the last three out, so the names are spelled out.
@@ -137,7 +140,7 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str]) -> StartAdapt
         if hasattr(layer, "lora_A"):
             _add_merged(layer, name)
     wrapper.unload()
-    digest = hashlib.sha256((folder / "adapter_config.json").read_bytes())
+    digest = hashlib.sha256((folder / ADAPTER_CONFIG).read_bytes())
     digest.update((folder / "adapter_model.safetensors").read_bytes())
     return StartAdapter(str(adapter), digest.hexdigest(), factors)
 
@@ -149,7 +152,7 @@ def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig"
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
-            f"adapter={str(adapter)!r}: {folder / 'adapter_config.json'} is damaged ({error!r}). Get the adapter again."
+            f"adapter={str(adapter)!r}: {folder / ADAPTER_CONFIG} is damaged ({error!r}). Get the adapter again."
         ) from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"adapter={str(adapter)!r} is of PEFT's type {config.peft_type}: only LoRA can be a start.")
@@ -209,7 +212,7 @@ def _adapter_folder(adapter: str | os.PathLike[str]) -> Path:
         if str(adapter).count("/") != 1:
             raise ValueError(f"adapter={str(adapter)!r} is neither a folder nor a hub id (owner/name).")
         folder = find_checkpoint(adapter)
-    missing = [name for name in ("adapter_config.json", "adapter_model.safetensors") if not (folder / name).is_file()]
+    missing = [name for name in (ADAPTER_CONFIG, "adapter_model.safetensors") if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"adapter={str(adapter)!r} is not a PEFT adapter folder: it lacks {', '.join(missing)}.")
     return folder
@@ -308,15 +311,27 @@ def export_adapter(
     :raises ValueError: If the two can't be written as one.
     """
     folder = Path(folder)
-    config: Any = wrapper.peft_config["default"]
-    if start is None:
-        config.base_model_name_or_path = base
-        wrapper.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    else:
-        config = _save_stacked(wrapper, folder, base, start)
-    card = _model_card(config, base, unnorm_key, assets, None if start is None else start.name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as name:
+        unfinished = Path(name)
+        config: Any = wrapper.peft_config["default"]
+        if start is None:
+            config.base_model_name_or_path = base
+            wrapper.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
+        else:
+            config = _save_stacked(wrapper, unfinished, base, start)
+        card = _model_card(config, base, unnorm_key, assets, None if start is None else start.name)
+        (unfinished / "README.md").write_text(card, encoding="utf-8")
+        _move_adapter(unfinished, folder)
     return folder
+
+
+def _move_adapter(unfinished: Path, folder: Path) -> None:
+    # While there is no config the folder is no adapter: never weights of one with the rank of another.
+    (folder / ADAPTER_CONFIG).unlink(missing_ok=True)
+    for file in sorted(unfinished.iterdir(), key=lambda file: file.name == ADAPTER_CONFIG):
+        file.chmod(0o644)  # safetensors writes for the owner alone
+        os.replace(file, folder / file.name)
 
 
 def _save_stacked(wrapper: "PeftModel", folder: Path, base: str, start: StartAdapter) -> "LoraConfig":
@@ -336,7 +351,6 @@ def _save_stacked(wrapper: "PeftModel", folder: Path, base: str, start: StartAda
     config = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=sorted(stacked), base_model_name_or_path=base, inference_mode=True
     )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))
     tensors = {}
     for name, (first, second) in stacked.items():
