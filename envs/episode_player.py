@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from sb3_tgrpo.envs.group_vec_env import find_spec
 from sb3_tgrpo.envs.groups import MAX_RESTARTS
 from sb3_tgrpo.envs.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerPool
 
@@ -88,13 +89,13 @@ def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render:
     :param kwargs: keyword arguments of ``gymnasium.make`` or the function.
     :param render: wrap it in :class:`PictureInInfo`.
     """
-    if isinstance(env, str):
-        gym.spec(env)  # an unknown id fails here, not in a worker
+    # Here, as a worker does not know what this process has registered, and an unknown id should not fail there.
+    spec = find_spec(env) if isinstance(env, str) else None
 
     def make() -> gym.Env:
         import sb3_tgrpo  # noqa: F401  # registers the LIBERO ids in the process that makes the environment
 
-        made = gym.make(env, **kwargs) if isinstance(env, str) else env(**kwargs)
+        made = env(**kwargs) if spec is None else gym.make(spec, **kwargs)  # type: ignore[operator]
         return PictureInInfo(made) if render else made
 
     return make
@@ -260,8 +261,8 @@ class EpisodePlayer:
                 self._begin_next(slot, queue)
             busy = list(slots)
             while busy:
-                for slot in self._answered(busy):
-                    episode = self._receive(slot)
+                for slot, timeout in self._answered(busy):
+                    episode = self._receive(slot, timeout)
                     if episode is not None:
                         if not self._begin_next(slot, queue):
                             busy.remove(slot)
@@ -283,20 +284,22 @@ class EpisodePlayer:
         slot.begin(request, self.actor.begin(request))
         return True
 
-    def _answered(self, busy: list[_Slot]) -> list[_Slot]:
-        """Slots with something to receive, or that have kept us waiting for too long."""
+    def _answered(self, busy: list[_Slot]) -> list[tuple[_Slot, float | None]]:
+        """Slots with something to receive, or that have kept us waiting for too long; and how long to wait for it now."""
         pending = [slot for slot in busy if slot.observation is None]
         if not self.subprocess:
-            return pending
+            return [(slot, None) for slot in pending]
         patience = [slot.patience(self.timeout) for slot in pending]
         soonest = min((max(left, 0.0) for left in patience if left is not None), default=None)
         ready = wait([slot.worker for slot in pending], soonest)  # type: ignore[misc]
+        if ready:
+            return [(slot, self.timeout) for slot in pending if slot.worker in ready]
         late = (left is not None and left <= (soonest or 0.0) for left in patience)
-        return [slot for slot, is_late in zip(pending, late, strict=True) if slot.worker in ready or (not ready and is_late)]
+        return [(slot, 0.0) for slot, is_late in zip(pending, late, strict=True) if is_late]
 
-    def _receive(self, slot: _Slot) -> PlayedEpisode | None:
+    def _receive(self, slot: _Slot, timeout: float | None) -> PlayedEpisode | None:
         try:
-            answer = slot.receive(self.timeout)
+            answer = slot.receive(timeout)
         except WorkerLostError as error:
             slot.restart(error, self.actor.begin(slot.episode.request))
             return None

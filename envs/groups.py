@@ -59,7 +59,9 @@ class SyncGroupVectorEnv(VectorEnv):
 
     An environment whose process crashes or does not answer within ``timeout`` is started anew and its group sampled again from
     the same start; ``infos["resampled"]`` is then True for the group's members, whose steps since the start do not count. Each
-    environment may be restarted three times before its group is finished; a fourth time is a ``RuntimeError``.
+    environment may be restarted three times before its group is finished; a fourth time is a ``RuntimeError``. If it is
+    :meth:`call` or another question that it does not answer, the caller gets a
+    :class:`~sb3_tgrpo.envs.worker.WorkerLostError`, and the next step or reset that needs the environment starts it anew.
 
     With ``alternate`` the groups are divided into two halves that take turns: a step carries out the actions of one half and
     returns what the other half has meanwhile made of its own, so that simulators work while the policy thinks (rlpyt's
@@ -430,7 +432,9 @@ class SyncGroupVectorEnv(VectorEnv):
         gym.logger.warn(f"Environment {i} {error}: restarted, group {group} is sampled again from the same start.")
 
     def _ask(self, command: str, *args: Any, indices: Sequence[int] | None = None) -> tuple[Any, ...]:
-        chosen = range(self.num_envs) if indices is None else indices
+        chosen = range(self.num_envs) if indices is None else [range(self.num_envs)[i] for i in indices]
+        if len(set(chosen)) < len(chosen):  # a worker's answers to all but its latest question are dropped
+            return tuple(self._ask(command, *args, indices=[i])[0] for i in chosen)
         for i in chosen:
             if self._in_flight[i] and i not in self._answers:
                 self._answers[i] = self._receive(i)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Protocol
@@ -18,11 +19,14 @@ import cloudpickle
 import gymnasium as gym
 
 START_TIMEOUT = 300.0
-"""Seconds a new process may take to import its libraries and build its environment (a simulator on a busy machine)."""
+"""
+Seconds a new process may take to import its libraries, build its environment and answer the first reset, in which a simulator
+may import and build the most (on a busy machine).
+"""
 
 
 class WorkerLostError(RuntimeError):
-    """The process of an environment ended, or did not answer in time. The environment can be started anew."""
+    """The process of an environment ended, or did not answer in time: raised at every answer until it is started anew."""
 
 
 class Worker(Protocol):
@@ -105,6 +109,7 @@ class WorkerProcess:
             raise RuntimeError("Environments in sub-processes need a POSIX system: use subprocess=False here.")
         pairs = [Pipe() for _ in range(n_envs)]
         self._free = [ours for ours, _ in reversed(pairs)]
+        self._arrived: dict[Connection, deque[bytes]] = {}  # answers that nobody has asked for yet
         filenos = [theirs.fileno() for _, theirs in pairs]
         # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
         environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
@@ -117,7 +122,33 @@ class WorkerProcess:
 
     def connect(self) -> Connection:
         """:return: a connection that nobody has yet."""
-        return self._free.pop()
+        connection = self._free.pop()
+        self._arrived[connection] = deque()
+        return connection
+
+    def receive(self, connection: Connection, timeout: float | None) -> bytes:
+        """
+        Wait for an answer, and take in those of the other environments meanwhile: a large one that nobody reads would keep the
+        process from ever coming to the one that is waited for.
+
+        :param connection: whose answer.
+        :param timeout: seconds in which at least one answer must come; None: forever.
+        :raises TimeoutError: if none came.
+        :raises EOFError, OSError: if the process ended.
+        """
+        while not self._arrived[connection]:
+            others = (other for other in self._arrived if other is not connection and not other.closed)
+            ready = wait([connection, *others], timeout)
+            if not ready:
+                raise TimeoutError
+            for sender in ready:
+                assert isinstance(sender, Connection)
+                try:
+                    self._arrived[sender].append(sender.recv_bytes())
+                except (EOFError, OSError):
+                    if sender is connection:  # the others find out by themselves
+                        raise
+        return self._arrived[connection].popleft()
 
     def kill(self) -> None:
         """End it at once, and with it all of its environments."""
@@ -148,6 +179,7 @@ class SubprocessWorker:
     def __init__(self, env_fn: Callable[[], gym.Env], process: WorkerProcess | None = None) -> None:
         self.pickled = cloudpickle.dumps(env_fn)
         self._request = 0  # number of the latest command; answers to earlier ones (after an interrupt) are dropped
+        self._command = "make"
         self._enter(process or WorkerProcess())
 
     def _enter(self, process: WorkerProcess) -> None:
@@ -157,6 +189,7 @@ class SubprocessWorker:
 
     def send(self, command: str, *args: Any) -> None:
         self._request += 1
+        self._command = command
         try:
             self._connection.send_bytes(cloudpickle.dumps((self._request, command, args)))
         except OSError:
@@ -164,42 +197,46 @@ class SubprocessWorker:
 
     def receive(self, timeout: float | None) -> Any:
         """
-        :param timeout: seconds to wait for the answer, None = forever.
+        :param timeout: seconds to wait for the answer, more if the process is new; None = forever, 0 = not at all, even then.
         :raises WorkerLostError: if the process ended, or did not answer in time (it is killed then).
         :raises Exception: whatever the environment raised, with its traceback as a note.
         """
         while True:
-            patience = max(timeout, START_TIMEOUT) if timeout is not None and self._starting else timeout
+            patience = max(timeout, START_TIMEOUT) if timeout and self._starting else timeout
             try:
-                if not self._connection.poll(patience):
-                    self._kill()
-                    raise WorkerLostError(f"did not answer within {patience:g} s")
-                request, succeeded, answer = cloudpickle.loads(self._connection.recv_bytes())
-            except (EOFError, ConnectionResetError) as error:
+                message = self.process.receive(self._connection, patience)
+            except TimeoutError:
+                self.process.kill()
+                limit = f"within {patience:g} s" if patience else "in time"
+                raise WorkerLostError(f"did not answer {limit}") from None
+            except (EOFError, OSError) as error:  # OSError: also in the middle of an answer
+                if self._connection.closed:
+                    raise  # by close(), not by a crash: nothing to restart
                 raise WorkerLostError(f"ended unexpectedly, exit status {self.process.popen.wait()}") from error
-            self._starting = False
+            request, succeeded, answer = cloudpickle.loads(message)
             if not succeeded and request in (0, self._request):
                 raise answer
             if request == self._request:
+                self._starting = self._starting and self._command != "reset"
                 return answer
 
     def fileno(self) -> int:
-        """Readable once an answer is there, or the process is gone: for ``multiprocessing.connection.wait``."""
+        """
+        Readable once an answer is there, or the process is gone: for ``multiprocessing.connection.wait``. Not in a shared
+        process, whose answers may have been taken in already.
+        """
         return self._connection.fileno()
 
     def restart(self) -> None:
-        self._kill()
-        self._enter(WorkerProcess())
-
-    def _kill(self) -> None:
         self.process.kill()
         self._connection.close()
+        self._enter(WorkerProcess())
 
     def close(self) -> None:
         if not self._connection.closed:
             self.send("close")
+            self._connection.close()  # first: it may be blocked by a large answer that nobody reads
             self.process.leave()
-            self._connection.close()
 
 
 class WorkerPool:

@@ -1,7 +1,10 @@
 """SyncGroupVectorEnv: stop rules, hold and mask, starts, and workers that crash, hang or raise."""
 
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from toy_envs import OnceCrashingEnv, ScriptEnv, UnseededEnv
 
 from sb3_tgrpo.envs import SyncGroupVectorEnv
+from sb3_tgrpo.envs.worker import WorkerLostError
 
 SCRIPT = {1: "success", 2: "terminated", 3: "truncated", 4: "raise", 5: "crash", 6: "hang"}
 MakeGroups = Callable[..., SyncGroupVectorEnv]
@@ -30,6 +34,27 @@ def make() -> Iterator[MakeGroups]:
     yield make_groups
     for groups in opened:
         groups.close()
+
+
+class Pictures(ScriptEnv):
+    """Its pictures are larger than what a socket holds (208 KiB)."""
+
+    def __init__(self) -> None:
+        super().__init__(SCRIPT)
+        self.observation_space = gym.spaces.Box(0, 255, (288, 288, 3), np.uint8)
+
+    def _obs(self) -> np.ndarray:
+        return np.full((288, 288, 3), self.total, np.uint8)
+
+    def picture(self, value: int) -> np.ndarray:
+        return np.full((288, 288, 3), value + self.total, np.uint8)
+
+    def count_up(self) -> int:
+        self.total += 1
+        return self.total
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 def flags(result: tuple) -> tuple[list[bool], list[bool], list[bool]]:
@@ -392,6 +417,94 @@ def test_a_shared_process_that_is_lost_costs_all_its_groups_once(make: MakeGroup
     obs, rewards, *_, infos = env.step(np.array([10, 9, 12, 13]))
     assert infos["valid"].all() and rewards.tolist() == [10, 9, 12, 13]
     assert len({worker.process.popen.pid for worker in env._workers}) == 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_large_pictures_do_not_block_a_shared_process(make: MakeGroups, alternate: bool) -> None:
+    def play(**how: Any) -> list[list[tuple]]:
+        env = make(n_envs=6, group_size=2, env=Pictures, alternate=alternate, **how)
+        made: list[list[tuple]] = [[], [], []]
+        env.reset(seed=0)
+        while min(map(len, made)) < 4:  # a group ends, and is reset, while the step of another is on its way
+            obs, _, terminations, truncations, infos = env.step(np.array([1, 10, 20, 30, 3, 2]))
+            for i in np.flatnonzero(infos["valid"]):
+                made[i // 2].append((i, obs[i].max(), terminations[i], truncations[i]))
+        env.reset(seed=0)  # drops what is on its way
+        return [steps[:4] for steps in made]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no environment is lost
+        assert play(subprocess=True, processes=1, timeout=20.0) == play()
+
+
+def test_a_process_that_dies_in_the_middle_of_its_answer_is_lost(make: MakeGroups) -> None:
+    env = make(n_envs=4, group_size=2, env=Pictures, alternate=True, subprocess=True)
+    env.reset(seed=0)
+    env.step(np.full(4, 10))
+    answering = env._workers[0]
+    wait([answering])  # type: ignore[list-item]
+    time.sleep(0.1)  # now it has written what the socket holds
+    answering.process.kill()  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="Environment 0 ended unexpectedly, exit status -9: restarted"):
+        infos = env.step(np.full(4, 10))[4]
+    assert infos["resampled"].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("how", [{"subprocess": False}, {"subprocess": True, "processes": 1, "timeout": 20.0}])
+def test_questions_in_any_order_and_more_than_once(make: MakeGroups, how: dict[str, Any]) -> None:
+    env = make(n_envs=4, group_size=2, env=Pictures, alternate=True, **how)
+    env.reset(seed=0)
+    env.step(np.array([10, 20, 0, 0]))  # on its way
+    assert [picture.max() for picture in env.call("picture", 100, indices=[3, 1, 0])] == [100, 120, 110]
+    assert [picture.max() for picture in env.call("picture", 100, indices=[0, -4, 1, 0])] == [110, 110, 120, 110]
+    assert env.call("count_up", indices=[2, 3, 2]) == (1, 1, 2)
+    assert env.step(np.array([0, 0, 30, 40]))[4]["valid"].tolist() == [True, True, False, False]
+
+
+def test_an_environment_lost_in_a_question_is_restarted_by_the_next_step_or_reset(make: MakeGroups) -> None:
+    env = make(n_envs=2, group_size=2, env=Pictures, subprocess=True, timeout=2.0)
+    env.reset(seed=0)
+    for go_on in (lambda: env.step(np.array([10, 10])), lambda: env.reset(seed=0)):
+        with pytest.raises(WorkerLostError, match="did not answer within 2 s"):
+            env.call("sleep", 1000.0, indices=[1])
+        with pytest.raises(WorkerLostError, match="ended unexpectedly"):
+            env.get_attr("total")
+        with pytest.warns(UserWarning, match="Environment 1 .*: restarted, group 0 is sampled again"):
+            go_on()
+        assert env.get_attr("total") == (0, 0)
+
+
+def test_the_first_reset_of_a_process_may_take_long(make: MakeGroups) -> None:
+    class BuildsInReset(ScriptEnv):
+        built = False
+
+        def reset(self, **how: Any) -> tuple[np.ndarray, dict[str, Any]]:
+            if not self.built:
+                time.sleep(1.0)
+            self.built = True
+            return super().reset(**how)
+
+    env = make(n_envs=2, group_size=2, env=BuildsInReset, subprocess=True, timeout=0.1)
+    env.get_attr("tag")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.reset(seed=0)
+
+
+def test_closing_with_large_answers_unread(make: MakeGroups, tmp_path: Path) -> None:
+    class NotesItsEnd(Pictures):
+        def close(self) -> None:
+            import os
+
+            (tmp_path / str(os.getpid())).touch()
+
+    env = make(n_envs=4, group_size=2, env=NotesItsEnd, alternate=True, subprocess=True)
+    env.reset(seed=0)
+    env.step(np.full(4, 10))
+    env.close()
+    assert len(list(tmp_path.iterdir())) == 4  # none had to be killed
+    with pytest.raises(OSError, match="closed"):  # and none is taken for lost and started again
+        env.reset(seed=0)
 
 
 def test_bad_input(make: MakeGroups) -> None:
