@@ -72,12 +72,15 @@ class GroupVecEnv(VecEnv):
         self.groups.resume()
 
     def start_state(self) -> dict[str, Any]:
-        """See :meth:`SyncGroupVectorEnv.start_state`."""
+        """See :meth:`SyncGroupVectorEnv.start_state`. A seed for the next reset is where the sequence is already."""
+        if self._next_seed is not None:
+            return {"seed": self._next_seed, "n_starts": [0] * self.n_groups}
         return self.groups.start_state()
 
     def set_start_state(self, state: dict[str, Any]) -> None:
-        """See :meth:`SyncGroupVectorEnv.set_start_state`. It outranks an earlier :meth:`seed`."""
-        self._next_seed = None
+        """See :meth:`SyncGroupVectorEnv.set_start_state`. A state that has a seed outranks an earlier :meth:`seed`."""
+        if state["seed"] is not None:
+            self._next_seed = None
         self.groups.set_start_state(state)
 
     # VecEnv's interface

@@ -131,7 +131,7 @@ class SignalReport:
     :param mixed_groups: share of groups with successes and failures; None where the environment reports no success. Under
         ``stop_on="success"`` a group that ends with a success is nearly always mixed.
     :param success_rate: share of members that succeeded.
-    :param equal_returns: share of groups whose returns do not differ.
+    :param equal_returns: share of groups whose returns do not differ, discounted as the model does.
     :param log_prob: mean log-probability of an action, nats: minus the entropy it is sampled with.
     """
 
@@ -179,12 +179,14 @@ class Group:
     :param mask: ``(n_steps, group_size)`` bool, True where a step counts.
     :param step_signal: ``(n_steps, group_size)``.
     :param successes: ``(group_size,)``, 1 or 0, nan where the environment reports none.
+    :param advantages: ``(n_steps, group_size)``, those that the model is trained with.
     """
 
     rewards: np.ndarray
     mask: np.ndarray
     step_signal: np.ndarray
     successes: np.ndarray
+    advantages: np.ndarray
 
 
 Advantage = Callable[[Group], np.ndarray]
@@ -206,11 +208,16 @@ def success_only(group: Group) -> np.ndarray:
     return np.where(group.mask, trajectory_advantages(outcome[None]), 0.0)
 
 
+def as_trained(group: Group) -> np.ndarray:
+    """The model's own advantages, whatever it makes them of."""
+    return group.advantages
+
+
 def default_variants(model: "TGRPO") -> dict[str, Advantage]:
-    """The model's own weights, each level alone, and success alone."""
+    """The model's own advantages, each level alone, and success alone."""
     spread = model.min_spread
     return {
-        "as trained": fused(model.alpha_step, model.alpha_traj, spread, model.gamma, model.compare_ended),
+        "as trained": as_trained,
         "step only": fused(1.0, 0.0, spread, compare_ended=model.compare_ended),
         "traj only": fused(0.0, 1.0, spread, model.gamma),
         "success": success_only,
@@ -327,14 +334,17 @@ class _KeptRollouts:
             "gamma": model.gamma,
             "min_spread": model.min_spread,
             "compare_ended": model.compare_ended,
+            "outcome_reward": model.outcome_reward,
             "variants": variants,
         }
         earlier = self.folder.read("settings.json")
         if earlier is None:
             self.folder.write("settings.json", settings)
-        elif earlier != settings:
-            differing = [f"{name}: {earlier.get(name)} then, {settings[name]} now" for name in settings]
-            changed = [text for text, name in zip(differing, settings, strict=True) if earlier.get(name) != settings[name]]
+            return
+        changed = [
+            f"{name}: {earlier.get(name)} then, {value} now" for name, value in settings.items() if earlier.get(name) != value
+        ]
+        if changed:
             raise ValueError(f"{path} holds another measurement ({'; '.join(changed)}). Choose another folder, or delete it.")
 
     def read(self) -> list[_Rollout]:
@@ -385,7 +395,7 @@ class _Outcomes(BaseCallback):
 def _groups_of(model: "TGRPO", successes: list[np.ndarray]) -> list[Group]:
     buffer = model.rollout_buffer
     return [
-        Group(buffer.rewards[:, g], buffer.mask[:, g], buffer.step_signal[:, g], successes[g])
+        Group(buffer.rewards[:, g], buffer.mask[:, g], buffer.step_signal[:, g], successes[g], buffer.advantages[:, g])
         for g in range(buffer.mask.shape[1])
     ]
 

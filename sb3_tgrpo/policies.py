@@ -181,6 +181,8 @@ class ActorPolicy(BasePolicy):
     def _log_prob(self, distribution: Distribution, actions: th.Tensor) -> th.Tensor:
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.reshape(-1)
+        elif isinstance(self.action_space, spaces.Box):  # a Gaussian is over the flattened action
+            actions = actions.reshape(len(actions), -1)
         return distribution.log_prob(actions).unsqueeze(-1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

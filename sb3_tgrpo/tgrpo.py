@@ -96,7 +96,8 @@ class TGRPO(OnPolicyAlgorithm):
     :param tensorboard_log: Folder of the TensorBoard log, None for none.
     :param policy_kwargs: Keyword arguments of the policy.
     :param verbose: 0 none, 1 info, 2 debug.
-    :param seed: Seed of everything random: starts, sampling, initialisation, order of minibatches.
+    :param seed: Seed of everything random: starts, sampling, initialisation, order of minibatches. Given to ``load``, another
+        one than the saved model's starts a new random sequence instead of going on with the saved one.
     :param device: "auto", "cpu", "cuda", ...
     :param _init_setup_model: Whether to build the networks at creation.
     :raises ValueError: on settings that do not fit together, named with their values.
@@ -203,7 +204,9 @@ class TGRPO(OnPolicyAlgorithm):
         if self.env is not None:
             self._check_groups(self.env)
         self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "group_size": self.group_size}
+        resume_state = self._resume_state
         super()._setup_model()
+        self._resume_state = resume_state  # SB3 seeds here by itself
         missing = [name for name in GROUP_POLICY_METHODS if not hasattr(self.policy, name)]
         if missing:
             raise ValueError(
@@ -213,6 +216,17 @@ class TGRPO(OnPolicyAlgorithm):
         self.policy.temperature = self.temperature
         self.clip_range = FloatSchedule(self.clip_range)
         self._generator = np.random.default_rng(self.seed)
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed everything random. A model that was loaded then begins there, instead of where the saved one was.
+
+        :param seed: The seed; None changes nothing.
+        """
+        super().set_random_seed(seed)
+        if seed is not None:
+            self._generator = np.random.default_rng(seed)
+            self._resume_state = None
 
     def _check_settings(self) -> None:
         if "temperature" in self.policy_kwargs:
@@ -423,7 +437,7 @@ class TGRPO(OnPolicyAlgorithm):
         :param successes: ``(n_groups, group_size)``, nan where the environment does not report success.
         """
         buffer = self.rollout_buffer
-        spread = buffer.returns.std(axis=-1, ddof=1)
+        spread = self._compared_returns().std(axis=-1, ddof=1)
         self.logger.record("rollout/group_rew_std", float(spread.mean()))
         self.logger.record("rollout/zero_std_groups", float((spread <= self.min_spread).mean()))
         self.logger.record("rollout/group_len_mean", float(buffer.mask.any(axis=-1).sum(axis=0).mean()))
@@ -433,6 +447,15 @@ class TGRPO(OnPolicyAlgorithm):
             self.logger.record("rollout/group_success_rate", float((rate > 0).mean()))
             self.logger.record("rollout/mixed_groups", float(((rate > 0) & (rate < 1)).mean()))
         self.logger.record("time/rollout_seconds", seconds)
+
+    def _compared_returns(self) -> np.ndarray:
+        """``(n_groups, group_size)``: what the trajectory level compares, discounted if ``gamma`` is below 1."""
+        buffer = self.rollout_buffer
+        if self.gamma == 1.0:
+            return buffer.returns
+        if self.outcome_reward is not None:  # paid with the last step
+            return buffer.returns * self.gamma ** np.maximum(buffer.mask.sum(axis=0) - 1, 0)
+        return np.tensordot(self.gamma ** np.arange(len(buffer.rewards)), buffer.rewards, axes=1)
 
     # ------------------------------------------------------------------ update
 
@@ -624,6 +647,7 @@ class TGRPO(OnPolicyAlgorithm):
 
     def _state(self) -> dict[str, Any]:
         return {
+            "seed": self.seed,
             "torch": th.get_rng_state().numpy().tobytes(),
             "cuda": [state.numpy().tobytes() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
             "generator": self._generator.bit_generator.state,
@@ -631,6 +655,8 @@ class TGRPO(OnPolicyAlgorithm):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if state.get("seed", self.seed) != self.seed:
+            return  # loaded with another seed
         th.set_rng_state(_rng_tensor(state["torch"]))
         if th.cuda.is_available() and len(state["cuda"]) == th.cuda.device_count():
             th.cuda.set_rng_state_all([_rng_tensor(saved) for saved in state["cuda"]])

@@ -1,5 +1,6 @@
 """The signal in the gradients of groups: the arithmetic on synthetic gradients, and a model that is left as it was."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from openvla_toys import FollowInstruction
 from toy_envs import IdentityEnv, ScriptEnv
 
 from sb3_tgrpo import TGRPO, diagnostics
-from sb3_tgrpo.diagnostics import batch_cosine, fused, half_batch_cosine, measure_signal, signal_share
+from sb3_tgrpo.advantages import trajectory_advantages
+from sb3_tgrpo.diagnostics import batch_cosine, default_variants, fused, half_batch_cosine, measure_signal, signal_share
 from sb3_tgrpo.envs import make_group_env
 
 
@@ -159,6 +161,42 @@ def test_interrupted_measurement_goes_on_with_the_same_result(tmp_path: Path, n_
         next(model.policy.parameters()).add_(1.0)
     with pytest.raises(ValueError, match=r"holds another measurement .policy"):
         measure_signal(model, 8, folder=tmp_path)
+
+
+def outcome_model(outcome_reward: str) -> TGRPO:
+    """Of members that end at different steps, those that succeed earn the least."""
+    script = {0: "success"} | dict.fromkeys(range(50, 60), "terminated")
+    env = make_group_env(ScriptEnv, 4, 2, env_kwargs={"script": script, "limit": 6}, stop_on="never", subprocess=False)
+    model = TGRPO(
+        "MlpPolicy", env, alpha_step=0.0, alpha_traj=1.0, gamma=0.8, outcome_reward=outcome_reward, seed=0, device="cpu"
+    )
+    with th.no_grad():
+        model.policy.actor.action_net.bias[0] += 3.0
+    return model
+
+
+def test_as_trained_is_what_it_is_trained_with(tmp_path: Path) -> None:
+    """Outcomes, not the rewards of the steps."""
+    model = outcome_model("success")
+    _, callback = model._setup_learn(1, None)
+    model.collect_rollouts(model.get_env(), callback, model.rollout_buffer, 1)
+    buffer, variants = model.rollout_buffer, default_variants(model)
+    for index, group in enumerate(diagnostics._groups_of(model, list(buffer.returns))):
+        paid = buffer.returns[index] * 0.8 ** (group.mask.sum(axis=0) - 1)
+        expected = np.where(group.mask, trajectory_advantages(paid[None]), 0.0)
+        assert expected.any() and not np.allclose(variants["traj only"](group), expected)
+        np.testing.assert_allclose(variants["as trained"](group), expected)
+    measure_signal(outcome_model("success"), 4, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"holds another measurement .outcome_reward: success then, return now"):
+        measure_signal(outcome_model("return"), 4, folder=tmp_path)
+
+
+def test_measurement_from_before_outcomes_were_noted_goes_on(tmp_path: Path) -> None:
+    whole = measure_signal(toy_model(), 4, folder=tmp_path)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    assert settings.pop("outcome_reward") is None
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    assert measure_signal(toy_model(), 4, folder=tmp_path) == whole
 
 
 def test_successes_and_mixed_groups() -> None:

@@ -44,6 +44,17 @@ def test_step_infos(subprocess: bool) -> None:
     env.close()
 
 
+def test_a_seed_for_the_next_reset_is_where_the_starts_are() -> None:
+    env, unseeded = make(seed=5), make()
+    unseeded.set_start_state(env.start_state())
+    env.set_start_state(make().start_state())  # has no seed: that of this one holds
+    assert env.start_state() == {"seed": 5, "n_starts": [0, 0]}
+    for seeded in (env, unseeded):
+        assert seeded.reset()[:, 0].tolist() == [5, 5, 6, 6]
+    env.seed(9)
+    assert env.start_state() == {"seed": 9, "n_starts": [0, 0]}
+
+
 def test_success_of_a_member_that_was_held() -> None:
     env = make(n_groups=1, stop_on="never")
     env.reset()

@@ -1,16 +1,22 @@
 """What must hold of OpenVLAPolicy, and that each check notices the bug it guards against."""
 
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from openvla_toys import InstructionSpace, encode, observation_space, observations
+from stable_baselines3 import PPO
 from stable_baselines3.common.utils import check_for_correct_spaces
 
+from sb3_tgrpo import TGRPO
+from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.envs.spaces import InstructionSpace as LiberoInstructionSpace
+from sb3_tgrpo.openvla.graph import GraphedGeneration
 from sb3_tgrpo.openvla.model import KeyValueCache, OpenVLA
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.train_config import shipped_start
@@ -288,6 +294,18 @@ def test_temperature_and_generator():
         policy.model.generate_from_patches(patches, prompts, -1.0)
 
 
+@th.no_grad()
+@pytest.mark.parametrize("lora", ["language", "upstream"])
+def test_logits_over_the_vocabulary_in_half_precision(lora):
+    """What ``action_head`` has of them, but for the head's products being rounded."""
+    model = shake_adapter(make_policy(dtype="bfloat16", lora=lora)).model
+    pixel_values, ids = th.randn(2, 6, 64, 64), [[1, 5, 6, 7]] * 2
+    logits = model.prompt_last_logits(pixel_values, ids)
+    expected = model.action_head(model.prompt_hidden(model.project(pixel_values), model.prompts(ids)))
+    assert logits.dtype == th.float32
+    th.testing.assert_close(logits[:, model.action_rows], expected, atol=0.05, rtol=0.05)
+
+
 def test_half_precision_ratio_is_bounded(obs):
     """In bfloat16 two routes through the network round differently; recorded, and small."""
     policy = shake_adapter(make_policy(dtype="bfloat16"))
@@ -412,6 +430,110 @@ def test_full_fine_tuning_has_a_frozen_copy_as_reference(obs):
     assert (other.action_log_prob(obs, tokens)[0] - start).abs().max() < 1e-5
 
 
+class FakeCuda:
+    """Stands in for what ``graph.py`` uses of ``torch.cuda``: a graph gives back what was computed while it was recorded."""
+
+    def __init__(self, monkeypatch):
+        self.current = self.default = SimpleNamespace(wait_stream=lambda _: None)
+        self.events = []
+        for name in ("graph_pool_handle", "Stream", "current_stream", "CUDAGraph", "device_of"):
+            monkeypatch.setattr(th.cuda, name, getattr(self, name))
+        monkeypatch.setattr(th.cuda, "stream", self.on)
+        monkeypatch.setattr(th.cuda, "graph", lambda graph, pool, stream: self.on(stream, ("recorded", pool)))
+
+    def Stream(self, device):
+        self.events.append(("made", device))
+        return SimpleNamespace(wait_stream=lambda _: None, device=device)
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.events.append(("replayed",)))
+
+    def graph_pool_handle(self):
+        return "pool"
+
+    def current_stream(self):
+        return self.current
+
+    @contextmanager
+    def on(self, stream, event=("warm",)):
+        self.events.append((*event, stream))
+        self.current = stream
+        yield
+        self.current = self.default
+
+    @contextmanager
+    def device_of(self, tensor):
+        self.events.append(("enter", tensor.device))
+        yield
+        self.events.append(("leave",))
+
+
+@th.no_grad()
+def test_graphs_are_recorded_and_replayed_on_the_models_device(policy, obs, monkeypatch):
+    """Not on the current one; and all on one stream, without which they would not share the pool's memory."""
+    cuda = FakeCuda(monkeypatch)
+    graphed = GraphedGeneration(lambda *inputs: [inputs[0] * 2] * 3, lambda: None)
+    prompts = policy._prompts(obs, 4)
+    for rows in (4, 4, 2, 2, 2):
+        graphed(th.ones(rows, 3), prompts, th.zeros(rows, 1), th.ones(()))
+    device = th.device("cpu")
+    stream = next(event[1] for event in cuda.events if event[0] == "warm")
+    assert stream.device == device
+    entered, left, warm, recorded = ("enter", device), ("leave",), ("warm", stream), ("recorded", "pool", stream)
+    eager, replayed = [entered, left], [entered, ("replayed",), left]
+    first, second = ([entered, *made, warm, recorded, ("replayed",), left] for made in ([("made", device)], []))
+    assert cuda.events == [*eager, *first, *eager, *second, *replayed]
+    graphed.clear()
+    for _ in range(2):
+        graphed(th.ones(4, 3), prompts, th.zeros(4, 1), th.ones(()))
+    assert [event[0] for event in cuda.events].count("made") == 2  # the model may have moved
+
+
+@th.no_grad()
+def test_a_graph_is_replayed_for_the_adapters_it_was_recorded_with(policy, obs, monkeypatch):
+    """A graph holds the branches that PEFT took in Python."""
+    FakeCuda(monkeypatch)
+    model = policy.model
+    inputs = (policy._patches(policy._images(obs)), policy._prompts(obs, 4), th.zeros(4, 7, 256), th.ones(()))
+
+    def check():
+        expected = model._generate(*inputs)[1]
+        for _ in range(3):
+            assert th.equal(model._graphs(*inputs)[1], expected)
+        return expected
+
+    on = check()
+    with policy.vla.disable_adapter():
+        off = check()
+    assert (on - off).abs().max() > 1e-2 and th.equal(check(), on)
+    policy.vla.merge_adapter()
+    th.testing.assert_close(check(), on, atol=1e-4, rtol=1e-4)
+    assert len(model._graphs._recordings) == 3
+
+
+def test_adapter_state():
+    policy = make_policy()
+    states = [policy.model.adapter_state()]
+    with policy.vla.disable_adapter():
+        states.append(policy.model.adapter_state())
+    policy.vla.merge_adapter()
+    states.append(policy.model.adapter_state())
+    policy.vla.unmerge_adapter()
+    assert policy.model.adapter_state() == states[0]
+    policy.vla.add_adapter("other", policy.vla.peft_config["default"])
+    policy.vla.set_adapter("other")
+    states.append(policy.model.adapter_state())
+    assert len(set(states)) == 4 and make_policy(lora=None).model.adapter_state() is None
+
+
+@th.no_grad()
+def test_a_merged_adapter_can_be_switched_off(policy, obs):
+    tokens, _ = policy.sample_actions(obs)
+    start = policy.reference_log_prob(obs, tokens)
+    policy.vla.merge_adapter()
+    assert (policy.reference_log_prob(obs, tokens) - start).abs().max() < 1e-4
+
+
 def test_graphs_are_recorded_per_shape_at_the_second_call(policy, obs, monkeypatch):
     """The bookkeeping around CUDA graphs, with a stand-in that records nothing."""
     from sb3_tgrpo.openvla import graph
@@ -419,16 +541,16 @@ def test_graphs_are_recorded_per_shape_at_the_second_call(policy, obs, monkeypat
     recorded = []
 
     class Recording:
-        def __init__(self, generate, pool, *inputs):
+        def __init__(self, generate, pool, stream, *inputs):
             recorded.append(inputs[0].shape)
             self.generate = generate
 
         def replay(self, *inputs):
             return self.generate(*inputs)
 
+    FakeCuda(monkeypatch)
     monkeypatch.setattr(graph, "Recording", Recording)
-    monkeypatch.setattr(th.cuda, "graph_pool_handle", lambda: None)
-    graphed = graph.GraphedGeneration(policy.model._generate, max_graphs=2)
+    graphed = GraphedGeneration(policy.model._generate, policy.model.adapter_state, max_graphs=2)
     patches, prompts = policy._patches(policy._images(obs)), policy._prompts(obs, 4)
     noise, scale = th.zeros(4, 7, 256), th.ones(())
     with th.no_grad():
@@ -440,6 +562,16 @@ def test_graphs_are_recorded_per_shape_at_the_second_call(policy, obs, monkeypat
         assert len(recorded) == 3 and len(graphed._recordings) == 2
         policy.to(th.float64)
         assert not policy.model._graphs._recordings
+
+
+@th.no_grad()
+def test_nothing_is_kept_of_the_device_or_precision_before(policy, obs):
+    tokens, _ = policy.sample_actions(obs)
+    moved = policy.to(th.float64).action_log_prob(obs, tokens)[0]
+    fresh = shake_adapter(make_policy(temperature=0.7)).to(th.float64)
+    assert th.equal(moved, fresh.action_log_prob(obs, tokens)[0])
+    policy.to("meta")
+    assert policy._patches(policy._images(obs)).is_meta and policy._prompts(obs, 4).input_ids.is_meta
 
 
 # ---------------------------------------------------------------------- the actor-critic contract
@@ -488,6 +620,38 @@ def test_any_box_and_any_number_of_dimensions():
     assert action.shape == (3, 1, 2) and all(space.contains(a) for a in action)
     decoded = policy.unscale_action(policy.scale_action(np.array([[[1.0, 2.5]]])))
     np.testing.assert_allclose(decoded, [[[1.0, 2.5]]], atol=0.03)
+
+
+@pytest.mark.parametrize("algorithm", [TGRPO, PPO])
+def test_statistics_that_were_set_come_back(algorithm, tmp_path):
+    """With the policy alone and with an algorithm's zip, whatever they were built with."""
+
+    def statistics(high):
+        return {"action": {"q01": np.full(7, -high), "q99": np.full(7, high)}}
+
+    obs, kwargs = observations(3), {"checkpoint": "tiny", "statistics": {"first": statistics(0.1)}}
+    space = observation_space()
+
+    class Env(gym.Env):
+        observation_space, action_space = space, BOX
+
+    env = make_group_env(Env, 4, subprocess=False) if algorithm is TGRPO else Env()
+    model = algorithm(OpenVLAPolicy, env, seed=0, device="cpu", policy_kwargs=kwargs)
+    model.save(tmp_path / "first.zip")
+    before = model.predict(obs, deterministic=True)[0]
+    model.policy.set_statistics({"other": statistics(0.2), "wide": statistics(0.4)}, "wide")
+    after = model.predict(obs, deterministic=True)[0]
+    np.testing.assert_allclose(after, 4 * before, rtol=1e-5)
+    model.save(tmp_path / "model.zip")
+    model.policy.save(tmp_path / "policy.pth")
+    loaded = algorithm.load(tmp_path / "model.zip", device="cpu")
+    loaded.save(tmp_path / "again.zip")
+    for again in (loaded, algorithm.load(tmp_path / "again.zip"), OpenVLAPolicy.load(tmp_path / "policy.pth")):
+        assert np.array_equal(again.predict(obs, deterministic=True)[0], after)
+    assert loaded.policy.unnorm_key == "wide" and set(loaded.policy.model.norm_stats) == {"other", "wide"}
+    # Parameters that tell of none leave them.
+    model.set_parameters(tmp_path / "first.zip")
+    assert np.array_equal(model.predict(obs, deterministic=True)[0], after)
 
 
 def test_image_only_observations_take_the_instruction_from_the_policy():

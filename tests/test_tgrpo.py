@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -89,6 +90,24 @@ def test_two_seeded_runs_are_equal() -> None:
     assert not th.equal(run(3), run(4))
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (1, 3), (1, 1), ()])
+def test_the_shape_of_a_box_does_not_change_a_run(shape: tuple[int, ...]) -> None:
+    class Still(ScriptEnv):
+        def __init__(self, shape: tuple[int, ...]) -> None:
+            super().__init__(limit=5)
+            self.action_space = spaces.Box(-1.0, 1.0, shape)  # type: ignore[assignment]
+
+        def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+            obs, _, *rest = super().step(0)
+            return obs, -float(np.square(action).sum()), *rest  # type: ignore[return-value]
+
+    def run(shape: tuple[int, ...]) -> th.Tensor:
+        env = make_group_env(partial(Still, shape), 4, subprocess=False)
+        return parameters(TGRPO("MlpPolicy", env, **FAST | {"kl_coef": 0.1}).learn(60))
+
+    assert th.equal(run(shape), run((math.prod(shape),)))
+
+
 def test_processes_do_not_change_a_run() -> None:
     def run(subprocess: bool) -> th.Tensor:
         env = make_group_env(partial(IdentityEnv, "box"), 2, 2, subprocess=subprocess)
@@ -120,6 +139,52 @@ def test_saving_a_loaded_model_keeps_where_it_goes_on(tmp_path: Path) -> None:
     loaded.save(tmp_path / "c")
     for model in (loaded, TGRPO.load(tmp_path / "c", env=identity("box"), device="cpu")):
         assert th.equal(parameters(model.learn(80, reset_num_timesteps=False)), parameters(straight))
+
+
+def test_a_model_saved_before_it_learned_learns_the_same(tmp_path: Path) -> None:
+    model = TGRPO("MlpPolicy", identity("box"), **FAST)
+    model.save(tmp_path / "new")
+    learned = parameters(model.learn(160))
+    loaded = TGRPO.load(tmp_path / "new", env=identity("box"), device="cpu")
+    loaded.save(tmp_path / "again")
+    for other in (loaded, TGRPO.load(tmp_path / "again", env=identity("box"), device="cpu")):
+        assert th.equal(parameters(other.learn(160)), learned)
+        assert other.env.start_state() == model.env.start_state()  # type: ignore[union-attr]
+
+
+def test_another_seed_at_loading_gives_another_run(tmp_path: Path) -> None:
+    TGRPO("MlpPolicy", identity("box"), batch_size=30, **FAST).learn(80).save(tmp_path / "model")
+
+    def run(set_seed: int | None = None, **kwargs: Any) -> th.Tensor:
+        th.manual_seed(99)
+        model = TGRPO.load(tmp_path / "model", env=identity("box"), device="cpu", **kwargs)
+        model.set_random_seed(set_seed)
+        model.save(tmp_path / "loaded")
+        learned = parameters(model.learn(160))
+        again = TGRPO.load(tmp_path / "loaded", env=identity("box"), device="cpu")
+        assert th.equal(parameters(again.learn(160)), learned)  # saving it does not bring the old sequence back
+        return learned
+
+    resumed = run()
+    different = [run(seed=1), run(seed=2), run(set_seed=1), run(set_seed=2)]
+    for i, other in enumerate(different):
+        assert not any(th.equal(other, earlier) for earlier in (resumed, *different[:i]))
+    assert th.equal(resumed, run(seed=0)) and th.equal(different[0], run(seed=1)) and th.equal(different[2], run(set_seed=1))
+
+
+def test_a_seed_is_also_of_the_order_of_minibatches() -> None:
+    model = TGRPO("MlpPolicy", identity("box"), **FAST).learn(80)
+    model.set_random_seed(3)
+    assert model._generator.random() == np.random.default_rng(3).random()
+
+
+def test_a_zip_that_does_not_tell_its_seed_goes_on(tmp_path: Path) -> None:
+    straight = TGRPO("MlpPolicy", identity("box"), **FAST).learn(80).learn(80, reset_num_timesteps=False)
+    model = TGRPO("MlpPolicy", identity("box"), **FAST).learn(80)
+    model._resume_state = {name: value for name, value in model._state().items() if name != "seed"}
+    model.save(tmp_path / "old")
+    loaded = TGRPO.load(tmp_path / "old", env=identity("box"), device="cpu", seed=5)
+    assert th.equal(parameters(loaded.learn(80, reset_num_timesteps=False)), parameters(straight))
 
 
 @pytest.mark.parametrize("alternate", [False, True])
@@ -395,11 +460,33 @@ def test_ended_members_in_the_step_level(compare_ended: bool, tmp_path: Path) ->
     )
     np.testing.assert_allclose(buffer.advantages, expected)
     assert not np.allclose(expected, other)
-    group = Group(buffer.rewards[:, 0], buffer.mask[:, 0], buffer.step_signal[:, 0], np.zeros(4))
+    group = Group(buffer.rewards[:, 0], buffer.mask[:, 0], buffer.step_signal[:, 0], np.zeros(4), buffer.advantages[:, 0])
     variants = default_variants(model)
     np.testing.assert_allclose(variants["as trained"](group), expected[:, 0])
     step = tgrpo_advantages(group.rewards, 1.0, 0.0, group.mask, group.step_signal, compare_ended=compare_ended)
     np.testing.assert_allclose(variants["step only"](group), step)
+
+
+@pytest.mark.parametrize("outcome", [False, True])
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_groups_that_teach_the_trajectory_level_nothing_are_counted(gamma: float, outcome: bool) -> None:
+    """A success pays the same whenever it comes: only a discount tells its members apart."""
+    last = 2 if outcome else 1  # also the reward of success, which the outcome of 1 replaces
+    env = make_group_env(partial(ScriptEnv, {last: "success"}, limit=60), 4, 4, stop_on="never", subprocess=False)
+    settings: dict[str, Any] = {"outcome_reward": "success", "alpha_traj": 1.0} if outcome else {"alpha_traj": 0.7}
+    model = TGRPO("MlpPolicy", env, alpha_step=0.0, gamma=gamma, **FAST, **settings)
+    with th.no_grad():  # nearly no other actions
+        model.policy.actor.action_net.bias[[0, last]] += 12.0  # type: ignore[attr-defined]
+    model._setup_learn(1)
+    model.collect_rollouts(model.env, ConvertedCallback(model), model.rollout_buffer, 1)  # type: ignore[arg-type]
+    buffer = model.rollout_buffer
+    lengths = buffer.mask.sum(axis=0)
+    assert (buffer.returns == 1).all() and len(set(lengths.ravel())) > 1
+    nothing = ~buffer.advantages.any(axis=(0, 2))
+    assert model.logger.name_to_value["rollout/zero_std_groups"] == nothing.mean()
+    assert nothing.all() == (gamma == 1.0)
+    spread = (gamma ** (lengths - 1)).std(axis=-1, ddof=1)
+    assert model.logger.name_to_value["rollout/group_rew_std"] == pytest.approx(spread.mean())
 
 
 def test_step_signal_feeds_the_step_level() -> None:

@@ -108,7 +108,7 @@ class OpenVLA(nn.Module):
         self.is_loaded_in_4bit = False  # the name PEFT looks for
         self.files: dict[str, bytes] = {}
         self.identity = ""
-        self._graphs = GraphedGeneration(self._generate)
+        self._graphs = GraphedGeneration(self._generate, self.adapter_state)
 
     # ------------------------------------------------------------------ properties
 
@@ -271,6 +271,8 @@ class OpenVLA(nn.Module):
         :return: ``(..., n_bins)``; an adapter on ``lm_head`` is included.
         """
         head = self.language_model.lm_head
+        if hasattr(head, "lora_A") and head.disable_adapters and head.merged:
+            head.unmerge()  # as PEFT's own forward does: off means off
         base = head.base_layer if hasattr(head, "base_layer") else head
         hidden = hidden.float()
         logits = F.linear(hidden, base.weight[self.action_rows].float())
@@ -289,7 +291,8 @@ class OpenVLA(nn.Module):
         prompts = self.prompts(input_ids)
         embeds = self._embed(self.project(pixel_values), prompts)
         hidden = self._decode(embeds, *self._positions_and_mask(prompts, embeds.shape[1]))
-        return self.language_model.lm_head(self.language_model.model.norm(hidden[:, -1])).float()
+        with self._autocast(self.autocast_language):
+            return self.language_model.lm_head(self.language_model.model.norm(hidden[:, -1])).float()
 
     def action_hidden(self, patches: th.Tensor, prompts: Prompts, tokens: th.Tensor) -> th.Tensor:
         """
@@ -322,6 +325,13 @@ class OpenVLA(nn.Module):
         return self.action_head(self.action_hidden(self.project(pixel_values), self.prompts(input_ids), tokens))
 
     # ------------------------------------------------------------------ generation
+
+    def adapter_state(self) -> tuple | None:
+        """Whether the language model's adapters are switched off, which are merged, which are active; None without any."""
+        layer = next((module for module in self.language_model.modules() if hasattr(module, "lora_A")), None)
+        if layer is None:
+            return None
+        return layer.disable_adapters, tuple(layer.merged_adapters), tuple(layer.active_adapters)  # type: ignore[arg-type]
 
     def _generate(
         self, patches: th.Tensor, prompts: Prompts, noise: th.Tensor, scale: th.Tensor

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import os
 import tempfile
 import warnings
@@ -119,6 +120,7 @@ class OpenVLAPolicy(BasePolicy):
         self.temperature = temperature
         self.lora = lora
         self.instruction = instruction
+        self.quantization = quantization
         self._settings = {
             "unnorm_key": unnorm_key, "value_head": value_head, "adapter": adapter, "dtype": dtype, "device": device,
             "quantization": quantization, "gradient_checkpointing": gradient_checkpointing, "vision_cache_mb": vision_cache_mb,
@@ -130,6 +132,8 @@ class OpenVLAPolicy(BasePolicy):
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
         self.unnorm_key = self._resolve_statistics(unnorm_key, suite)
+        self._statistics_were_set = False
+        """Whether they came after construction, so that no constructor argument tells of them: they are saved then."""
         self.value_net = self._build_value_net() if value_head else None
         self.reference_model: OpenVLA | None = None
         self._vision_frozen = self.model.vision_is_frozen
@@ -142,6 +146,8 @@ class OpenVLAPolicy(BasePolicy):
         self.register_state_dict_post_hook(drop_frozen)
         self.register_load_state_dict_pre_hook(check_base)
         self.register_load_state_dict_post_hook(forgive_frozen)
+        self.register_state_dict_post_hook(_add_statistics)
+        self.register_load_state_dict_pre_hook(_take_statistics)
         self.optimizer = self.optimizer_class(
             [parameter for parameter in self.parameters() if parameter.requires_grad],
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -205,7 +211,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def set_statistics(self, statistics: Mapping[str, Any], unnorm_key: str | None = None) -> None:
         """
-        Decode with other action statistics from now on.
+        Decode with other action statistics from now on. They are saved and loaded with the parameters.
 
         :param statistics: By name.
         :param unnorm_key: Which of them; None = the only one.
@@ -218,6 +224,7 @@ class OpenVLAPolicy(BasePolicy):
         except ValueError:
             self.model.norm_stats = before
             raise
+        self._statistics_were_set = True
 
     def _build_value_net(self) -> nn.Module:
         net = nn.Sequential(nn.Linear(self.model.hidden_size, _VALUE_HIDDEN), nn.Tanh(), nn.Linear(_VALUE_HIDDEN, 1))
@@ -257,6 +264,13 @@ class OpenVLAPolicy(BasePolicy):
         """Forget what was computed from frames (the weights have changed in another way than by training)."""
         for cache in (self._patch_cache, self._pixel_cache):
             cache.clear()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "OpenVLAPolicy":
+        super()._apply(fn, recurse)
+        # Prompts lie on the device that the policy was on, embeddings also have its precision.
+        self._prompt_batches.clear()
+        self.clear_caches()
+        return self
 
     # ------------------------------------------------------------------ observations
 
@@ -535,6 +549,21 @@ class OpenVLAPolicy(BasePolicy):
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload from sb3-tgrpo")
         return str(url)
+
+
+def _add_statistics(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(module, OpenVLAPolicy)
+    if module._statistics_were_set:
+        chosen = {"statistics": module.model.norm_stats, "unnorm_key": module.unnorm_key}
+        text = json.dumps(chosen, default=lambda array: array.tolist())
+        state_dict[prefix + "statistics"] = th.tensor(list(text.encode()), dtype=th.uint8)
+
+
+def _take_statistics(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(module, OpenVLAPolicy)
+    saved = state_dict.pop(prefix + "statistics", None)
+    if saved is not None:
+        module.set_statistics(**json.loads(bytes(saved.tolist())))
 
 
 def _rows(images: th.Tensor, rows: list[int]) -> th.Tensor:
