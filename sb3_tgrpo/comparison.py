@@ -1,6 +1,7 @@
 """Statistics of success rates: intervals, and two policies compared on the same starts."""
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -148,7 +149,8 @@ def paired_comparison(
     Several evaluations can be pooled, such as those of five training seeds: the k-th of ``before`` is paired with the k-th of
     ``after`` (a start policy common to all is simply repeated). What the interval generalises to depends on what is resampled:
 
-    - ``"start"``: starts, each with its episodes of all evaluations: other starts, these trained policies. The default.
+    - ``"start"``: starts of each task, each with its episodes of all evaluations: other starts, these trained policies. The
+      default.
     - ``"pair"``: pairs as if all were independent; with one evaluation and one episode per start the same as ``"start"``.
     - ``"evaluation"``: whole evaluations, for training seeds: another training run on these starts. Few make it crude.
       Evaluations of other starts, such as those of other tasks, are drawn among themselves.
@@ -164,23 +166,24 @@ def paired_comparison(
         raise ValueError(f"unit must be one of {', '.join(get_args(Unit))}, got {unit!r}.")
     if not befores or len(befores) != len(afters):
         raise ValueError(f"before and after must be as many evaluations, got {len(befores)} and {len(afters)}.")
-    if unit == "evaluation" and len(befores) < 2:
-        raise ValueError("unit='evaluation' resamples evaluations: pass at least two on either side.")
     outcomes: list[tuple[bool, bool]] = []
     units: list[Hashable] = []
     starts: set[Hashable] = set()
     strata: list[Hashable] = []
+    played: list[frozenset[Hashable]] = []
     for k, (first, second) in enumerate(zip(befores, afters, strict=True)):
         _check_comparable(first, second)
         ours, theirs = _by_start(first), _by_start(second)
         if ours.keys() != theirs.keys():
             raise ValueError(_difference(ours, theirs))
-        played = frozenset(ours) if unit == "evaluation" else None
+        played.append(frozenset(ours))
         for key, episode in ours.items():
             outcomes.append((episode.success, theirs[key].success))
             starts.add(key[:-1])
             units.append({"start": key[:-1], "pair": (k, key), "evaluation": k}[unit])
-            strata.append(played)
+            strata.append(played[-1] if unit == "evaluation" else key[0])
+    if unit == "evaluation" and min(Counter(played).values()) < 2:
+        raise ValueError("unit='evaluation' resamples evaluations of the same starts: pass at least two on either side.")
     pairs = np.array(outcomes, dtype=bool)
     states = ((True, True), (True, False), (False, True), (False, False))
     both, only_before, only_after, neither = (int((pairs == state).all(axis=1).sum()) for state in states)

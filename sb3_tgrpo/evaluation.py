@@ -7,6 +7,8 @@ The same function evaluates drawn starts, sampled policies and other environment
 import hashlib
 import json
 import os
+import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -177,7 +179,12 @@ def resumable_evaluation(folder: str | os.PathLike[str], policy: Policy, env_ids
     file = folder / "settings.json"
     if file.is_file():
         before = json.loads(file.read_text(encoding="utf-8"))
-        differing = [key for key in {**before, **given} if before.get(key) != given.get(key)]
+        # Older folders say nothing of a policy but its weights.
+        differing = [
+            key
+            for key in {**before, **given}
+            if before.get(key) != given.get(key) and (key in before or not key.startswith("policy."))
+        ]
         changed = [f"{key}: {before.get(key)} then, {given.get(key)} now" for key in differing]
         if changed:
             raise ValueError(f"{folder} holds another evaluation ({'; '.join(changed)}). Choose another folder.")
@@ -212,6 +219,9 @@ def _resume_settings(policy: Policy, env_ids: EnvIds, settings: Mapping[str, Any
     if any(task.startswith("libero_") for task in _named(env_ids)) and env_kwargs.get("assets", "auto") == "auto":
         env_kwargs["assets"] = resolve_assets("auto").kind  # full ones may turn up before it goes on
     given = {"env_ids": list(_named(env_ids)), "policy_fingerprint": fingerprint(policy), **kept, "env_kwargs": env_kwargs}
+    given |= {f"policy.{name}": value for name, value in _beside_weights(policy).items()}
+    if not settings.get("deterministic", True) and settings.get("temperature") is None:
+        given["policy.temperature"] = _temperature_of(policy)
     return json.loads(json.dumps(given, default=lambda value: list(value) if isinstance(value, range) else repr(value)))
 
 
@@ -229,13 +239,45 @@ def policy_name(policy: Policy) -> str:
 
 
 def fingerprint(policy: Policy) -> str:
-    """Tells policies apart by the ends of every parameter; reading 15 GB whole would take a minute."""
+    """
+    Tells policies apart by the ends of every parameter; reading 15 GB whole would take a minute. Of a new adapter, whose one
+    factor is random and whose other is zero, the random one does not count: it changes nothing.
+    """
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in _policy_of(policy).state_dict().items():
+    tensors = _policy_of(policy).state_dict()
+    for name, tensor in tensors.items():
+        factor = _OTHER_FACTOR.sub(lambda found: found[1] + {"A": "B", "B": "A"}[found[2]], name)
+        if factor != name and factor in tensors and not tensors[factor].any():
+            continue
         flat = tensor.detach().flatten()
         ends = th.cat([flat[:32], flat[-32:]]).to("cpu", th.float64)
         digest.update(name.encode() + ends.numpy().tobytes())
     return digest.hexdigest()
+
+
+_OTHER_FACTOR = re.compile(r"(\blora_(?:embedding_)?)([AB])\b")
+
+
+def _beside_weights(policy: Policy) -> dict[str, Any]:
+    """What a policy's actions depend on besides its parameters."""
+    inner = _policy_of(policy)
+    found: dict[str, Any] = {}
+    if hasattr(inner, "choose_tokens"):
+        vla = cast("OpenVLAPolicy", inner)
+        statistics = json.dumps(vla.model.norm_stats[vla.unnorm_key], sort_keys=True, default=lambda value: value.tolist())
+        found = {
+            "unnorm_key": vla.unnorm_key,
+            "statistics": hashlib.blake2b(statistics.encode(), digest_size=8).hexdigest(),
+            "gripper": vla.gripper,
+            "instruction": vla.instruction,
+            "dtype": str(vla.model.dtype),
+            "quantization": vla.quantization,
+        }
+    normaliser = policy.get_vec_normalize_env() if isinstance(policy, BaseAlgorithm) else None
+    if normaliser is not None:
+        moments = pickle.dumps((normaliser.obs_rms if normaliser.norm_obs else None, normaliser.clip_obs, normaliser.epsilon))
+        found["normaliser"] = hashlib.blake2b(moments, digest_size=8).hexdigest()
+    return found
 
 
 def _policy_of(policy: Policy) -> BasePolicy:

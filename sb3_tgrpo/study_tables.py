@@ -173,7 +173,7 @@ def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: 
     firsts, seconds = ([by_key[method, env, seed] for env, seed in keys] for method in (before, after))
     found: dict[str, Any] = {"seeds": min(Counter(env for env, _ in keys).values())}
     found["start"] = paired_comparison(firsts, seconds).to_dict()
-    if len(keys) > 1:
+    if found["seeds"] > 1:
         found["evaluation"] = paired_comparison(firsts, seconds, unit="evaluation").to_dict()
     return found
 

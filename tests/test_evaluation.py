@@ -21,6 +21,7 @@ from gymnasium import spaces
 from libero_reference import libero_env, random_actions
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_tgrpo import DPO, TGRPO, TPO
 from sb3_tgrpo.cli import main
@@ -35,6 +36,7 @@ from sb3_tgrpo.evaluation import (
     Evaluation,
     _resume_settings,
     evaluate_policy,
+    fingerprint,
     paired_comparison,
     policy_name,
     resumable_evaluation,
@@ -338,6 +340,70 @@ def test_a_folder_is_of_one_evaluation(policy: OpenVLAPolicy, tmp_path: Path) ->
         resumable_evaluation(tmp_path, other, {"walk": Walk}, init_state_ids=[0], subprocess=False)
 
 
+def test_a_folder_is_of_one_way_to_act(tmp_path: Path) -> None:
+    policy = make_policy()
+    sampled: dict[str, Any] = {"init_state_ids": [0], "deterministic": False, "subprocess": False}
+    resumable_evaluation(tmp_path / "greedy", policy, {"walk": Walk}, init_state_ids=[0], subprocess=False)
+    resumable_evaluation(tmp_path / "sampled", policy, {"walk": Walk}, **sampled)
+    policy.temperature = 0.1
+    resumable_evaluation(tmp_path / "greedy", policy, {"walk": Walk}, init_state_ids=[0], subprocess=False)
+    with pytest.raises(ValueError, match=r"policy\.temperature: 1\.0 then, 0\.1 now"):
+        resumable_evaluation(tmp_path / "sampled", policy, {"walk": Walk}, **sampled)
+    policy.temperature = 1.0
+    (key,) = policy.model.norm_stats
+    wider = {name: [2.0 * value for value in values] for name, values in policy.model.norm_stats[key]["action"].items()}
+    for change, value, message in (
+        ("gripper", "raw", "policy.gripper"),
+        ("instruction", "wait", "policy.instruction: None then, wait now"),
+        (
+            "statistics",
+            {key: {"action": {**wider, "mask": policy.model.norm_stats[key]["action"]["mask"]}}},
+            "policy.statistics",
+        ),
+        ("statistics", {"other": policy.model.norm_stats[key]}, r"policy.unnorm_key: .* then, other now"),
+    ):
+        other = make_policy()
+        if change == "statistics":
+            other.set_statistics(value)
+        else:
+            setattr(other, change, value)
+        with pytest.raises(ValueError, match=message):
+            resumable_evaluation(tmp_path / "greedy", other, {"walk": Walk}, init_state_ids=[0], subprocess=False)
+    settings = json.loads((tmp_path / "greedy" / "settings.json").read_text())
+    older = {name: value for name, value in settings.items() if not name.startswith("policy.")}
+    (tmp_path / "greedy" / "settings.json").write_text(json.dumps(older))
+    resumable_evaluation(tmp_path / "greedy", policy, {"walk": Walk}, init_state_ids=[0], subprocess=False)
+
+
+def test_observations_normalised_in_another_way_are_another_evaluation(tmp_path: Path) -> None:
+    env = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    model = PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu", seed=0)
+    how: dict[str, Any] = {"seeds": [0], "subprocess": False, "record": "none"}
+    resumable_evaluation(tmp_path, model, "CartPole-v1", **how)
+    resumable_evaluation(tmp_path, model, "CartPole-v1", **how)
+    env.obs_rms.mean += 1.0
+    with pytest.raises(ValueError, match=r"policy\.normaliser"):
+        resumable_evaluation(tmp_path, model, "CartPole-v1", **how)
+
+
+@pytest.mark.parametrize("lora", ["language", {"target_modules": ["embed_tokens"]}])
+def test_a_new_adapter_is_the_same_whatever_its_random_factor(lora: Any) -> None:
+    def made(seed: int) -> OpenVLAPolicy:
+        th.manual_seed(seed)
+        spaces_of = Walk.observation_space, Walk.action_space
+        return OpenVLAPolicy(*spaces_of, FloatSchedule(0.0), checkpoint="tiny", lora=lora, value_head=False)
+
+    first, second = made(0), made(1)
+    factors = [name for name in first.state_dict() if "lora_" in name]
+    assert any(not th.equal(first.state_dict()[name], second.state_dict()[name]) for name in factors)
+    assert fingerprint(first) == fingerprint(second)
+    for name, parameter in second.named_parameters():
+        if "lora_" in name and not parameter.any():
+            with th.no_grad():
+                parameter.flatten()[0] = 1.0
+    assert fingerprint(first) != fingerprint(second) != fingerprint(made(2))
+
+
 # ---------------------------------------------------------------------- comparison
 
 
@@ -378,6 +444,24 @@ def test_what_is_resampled() -> None:
     assert widths[0] / widths[1] == pytest.approx(5**0.5, rel=0.2) and widths[2] == 0.0
     assert by_start.n_pairs == 50 and by_start.n_evaluations == 5 and "5 evaluations pooled" in str(by_start)
     assert by_start.p_value is None and "McNemar" not in str(by_start) and by_start.to_dict()["p_value"] is None
+
+
+def test_tasks_are_fixed_and_their_starts_are_drawn() -> None:
+    tasks = "libero_object-3", "libero_object-4"
+    before = [fake([0] * 10, task=task) for task in tasks]
+    after = [fake([0] * 10, "b", tasks[0]), fake([1] * 10, "b", tasks[1])]
+    together = Evaluation("b", [], True, None, "light", {}, [e for evaluation in after for e in evaluation.episodes])
+    nothing = replace(together, policy="a", episodes=[e for evaluation in before for e in evaluation.episodes])
+    for comparison in (paired_comparison(before, after), paired_comparison(nothing, together)):
+        assert comparison.difference == 0.5 and comparison.interval == (0.5, 0.5)  # no start of either task differs
+
+
+def test_one_run_of_each_task_has_no_interval_over_runs() -> None:
+    before = [fake([0] * 10), fake([0] * 10, task="libero_object-4")]
+    after = [fake([1] * 10, "b"), fake([0, 1] * 5, "b", "libero_object-4")]
+    with pytest.raises(ValueError, match="at least two"):
+        paired_comparison(before, after, unit="evaluation")
+    assert paired_comparison(before * 2, after * 2, unit="evaluation").interval == (0.75, 0.75)
 
 
 def test_repetitions_of_a_start_are_no_independent_pairs() -> None:
