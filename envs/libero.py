@@ -15,7 +15,6 @@ from sb3_tgrpo.envs.assets import Assets, resolve_assets
 from sb3_tgrpo.envs.libero_tasks import LiberoTask, get_task, stored_starts, task_from_bddl
 from sb3_tgrpo.envs.spaces import InstructionSpace, encode_instruction
 from sb3_tgrpo.envs.target_variants import target_variant
-from sb3_tgrpo.rewards.task_facts import available_tasks
 from sb3_tgrpo.rewards.vocabulary import State
 
 if TYPE_CHECKING:
@@ -182,15 +181,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self.start_noise = float(start_noise)
         self.joint_noise = float(joint_noise)
         self._step_cap = task.step_cap if max_episode_steps is None else int(max_episode_steps)
-        if task.bddl_text is not None and isinstance(reward, str) and reward in available_tasks():
-            raise ValueError(
-                f"reward={reward!r} is for the target of {reward}, not for {task.instruction!r}: write one, or leave it out."
-            )
         self.reward_program = _load_reward(reward)
-        rewarded = getattr(self.reward_program, "task", None)
-        own = f"{task.suite}-{task.index}"
-        if task.suite and task.bddl_text is None and rewarded in available_tasks() and rewarded != own:
-            raise ValueError(f"reward is for {rewarded}, not for {own}: pass that of {own}, or leave it out.")
+        if task.suite:
+            _check_reward(self.reward_program, task)
 
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         known: dict[str, spaces.Space[Any]] = {
@@ -423,6 +416,17 @@ def _load_reward(reward: Any) -> Any:
 
         return load_reward(cast(str, reward))
     raise TypeError(f"reward must be None, a name such as 'libero_object-3', a path or a RewardProgram, got {reward!r}.")
+
+
+def _check_reward(program: Any, task: LiberoTask) -> None:
+    """A program knows its task and, as a scene may have several targets, its sentence; a callable of the user's neither."""
+    own = f"{task.suite}-{task.index}"
+    rewarded = getattr(program, "task", own)
+    if rewarded != own:
+        raise ValueError(f"reward is for {rewarded}, not for {own}: pass that of {own}, or leave it out.")
+    asked = getattr(program, "instruction", task.instruction)
+    if asked != task.instruction:
+        raise ValueError(f"reward is for {asked!r}, not for {task.instruction!r}: write one for it, or leave it out.")
 
 
 def _stage_info(step: Any) -> dict[str, Any]:

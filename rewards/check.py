@@ -92,8 +92,7 @@ class _Names:
             if atom is None or atom.predicate not in movers:
                 continue
             wanted = (atom.args[0],) if atom.args[0] in self.objects else movers[atom.predicate]
-            found = {getattr(c, "object", getattr(c, "name", "")) for stage in track.stages for c in stage.done}
-            if not found & set(wanted):
+            if not set(wanted) & {name for stage in track.stages for name in stage.contacts}:
                 message = f"no stage of goal atom {index} ({atom.predicate} {' '.join(atom.args)}) is done by contact"
                 yield Problem(f"{where}.stages", "", message, wanted)
 
@@ -105,8 +104,7 @@ class _Names:
             yield from self.variable(f"{where}.ladder.variable", stage.ladder.variable)
         if stage.pose is not None:
             yield from _known(f"{where}.pose.key_pose", stage.pose.key_pose, self.poses)
-        grasps = any(isinstance(c, s.Grasped | s.Touched) for c in stage.done)
-        if grasps and stage.hold_steps < s.DEBOUNCE_STEPS:
+        if stage.contacts and stage.hold_steps < s.DEBOUNCE_STEPS:
             message = f"a contact counts after {s.DEBOUNCE_STEPS} steps or more: a brushing finger is not a grasp"
             yield Problem(f"{where}.hold_steps", str(stage.hold_steps), message)
 

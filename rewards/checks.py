@@ -315,7 +315,7 @@ class Verifier:
 
     def v16(self) -> Result:
         spec = self.program.spec
-        limit = sum(before_contact(track) for track in spec.tracks) if spec else 0.25 * self.program.max_level
+        limit = sum(before_contact(track, self.facts) for track in spec.tracks) if spec else 0.25 * self.program.max_level
         candidates = [(t.name, p.total) for t, p in self.others if t.kind == "wrong-object"]
         targets = [atom.args[0] for atom in self.facts.goal if atom.args[0] in self.facts.names("object")]
         others = [name for name in self.facts.names("object") if name not in episodes.objects_of_goal(self.facts)]

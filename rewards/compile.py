@@ -119,10 +119,10 @@ class SpecCompiler:
             self.start_objects.add(name)
             return lambda state, start: state[key][2] - start[name][2]  # type: ignore[index]
         if isinstance(v, s.Outside):
-            point, outside = self.point(v.point), helpers.outside
+            point = self.point(v.point)
+            outside = helpers.outside if v.axes == "xyz" else helpers.outside_xy
             centre, turn = self.key(f"{v.site}_pos"), self.key(f"{v.site}_quat")
-            x, y, z = self.half_sizes[v.site]
-            half = (x, y, z if v.axes == "xyz" else 10.0)
+            half = self.half_sizes[v.site]
             return lambda state, start: outside(point(state, start), state[centre], state[turn], half)  # type: ignore[arg-type]
         if isinstance(v, s.Tilt):
             turn, tilt = self.key(f"{v.entity}_quat"), helpers.tilt

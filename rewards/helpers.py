@@ -70,14 +70,18 @@ def outside(point: Vec3, centre: Vec3, q: Quat, half: Vec3) -> float:
     How far a point is outside a region, in metres along the worst axis; negative inside.
 
     The region is LIBERO's: an axis-aligned box in the world whose half extents are |R half|, so it shrinks when the region is
-    turned. A half extent of 10 or more takes that axis out of the question.
+    turned, and which reaches one centimetre further down.
     """
-    size = rotate(q, (min(half[0], 9.0), min(half[1], 9.0), min(half[2], 9.0)))
-    worst = -10.0
-    for axis in range(3):
-        if half[axis] < 10.0:
-            worst = max(worst, abs(point[axis] - centre[axis]) - abs(size[axis]))
-    return worst
+    size = rotate(q, half)
+    below = centre[2] - point[2] - abs(size[2]) - 0.01
+    above = point[2] - centre[2] - abs(size[2])
+    return max(outside_xy(point, centre, q, half), below, above)
+
+
+def outside_xy(point: Vec3, centre: Vec3, q: Quat, half: Vec3) -> float:
+    """:func:`outside` seen from above: along the worse of the horizontal axes, however high the point is."""
+    size = rotate(q, half)
+    return max(abs(point[0] - centre[0]) - abs(size[0]), abs(point[1] - centre[1]) - abs(size[1]))
 
 
 def sqrt(x: float) -> float:
@@ -153,6 +157,7 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "tilt": tilt,
     "angle": angle,
     "outside": outside,
+    "outside_xy": outside_xy,
     "sqrt": sqrt,
     "exp": exp,
     "tanh": tanh,

@@ -38,8 +38,8 @@ class _Printer:
             return f'state["{v.object}_pos"][2] - info["start_{v.object}_pos"][2]'
         if isinstance(v, s.Outside):
             x, y, z = self.half_sizes[v.site]
-            half = f"vec3({x!r}, {y!r}, {z if v.axes == 'xyz' else 10.0!r})"
-            return f'outside({self.point(v.point)}, state["{v.site}_pos"], state["{v.site}_quat"], {half})'
+            place = f'state["{v.site}_pos"], state["{v.site}_quat"], vec3({x!r}, {y!r}, {z!r})'
+            return f"{'outside' if v.axes == 'xyz' else 'outside_xy'}({self.point(v.point)}, {place})"
         if isinstance(v, s.Tilt):
             return f'tilt(state["{v.entity}_quat"])'
         return f'state["{v.joint}_qpos"]' if isinstance(v, s.Joint) else 'state["gripper_opening"]'

@@ -29,6 +29,10 @@ from sb3_tgrpo.rewards.vocabulary import StateValue
 Payment = Literal["per_step", "latched", "potential"]
 DEFAULT_PAYMENT: Payment = "latched"
 
+_OWN_FACTS = (
+    "For another task: RewardProgram.from_spec(path, facts=TaskFacts.from_dict(env.task_facts())), with an environment of it."
+)
+
 State = Mapping[str, StateValue]
 Info = Mapping[str, Any]
 
@@ -92,9 +96,9 @@ class RewardProgram:
 
     Build one with :meth:`from_spec`, :meth:`from_python` or :func:`load_reward`.
 
-    ``task`` is the task's id; ``keys`` are the state keys that are read; ``max_level`` is the level when everything is done;
-    ``success_points`` is the bonus; ``bound`` limits the absolute value of any one reward; ``spec`` is None for a program
-    written in Python.
+    ``task`` is the task's id and ``instruction`` its sentence; ``keys`` are the state keys that are read; ``max_level`` is the
+    level when everything is done; ``success_points`` is the bonus; ``bound`` limits the absolute value of any one reward;
+    ``spec`` is None for a program written in Python.
     """
 
     def __init__(
@@ -102,6 +106,7 @@ class RewardProgram:
         evaluate: Evaluate,
         *,
         task: str,
+        instruction: str,
         keys: tuple[str, ...],
         start_objects: tuple[str, ...],
         core: tuple[Any, ...],
@@ -123,6 +128,7 @@ class RewardProgram:
         self.success_points = success_points
         self._min_level = min_level
         self.task = task
+        self.instruction = instruction
         self.keys = keys
         self.n_stages = n_stages
         self.max_level = max_level
@@ -152,7 +158,7 @@ class RewardProgram:
             try:
                 facts = load_task_facts(spec.task)
             except ValueError as error:
-                raise RewardError(str(error)) from None
+                raise RewardError(f"{error} {_OWN_FACTS}") from None
         problems = check_spec(spec, facts)
         if problems:
             raise RewardError(problems)
@@ -168,6 +174,7 @@ class RewardProgram:
         return cls(
             evaluate,
             task=spec.task,
+            instruction=facts.instruction,
             keys=compiled.keys,
             start_objects=compiled.start_objects,
             core=tuple(engine.Counters() for _ in names),
@@ -203,6 +210,7 @@ class RewardProgram:
         return cls(
             compiled.evaluate,
             task=facts.task_id,
+            instruction=facts.instruction,
             keys=compiled.keys,
             start_objects=compiled.start_objects,
             core=compiled.core,

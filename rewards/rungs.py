@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from sb3_tgrpo.rewards.compile import SpecCompiler
 from sb3_tgrpo.rewards.episodes import Played
-from sb3_tgrpo.rewards.spec import RewardSpec
+from sb3_tgrpo.rewards.spec import RewardSpec, Track
 from sb3_tgrpo.rewards.task_facts import TaskFacts
 
 
@@ -74,13 +74,12 @@ def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[P
                     )
 
 
-def before_contact(track: Any) -> float:
-    """Points of a track that need no contact with its object: all of them if it is about a joint."""
+def before_contact(track: Track, facts: TaskFacts) -> float:
+    """Points of a track that need no contact with an object: all of them if it is about a joint."""
+    objects = set(facts.names("object"))
     total = 0.0
     for stage in track.stages:
-        if any(
-            c.kind in ("grasped", "touched") and getattr(c, "object", getattr(c, "name", "")) == track.name for c in stage.done
-        ):
+        if objects & set(stage.contacts):
             return total
         total += stage.points
     return total

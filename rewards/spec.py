@@ -99,7 +99,10 @@ class Opening(_Model):
 
 
 class Outside(_Model):
-    """Metres that a point is outside a site's box on the worst of the axes, negative inside; LIBERO's own ``In`` test."""
+    """
+    Metres that a point is outside a site's box on the worst of the axes, negative inside: LIBERO's own ``In`` test, with
+    ``xy`` seen from above.
+    """
 
     kind: Literal["outside"]
     point: Name
@@ -204,6 +207,11 @@ class Stage(_Model):
     pose: PoseShaping | None
     done: Annotated[tuple[Condition, ...], Field(min_length=1, max_length=4)]
     hold_steps: Annotated[int, Field(ge=1, le=20)]
+
+    @property
+    def contacts(self) -> list[str]:
+        """Objects and handles whose grasp or touch is part of being done."""
+        return [c.object if isinstance(c, Grasped) else c.name for c in self.done if isinstance(c, Grasped | Touched)]
 
 
 class Track(_Model):

@@ -8,7 +8,7 @@ come from the task's facts and from :mod:`sb3_tgrpo.rewards.measure`.
 from typing import Any
 
 from sb3_tgrpo.rewards.check import nominal_state
-from sb3_tgrpo.rewards.helpers import distance, distance_xy, outside
+from sb3_tgrpo.rewards.helpers import distance, distance_xy, outside_xy
 from sb3_tgrpo.rewards.measure import Grasp, Measurements, world_box
 from sb3_tgrpo.rewards.spec import DEBOUNCE_STEPS, RewardSpec
 from sb3_tgrpo.rewards.task_facts import GoalAtom, JointFacts, SiteFacts, TaskFacts, Vec3
@@ -237,8 +237,7 @@ class Author:
         site = self.sites.get(target)
         if site is not None and self._is_box(site):
             variable: Json = {"kind": "outside", "point": thing, "site": target, "axes": "xy"}
-            half = (site.half_size[0], site.half_size[1], 10.0)
-            away = outside(self._at(thing), site.start_pos, site.start_quat, half)
+            away = outside_xy(self._at(thing), site.start_pos, site.start_quat, site.half_size)
             # What goes in from the front is inside, and the goal holds, as soon as it is over the region.
             done = 0.05 if "microwave" in site.parent else -0.005
         else:

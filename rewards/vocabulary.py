@@ -98,6 +98,7 @@ HELPERS: dict[str, Helper] = {
         "scalar",
         "Metres that a point is outside a region (point, centre, orientation, half sizes) on the worst axis; negative inside.",
     ),
+    "outside_xy": Helper(("vec3", "vec3", "quat", "vec3"), "scalar", "The same on the worse of the horizontal axes."),
     "sqrt": Helper(("scalar",), "scalar", "Square root, 0 for negative numbers."),
     "exp": Helper(("scalar",), "scalar", "Exponential of at most 50."),
     "tanh": Helper(("scalar",), "scalar", "Hyperbolic tangent."),

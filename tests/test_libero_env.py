@@ -1,6 +1,7 @@
 """LiberoEnv as a Gymnasium environment, on the light assets."""
 
 import copy
+import json
 import os
 import pickle
 import subprocess
@@ -24,8 +25,10 @@ from sb3_tgrpo.envs.libero import SETTLE_STEPS
 from sb3_tgrpo.envs.libero_tasks import get_task, instruction_of, stored_starts
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES, gym_id
 from sb3_tgrpo.envs.spaces import InstructionSpace, decode_instruction, encode_instruction
-from sb3_tgrpo.rewards import load_reward
-from sb3_tgrpo.rewards.task_facts import load_task_facts
+from sb3_tgrpo.rewards import RewardError, RewardProgram, load_reward
+from sb3_tgrpo.rewards.measure import measure
+from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.templates import write_spec
 
 NOOP = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 
@@ -458,6 +461,20 @@ def test_a_reward_of_another_task_is_refused() -> None:
     for reward in ("libero_object-4", load_reward("libero_object-4")):
         with pytest.raises(ValueError, match="reward is for libero_object-4, not for libero_object-3: pass that of"):
             make(3, reward=reward)
+
+
+def test_a_reward_of_a_task_without_shipped_facts_is_made_with_facts_of_its_own(tmp_path: Path) -> None:
+    env = LiberoEnv("libero_90", 0, assets="light", observations=())
+    facts = TaskFacts.from_dict(env.task_facts())
+    env.close()
+    document = write_spec(facts, measure(facts, [])).model_dump(mode="json")
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    with pytest.raises(RewardError, match=r"No task facts for 'libero_90-0'.*facts=TaskFacts\.from_dict\(env\.task_facts"):
+        LiberoEnv("libero_90", 0, reward=tmp_path / "spec.json", assets="light", observations=())
+    program = RewardProgram.from_spec(tmp_path / "spec.json", facts=facts)
+    assert LiberoEnv("libero_90", 0, reward=program, assets="light", observations=()).reward_program is program
+    with pytest.raises(ValueError, match="reward is for libero_90-0, not for libero_90-1"):
+        LiberoEnv("libero_90", 1, reward=program, assets="light", observations=())
 
 
 @pytest.mark.parametrize("options", [{"init_state_id": 50}, {"init_state_id": -1}, {"init_state_id": "first"}])

@@ -12,9 +12,10 @@ import pytest
 from rewards_fixtures import GRASPED, compare, distance, make_facts, make_spec, make_state
 
 from sb3_tgrpo.rewards import RewardError, RewardProgram, RewardSpec
+from sb3_tgrpo.rewards.compile import SpecCompiler
 from sb3_tgrpo.rewards.helpers import FUNCTIONS
 from sb3_tgrpo.rewards.program import Payment, RewardStep
-from sb3_tgrpo.rewards.spec import DEBOUNCE_STEPS, MAX_BYTES
+from sb3_tgrpo.rewards.spec import DEBOUNCE_STEPS, MAX_BYTES, Outside
 from sb3_tgrpo.rewards.task_facts import GoalAtom, TaskFacts
 from sb3_tgrpo.rewards.vocabulary import HELPERS, State
 
@@ -327,6 +328,43 @@ def test_helpers_by_hand() -> None:
     eighth = (0.0, 0.0, float(np.sin(np.pi / 8)), float(np.cos(np.pi / 8)))
     turned = f["outside"]((0.05, 0.0, 0.0), (0.0, 0.0, 0.0), eighth, (0.06, 0.06, 0.07))
     assert turned == pytest.approx(0.05), "LIBERO's region collapses when it is turned by 45 degrees"
+
+
+@pytest.mark.parametrize("most_degrees", [0.5, 20.0, 180.0])
+def test_outside_is_liberos_in(most_degrees: float) -> None:
+    """LIBERO's box: half extents |R half|, one centimetre further down; from above the same without z."""
+    rng = np.random.default_rng(5)
+    half = np.array([0.061, 0.03, 0.069])
+    seen = set()
+    for _ in range(300):
+        axis = rng.normal(size=3)
+        turn = np.radians(rng.uniform(0.0, most_degrees)) / 2.0
+        w, (x, y, z) = np.cos(turn), np.sin(turn) * axis / np.linalg.norm(axis)
+        matrix = np.array([
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ])  # fmt: skip
+        centre, point = rng.uniform(-0.3, 0.3, size=3), rng.uniform(-0.09, 0.09, size=3)
+        size = np.abs(matrix @ half)
+        within = (-size - (0.0, 0.0, 0.01) < point) & (point < size)
+        args: Any = tuple(centre + point), tuple(centre), (x, y, z, w), tuple(half)
+        assert (FUNCTIONS["outside"](*args) < 0) == within.all()  # type: ignore[operator]
+        assert (FUNCTIONS["outside_xy"](*args) < 0) == within[:2].all()  # type: ignore[operator]
+        seen |= {(bool(within.all()), bool(within[:2].all()))}
+    assert len(seen) == 3
+
+
+def test_being_over_a_tilted_basket_is_judged_on_both_axes() -> None:
+    site = "basket_1_contain_region"
+    over = Outside.model_validate({"kind": "outside", "point": "ketchup_1", "site": site, "axes": "xy"})
+    distance_outside = SpecCompiler(RewardSpec.parse(make_spec()), FACTS).variable(over)
+    x, y, z = make_state(FACTS)[f"{site}_pos"]  # type: ignore[misc]
+    half = next(place.half_size for place in FACTS.sites if place.name == site)
+    for tilted in ((0.0, 0.0175, 0.0, 0.99985), (0.0175, 0.0, 0.0, 0.99985)):  # by two degrees
+        for axis, point in enumerate(((x + 0.25, y, z + 0.2), (x, y + 0.25, z + 0.2))):
+            state = make_state(FACTS, ketchup_1_pos=point, **{f"{site}_quat": tilted})
+            assert distance_outside(state, {}) == pytest.approx(0.25 - half[axis], abs=0.003)
 
 
 # errors

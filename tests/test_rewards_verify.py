@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_tgrpo.rewards import RewardProgram, load_reward, load_task_facts, verify_reward
+from sb3_tgrpo.rewards import RewardError, RewardProgram, load_reward, load_task_facts, verify_reward
 from sb3_tgrpo.rewards import episodes as surgery
 from sb3_tgrpo.rewards.check import nominal_state
 from sb3_tgrpo.rewards.checks import Verifier
@@ -199,6 +199,19 @@ def test_moving_the_wrong_object_is_noticed() -> None:
     passed, numbers, _ = check("V16", reward)
     assert passed is False
     assert numbers["return"] > numbers["limit"]
+
+
+def test_how_a_track_is_called_does_not_matter() -> None:
+    """Whoever writes a spec names its tracks; what may be earned without contact follows from the goal's object."""
+    limit = check("V16", program())[1]["limit"]
+    assert check("V16", program(edited(lambda d: d["tracks"][0].update(name="into_basket"))))[1]["limit"] == limit
+    assert limit < sum(stage["points"] for stage in stages(SPEC))
+
+
+def test_letting_go_is_no_contact() -> None:
+    document = edited(lambda d: stages(d)[1].update(done=[{"kind": "released", "object": "ketchup_1"}], requires=[]))
+    with pytest.raises(RewardError, match=r"is done by contact"):
+        program(document)
 
 
 def test_back_and_forth_pays_under_a_bonus_each_time() -> None:

@@ -15,6 +15,7 @@ from sb3_tgrpo.envs.libero_tasks import get_task
 from sb3_tgrpo.envs.smooth_expert import SmoothExpert
 from sb3_tgrpo.envs.spaces import decode_instruction
 from sb3_tgrpo.envs.target_variants import available_targets, target_facts, target_variant, write_target_variant
+from sb3_tgrpo.rewards import RewardProgram, load_reward
 from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.sft_data import DemonstrationDataset
 
@@ -133,8 +134,14 @@ def test_experts_put_the_other_object_into_the_basket(envs: dict[str | None, Lib
 
 
 def test_a_shipped_reward_of_the_own_target_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"reward='libero_object-8'.*ketchup"):
-        make("ketchup", reward="libero_object-8")
+    shipped = load_reward("libero_object-8")
+    again = RewardProgram.from_python(shipped.to_python(), task="libero_object-8")
+    for reward in ("libero_object-8", "LIBERO/libero_object-8-v0", shipped, shipped.with_payment("potential"), again):
+        with pytest.raises(ValueError, match=r"reward is for '.*chocolate pudding.*', not for '.*ketchup"):
+            make("ketchup", reward=reward)
+    facts = target_facts(load_task_facts("libero_object-8"), "ketchup")
+    own = json.loads(shipped.spec.to_json().replace("chocolate_pudding", "ketchup"))  # type: ignore[union-attr]
+    assert make("ketchup", reward=RewardProgram.from_spec(own, facts=facts)).reward_program.instruction == facts.instruction
     assert make("chocolate_pudding", reward="libero_object-8").reward_program is not None
 
 
