@@ -17,6 +17,7 @@ import numpy as np
 
 from sb3_tgrpo.envs.demos import Demo, Demos, load_demos
 from sb3_tgrpo.envs.expert_motion import rotation_of
+from sb3_tgrpo.envs.target_variants import target_facts
 from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.traces import Trace
 from sb3_tgrpo.rewards.vocabulary import State
@@ -211,8 +212,9 @@ def _restore_facts(episodes: list[_Episode], task: str, demos: list[Demo], steps
     from sb3_tgrpo.envs.libero import LiberoEnv
     from sb3_tgrpo.rewards.task_facts import parse_task_id
 
-    suite, index = parse_task_id(task)
-    env = LiberoEnv(suite, index, observations=())
+    name, _, target = task.partition(":")
+    suite, index = parse_task_id(name)
+    env = LiberoEnv(suite, index, target=target or None, observations=())
     try:
         env.reset(seed=0)
         for episode, demo, found in zip(episodes, demos, steps, strict=True):
@@ -377,22 +379,26 @@ def key_poses(
         raise ValueError(f"axes must be 'world' or 'frame', got {axes!r}.")
     episodes, task, kept = _collect(demos)
     steps = [critical_steps(episode.position, episode.closed, episode.opening) for episode in episodes]
+    facts = _known_facts(task)
     if program is not None:
-        if task and program.task != task:
+        if task and program.task != task.partition(":")[0]:
             raise ValueError(f"program is for {program.task}, the demonstrations are of {task}.")
+        if facts is not None and program.instruction != facts.instruction:
+            raise ValueError(f"program is for {program.instruction!r}, the demonstrations are of {facts.instruction!r}.")
         for episode, found in zip(episodes, steps, strict=True):
             found |= _stage_steps(episode, program)
-    facts = _known_facts(task)
     if facts is not None and any(episode.states is None for episode in episodes):
         _restore_facts(episodes, task, kept, steps)
     return KeyPoses(tuple(_average(episodes, steps, facts, axes, share)), axes, len(episodes))
 
 
 def _known_facts(task: str) -> TaskFacts | None:
+    name, _, target = task.partition(":")
     try:
-        return load_task_facts(task)
+        facts = load_task_facts(name)
     except ValueError:  # a task of the user's own
         return None
+    return target_facts(facts, target) if target else facts
 
 
 def _average(

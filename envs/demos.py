@@ -269,7 +269,8 @@ def load_demos(
     Read a demonstration file: LIBERO's, OpenVLA's regenerated ones, or ours. Images stay in the file until asked for.
 
     :param path: the HDF5 file.
-    :param task: the task it has to be of, such as ``"libero_object-3"`` or a gym id; None = any.
+    :param task: the task it has to be of: ``"libero_object-3"``, ``"libero_object-8:ketchup"`` for another target, or a gym
+        id; None = any.
     :param image_size: height and width that its pictures have to have; None = any.
     :param max_demos: read so many only.
     :raises FileNotFoundError: if there is no such file.
@@ -365,9 +366,11 @@ def _find_task(name: str, folder: str) -> str:
 def _check_task(path: Path, found: str, wanted: str) -> None:
     from sb3_tgrpo.rewards.task_facts import parse_task_id
 
-    suite, index = parse_task_id(wanted)
-    if found != f"{suite}-{index}":
-        raise ValueError(f"{path} holds demonstrations of {found or 'an unknown task'}, not of {suite}-{index}.")
+    name, colon, target = wanted.partition(":")
+    suite, index = parse_task_id(name)
+    task = f"{suite}-{index}{colon}{target}"
+    if found != task:
+        raise ValueError(f"{path} holds demonstrations of {found or 'an unknown task'}, not of {task}.")
 
 
 def _image_shape(path: Path, data: "h5py.Group", lengths: Mapping[str, int]) -> tuple[int, ...] | None:

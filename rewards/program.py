@@ -227,7 +227,8 @@ class RewardProgram:
         """
         The program as a readable ``compute_reward(state, info)``.
 
-        :meth:`from_python` accepts the text, and the program it gives pays the same.
+        :meth:`from_python` accepts the text, unless a long spec makes it longer than 32 KiB, and the program it gives pays
+        the same.
         """
         if self.spec is None:
             return self.source or ""

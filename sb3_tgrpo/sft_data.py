@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
+from sb3_tgrpo.envs.demos import moving_steps
 from sb3_tgrpo.openvla.actions import libero_gripper_inverse
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 Gripper = Literal["libero", "none"]
 
 _INSTRUCTION_BYTES = 256
-_NOOP_NORM = 1e-4
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 """What h5py raises on bytes that are not as they should be, by where they are."""
 _SAME_CONSTANT = 1e-6  # float32 files and float64 statistics round differently
@@ -117,7 +117,7 @@ class DemonstrationDataset:
                     taken = self._read_actions(data, demo, path)
                     self._check_images(data, demo, path, len(taken))
                     taken = taken[lag:]
-                    rows = _moving(taken) if drop_noops else np.arange(len(taken))
+                    rows = moving_steps(taken) if drop_noops else np.arange(len(taken))
                     if not len(rows):
                         raise ValueError(f"{path}: data/{demo} holds no step to imitate: leave it out.")
                     self.demonstrations.append(Demonstration(path, demo, words, rows))
@@ -517,12 +517,6 @@ def _one(values: set[str], what: str) -> str:
     if len(values) > 1:
         raise ValueError(f"The files differ in their {what} ({', '.join(sorted(values))}): a policy is trained on one kind.")
     return values.pop()
-
-
-def _moving(actions: np.ndarray) -> np.ndarray:
-    gripper = actions[:, -1]
-    changed = np.concatenate([[False], gripper[1:] != gripper[:-1]])
-    return np.flatnonzero((np.linalg.norm(actions[:, :-1], axis=1) >= _NOOP_NORM) | changed)
 
 
 def _first(bad: np.ndarray) -> int:

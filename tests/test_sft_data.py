@@ -165,6 +165,16 @@ def test_noops_are_dropped(tmp_path: Path):
         assert np.array_equal(dataset.images(np.array([1])), handle["data/demo_0/obs/agentview_rgb"][2:3])
 
 
+def test_at_the_start_the_gripper_is_compared_with_nothing(tmp_path: Path):
+    """As in OpenVLA's preparation: the last action that was kept, of which there is none yet."""
+    path = write_demos(tmp_path / "noops.hdf5", n_demos=1, n_steps=5)
+    with h5py.File(path, "r+") as handle:
+        actions = colour_actions()[[0, 1, 1, 2, 3]]
+        actions[:2, :6] = 0
+        handle["data/demo_0/actions"][...] = actions
+    assert DemonstrationDataset(path, drop_noops=True).demonstrations[0].rows.tolist() == [2, 3, 4]
+
+
 def test_split_by_demonstration_and_instruction(file: Path, tmp_path: Path):
     second = write_demos(tmp_path / "b.hdf5", n_demos=4, instruction="pick up the butter", seed=1)
     dataset = DemonstrationDataset([file, second])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sb3_tgrpo.cli import main
-from sb3_tgrpo.envs import CollectionSettings, LiberoEnv, collect_demos, load_demos
+from sb3_tgrpo.envs import CollectionSettings, LiberoEnv, collect_demos, key_poses, load_demos
 from sb3_tgrpo.envs.experts import ScriptedExpert
 from sb3_tgrpo.envs.libero_tasks import get_task
 from sb3_tgrpo.envs.smooth_expert import SmoothExpert
@@ -178,6 +178,13 @@ def test_files_say_what_they_show(files: list[Path]) -> None:
     assert height[0] < 0.01 and height[1] > 0.1
     with pytest.raises(ValueError, match="libero_object-8:ketchup, not of libero_object-8"):
         load_demos(files[1], task="libero_object-8")
+    demos = load_demos(files[1], task="libero_object-8:ketchup")
+    with pytest.raises(ValueError, match=r"of libero_object-8:ketchup, not of libero_object-8:milk"):
+        load_demos(files[1], task="libero_object-8:milk")
+    poses = {pose.name: pose for pose in key_poses(demos).poses}
+    assert poses["grasp"].frame == "ketchup_1" and "world" not in {pose.frame for pose in poses.values()}
+    with pytest.raises(ValueError, match=r"program is for '.*chocolate pudding.*', the demonstrations are of '.*ketchup"):
+        key_poses(demos, load_reward("libero_object-8"))
     with h5py.File(files[1], "r") as file:
         attributes = file["data"].attrs
         assert attributes["bddl_file_content"] == target_variant(TASK, "ketchup").read_bddl()
