@@ -13,6 +13,7 @@ The rewards' sum feeds the trajectory level of TGRPO's advantage under every rul
 reward itself under ``per_step``, the progress otherwise, because the payments of the other rules are zero at most steps.
 """
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -222,6 +223,11 @@ class RewardProgram:
             rebuild=(_python_program, (source, facts, payment)),
             source=source,
         )
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the spec or of the Python source: the payment rule does not count."""
+        return hashlib.sha256((self.source or "").encode()).hexdigest() if self.spec is None else self.spec.sha256
 
     def to_python(self) -> str:
         """

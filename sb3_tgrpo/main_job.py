@@ -249,14 +249,14 @@ def _record_config(config: TrainConfig, run: RunFolder, command: str | None, sev
 
 def _record_setup(setup: Setup, run: RunFolder) -> None:
     """
-    Write which start policy and which assets a folder's episodes are of, or check that it is still them: another checkpoint
-    may have taken the place of the first, and ``auto`` assets may have become others.
+    Write which start policy, assets and reward a folder's episodes are of, or check that it is still them: another checkpoint
+    may have taken the place of the first, ``auto`` assets may have become others, and a newer version may ship another reward.
     """
-    found = {"start": setup.identity, "assets": setup.assets_kind}
+    found = {"start": setup.identity, "assets": setup.assets_kind, "reward": setup.reward}
     earlier = run.read(SETUP_FILE)
     if earlier is None:
         run.write(SETUP_FILE, found)
-    elif changed := difference(earlier, found):
+    elif changed := difference({"reward": setup.reward, **earlier}, found):  # older folders do not tell the reward
         raise ValueError(f"{run.path} holds episodes of others ({'; '.join(changed)}). Choose another folder with --out.")
 
 

@@ -188,6 +188,7 @@ def run_study(
     root = RunFolder(folder)
     with root.locked():
         check_cells(cells, root)
+        _check_rewards(cells, root)
         _record(study, root, command)
         with view or StudyView() as shown:
             for warning in warnings:
@@ -300,6 +301,19 @@ def _check(cell: Cell, root: RunFolder) -> None:
         raise ValueError(
             f"{root / cell.name} started from another policy than {checkpoint} holds now: choose another folder with --out."
         )
+
+
+def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
+    """New cells must be paid as those that are there; what is there may be tabled whatever the package ships by now."""
+    from sb3_tgrpo.main_job import SETUP_FILE
+    from sb3_tgrpo.train_stages import is_libero, reward_program
+
+    for cell in cells:
+        played = (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward")
+        if played is not None and is_libero(cell.config) and played != getattr(reward_program(cell.config), "sha256", None):
+            raise ValueError(
+                f"{root / cell.name} was paid by another version of the reward, {played[:9]}: choose another folder with --out."
+            )
 
 
 def _record(study: Study, root: RunFolder, command: str | None) -> None:

@@ -56,6 +56,7 @@ class Setup:
     :param assets_kind: what that is here, ``"full"`` or ``"light"``.
     :param image_size: pixels.
     :param reward_text: the reward, in words.
+    :param reward: digest of the reward program, None for the sparse reward and the environment's own.
     :param lora: adapter, None to train all weights.
     :param training_steps: step limit of training episodes, None for the task's own; evaluations always have the task's own.
     """
@@ -66,6 +67,7 @@ class Setup:
     assets_kind: str
     image_size: int
     reward_text: str
+    reward: str | None
     lora: str | None
     training_steps: int | None
 
@@ -201,7 +203,7 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     check_task(config.task.env)
     check_eval_starts(config)
     if not is_libero(config):
-        return Setup(checkpoint, identity, "auto", "none", 0, "the environment's own", lora, steps)
+        return Setup(checkpoint, identity, "auto", "none", 0, "the environment's own", None, lora, steps)
     if steps is None and small:
         steps = TINY_TRAINING_STEPS.get(parse_task_id(config.task.env)[0])
     ours = model.raw.get("sb3_tgrpo", {})
@@ -214,7 +216,8 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     if steps is not None:
         text += f"; training episodes are cut at {steps} steps"
     size = config.task.image_size or default_size
-    return Setup(checkpoint, identity, assets, resolve_assets(assets).kind, size, text, lora, steps)
+    reward = getattr(program, "sha256", None)
+    return Setup(checkpoint, identity, assets, resolve_assets(assets).kind, size, text, reward, lora, steps)
 
 
 def check_eval_starts(config: TrainConfig) -> None:

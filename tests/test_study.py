@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch.nn import functional
 from toy_envs import ScriptEnv
 
-from sb3_tgrpo import TGRPO, baselines, envs, tgrpo, train_stages
+from sb3_tgrpo import TGRPO, baselines, envs, main_job, tgrpo, train_stages
 from sb3_tgrpo import study as study_module
 from sb3_tgrpo.baselines import (
     DrawnStarts,
@@ -43,6 +43,7 @@ from sb3_tgrpo.main_job import run_training
 from sb3_tgrpo.openvla.loading import checkpoint_identity
 from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.outcomes import EvalEpisode, Evaluation
+from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.run_folder import JsonLines, RunFolder
 from sb3_tgrpo.study import (
     Cell,
@@ -187,7 +188,7 @@ def test_settings_that_a_method_uses(algo: str, monkeypatch: pytest.MonkeyPatch)
         ]:  # fmt: skip
             monkeypatch.setattr(module, name, note)
         monkeypatch.setattr(baselines, "algorithm_class", lambda algo: note)
-        setup = train_stages.Setup("start", "its hash", "light", "light", 128, "a reward", None, None)
+        setup = train_stages.Setup("start", "its hash", "light", "light", 128, "a reward", None, None, None)
         env = train_stages.make_training_env(config, setup)
         train_stages.make_model(config, setup, RunFolder("unused"), env)
         return [*calls, config.algorithm.total_timesteps]  # what learn() is told
@@ -730,7 +731,7 @@ def test_study_folder(finished: Path) -> None:
     assert "evaluate before, greedy" in (finished / CELL / "log.txt").read_text()
     assert "(done before)" in (finished / CELL / "log.txt").read_text()
     assert json.loads((finished / CELL / "config.json").read_text())["seed"] == 0
-    assert json.loads((finished / CELL / "setup.json").read_text()) == {"start": "tiny", "assets": "none"}
+    assert json.loads((finished / CELL / "setup.json").read_text()) == {"start": "tiny", "assets": "none", "reward": None}
 
 
 def test_finished_cells_are_not_run_again(
@@ -787,6 +788,45 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     root.write(f"{cell.name}/setup.json", {"start": "an earlier one", "assets": "light"})
     with pytest.raises(ValueError, match=r"SFT/seed_0 started from another policy than .* holds now"):
         check_cells([cell], root)
+
+
+def test_cells_of_an_earlier_reward_are_tabled_and_not_added_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = RunFolder(tmp_path)
+    study = Study("table1", TrainConfig(), ("LIBERO/libero_object-8-v0",), ("TGRPO", "TGRPO-sparse"), (0,))
+    started: list[Cell] = []
+    monkeypatch.setattr(study_module, "_run", lambda cells, *args: started.extend(cells) or {})
+    monkeypatch.setattr("sb3_tgrpo.study_tables.write_results", lambda study, root: {})
+    cells = study.cells()
+    rewards = [None if cell.method == "TGRPO-sparse" else load_reward("libero_object-8").sha256 for cell in cells]
+    for newer, runs in (("", True), ("an older one", False), (None, True)):
+        for cell, reward in zip(cells, rewards, strict=True):
+            root.write(f"{cell.name}/config.json", cell.config.to_dict())
+            (root / cell.name / "evaluations").mkdir(exist_ok=True)
+            setup = {"start": checkpoint_identity(shipped_start()), "assets": "light", "reward": reward}
+            if newer is None:  # written before rewards were noted
+                del setup["reward"]
+            elif newer and reward:
+                setup["reward"] = newer
+            root.write(f"{cell.name}/setup.json", setup)
+        write_tables(study, tmp_path)
+        started.clear()
+        if runs:
+            run_study(study, tmp_path)
+            assert started
+        else:
+            with pytest.raises(ValueError, match=r"was paid by another version of the reward, an older"):
+                run_study(study, tmp_path)
+            assert not started
+
+
+def test_a_run_goes_on_with_its_reward_alone(tmp_path: Path) -> None:
+    setup = train_stages.Setup("start", "its hash", "light", "light", 128, "a reward", "its digest", None, None)
+    main_job._record_setup(setup, RunFolder(tmp_path))
+    main_job._record_setup(setup, RunFolder(tmp_path))
+    with pytest.raises(ValueError, match="reward was 'its digest', is 'another'"):
+        main_job._record_setup(replace(setup, reward="another"), RunFolder(tmp_path))
+    RunFolder(tmp_path).write("setup.json", {"start": "its hash", "assets": "light"})  # by an earlier version
+    main_job._record_setup(replace(setup, reward="another"), RunFolder(tmp_path))
 
 
 BEFORE = {"total_timesteps": 80_000, "groups_per_update": 8, "batch_size": 512, "parallel_groups": 1}
