@@ -311,9 +311,8 @@ def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
     for cell in cells:
         played = (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward")
         if played is not None and is_libero(cell.config) and played != getattr(reward_program(cell.config), "sha256", None):
-            raise ValueError(
-                f"{root / cell.name} was paid by another version of the reward, {played[:9]}: choose another folder with --out."
-            )
+            message = f"{root / cell.name} was paid by another version of the reward, {played[:12]}"
+            raise ValueError(f"{message}: choose another folder with --out.")
 
 
 def _record(study: Study, root: RunFolder, command: str | None) -> None:
