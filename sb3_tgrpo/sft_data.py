@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from sb3_tgrpo.envs.demos import moving_steps
 from sb3_tgrpo.openvla.actions import libero_gripper_inverse
 
 logger = logging.getLogger(__name__)
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 Gripper = Literal["libero", "none"]
 
 _INSTRUCTION_BYTES = 256
+_NOOP_NORM = 1e-4
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError)
 """What h5py raises on bytes that are not as they should be, by where they are."""
 _SAME_CONSTANT = 1e-6  # float32 files and float64 statistics round differently
@@ -117,7 +117,7 @@ class DemonstrationDataset:
                     taken = self._read_actions(data, demo, path)
                     self._check_images(data, demo, path, len(taken))
                     taken = taken[lag:]
-                    rows = moving_steps(taken) if drop_noops else np.arange(len(taken))
+                    rows = _moving(taken) if drop_noops else np.arange(len(taken))
                     if not len(rows):
                         raise ValueError(f"{path}: data/{demo} holds no step to imitate: leave it out.")
                     self.demonstrations.append(Demonstration(path, demo, words, rows))
@@ -517,6 +517,13 @@ def _one(values: set[str], what: str) -> str:
     if len(values) > 1:
         raise ValueError(f"The files differ in their {what} ({', '.join(sorted(values))}): a policy is trained on one kind.")
     return values.pop()
+
+
+def _moving(actions: np.ndarray) -> np.ndarray:
+    """OpenVLA's rule: steps that move, or whose gripper command is not that of the last step that was kept."""
+    moves = np.linalg.norm(actions[:, :-1], axis=1) >= _NOOP_NORM
+    changes = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0  # what is left out commands what the last kept step does
+    return np.flatnonzero(moves | (changes & np.logical_or.accumulate(moves)))
 
 
 def _first(bad: np.ndarray) -> int:

@@ -226,8 +226,12 @@ def test_another_start_policy_or_other_assets_are_refused(
     (tmp_path / "results.json").unlink()
     run = RunFolder(tmp_path)
     found = run.read("setup.json")
-    assert found == {"start": "tiny", "assets": "none"}
-    for changed, message in (({"start": "other"}, "start was 'other', is 'tiny'"), ({"assets": "full"}, "assets was 'full'")):
+    assert found == {"start": "tiny", "assets": "none", "reward": None}
+    for changed, message in (
+        ({"start": "other"}, "start was 'other', is 'tiny'"),
+        ({"assets": "full"}, "assets was 'full'"),
+        ({"reward": "other"}, "reward was 'other', is None"),
+    ):
         run.write("setup.json", found | changed)
         assert main(["train", *TOY, "--out", str(tmp_path)]) == 1 and message in capsys.readouterr().err
 
