@@ -11,10 +11,11 @@ import pytest
 import torch as th
 from sft_data import colour_actions, write_demos
 
+from sb3_tgrpo.envs.demos import moving_steps
 from sb3_tgrpo.openvla.actions import bin_tokens, bin_values, normalise, unnormalise
 from sb3_tgrpo.openvla.augment import Augmentation, augment, finish, hsv_to_rgb, prepare, rgb_to_hsv
 from sb3_tgrpo.openvla.images import preprocess_libero_image
-from sb3_tgrpo.sft_data import DemonstrationDataset, action_statistics, check_range
+from sb3_tgrpo.sft_data import DemonstrationDataset, _moving, action_statistics, check_range
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,15 @@ def test_at_the_start_the_gripper_is_compared_with_nothing(tmp_path: Path):
         actions[:2, :6] = 0
         handle["data/demo_0/actions"][...] = actions
     assert DemonstrationDataset(path, drop_noops=True).demonstrations[0].rows.tolist() == [2, 3, 4]
+
+
+def test_both_readers_leave_the_same_steps_out():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        actions = np.zeros((int(rng.integers(1, 12)), 7))
+        actions[:, 0] = rng.random(len(actions)) < 0.4
+        actions[:, 6] = rng.choice([-1, 1], len(actions))
+        assert _moving(actions).tolist() == moving_steps(actions).tolist()
 
 
 def test_split_by_demonstration_and_instruction(file: Path, tmp_path: Path):
