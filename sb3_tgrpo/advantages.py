@@ -51,7 +51,7 @@ def trajectory_advantages(
     :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
     """
     values, valid = _checked(rewards, mask)
-    return _like(rewards, _standardise(_returns(values, gamma), np.any(valid, axis=0), min_spread))
+    return _like(rewards, _standardise(discounted_returns(values, gamma), np.any(valid, axis=0), min_spread))
 
 
 def tgrpo_advantages(
@@ -84,7 +84,7 @@ def tgrpo_advantages(
     if signal.shape != values.shape:
         raise ValueError(f"step_signal has shape {signal.shape}, rewards {values.shape}: they must be equal.")
     step_level = _step_level(signal, valid, min_spread, compare_ended)
-    trajectory_level = _standardise(_returns(values, gamma), np.any(valid, axis=0), min_spread)
+    trajectory_level = _standardise(discounted_returns(values, gamma), np.any(valid, axis=0), min_spread)
     return _like(rewards, np.where(valid, alpha_step * step_level + alpha_traj * trajectory_level, 0.0))
 
 
@@ -99,7 +99,7 @@ def _step_level(values: np.ndarray, valid: np.ndarray, min_spread: float, compar
     return np.where(valid, _standardise(held, valid | ended, min_spread), 0.0)
 
 
-def _returns(values: np.ndarray, gamma: float) -> np.ndarray:
+def discounted_returns(values: np.ndarray, gamma: float) -> np.ndarray:
     """Discounted sums over the first axis."""
     return values.sum(axis=0) if gamma == 1.0 else np.tensordot(gamma ** np.arange(len(values)), values, axes=1)
 

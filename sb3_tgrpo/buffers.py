@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 
-from sb3_tgrpo.advantages import MIN_SPREAD, tgrpo_advantages, trajectory_advantages
+from sb3_tgrpo.advantages import MIN_SPREAD, discounted_returns, tgrpo_advantages, trajectory_advantages
 
 PAGE_BYTES = 8 << 20
 
@@ -109,6 +109,7 @@ class GroupedRolloutBuffer(BaseBuffer):
     advantages: np.ndarray
     weight: np.ndarray
     returns: np.ndarray  # (n_groups, group_size): summed rewards (not discounted), or the outcome that replaces them
+    compared_returns: np.ndarray  # (n_groups, group_size): what the trajectory level compares, the same but discounted
 
     def __init__(
         self,
@@ -238,12 +239,13 @@ class GroupedRolloutBuffer(BaseBuffer):
             self.rewards, alpha_step, alpha_traj, self.mask, self.step_signal, min_spread, self.gamma, compare_ended
         )
         self.returns = self.rewards.sum(axis=0)
+        self.compared_returns = discounted_returns(self.rewards, self.gamma)
         lengths = self.mask.sum(axis=0)  # |o_i|, (n_groups, group_size)
         for group, outcomes in enumerate(self._outcomes):
             if outcomes is not None:
                 self.returns[group] = outcomes
-                paid = outcomes * self.gamma ** np.maximum(lengths[group] - 1, 0)  # with the last step
-                relative = alpha_traj * trajectory_advantages(paid[None], None, min_spread)
+                self.compared_returns[group] = outcomes * self.gamma ** np.maximum(lengths[group] - 1, 0)  # with the last step
+                relative = alpha_traj * trajectory_advantages(self.compared_returns[group][None], None, min_spread)
                 self.advantages[:, group] = np.where(self.mask[:, group], relative, 0.0)
         members = np.maximum((lengths > 0).sum(axis=-1, keepdims=True), 1)  # N
         self.weight = np.where(self.mask, 1.0 / (shape[1] * members * np.maximum(lengths, 1)), 0.0)

@@ -437,7 +437,7 @@ class TGRPO(OnPolicyAlgorithm):
         :param successes: ``(n_groups, group_size)``, nan where the environment does not report success.
         """
         buffer = self.rollout_buffer
-        spread = self._compared_returns().std(axis=-1, ddof=1)
+        spread = buffer.compared_returns.std(axis=-1, ddof=1)
         self.logger.record("rollout/group_rew_std", float(spread.mean()))
         self.logger.record("rollout/zero_std_groups", float((spread <= self.min_spread).mean()))
         self.logger.record("rollout/group_len_mean", float(buffer.mask.any(axis=-1).sum(axis=0).mean()))
@@ -447,15 +447,6 @@ class TGRPO(OnPolicyAlgorithm):
             self.logger.record("rollout/group_success_rate", float((rate > 0).mean()))
             self.logger.record("rollout/mixed_groups", float(((rate > 0) & (rate < 1)).mean()))
         self.logger.record("time/rollout_seconds", seconds)
-
-    def _compared_returns(self) -> np.ndarray:
-        """``(n_groups, group_size)``: what the trajectory level compares, discounted if ``gamma`` is below 1."""
-        buffer = self.rollout_buffer
-        if self.gamma == 1.0:
-            return buffer.returns
-        if self.outcome_reward is not None:  # paid with the last step
-            return buffer.returns * self.gamma ** np.maximum(buffer.mask.sum(axis=0) - 1, 0)
-        return np.tensordot(self.gamma ** np.arange(len(buffer.rewards)), buffer.rewards, axes=1)
 
     # ------------------------------------------------------------------ update
 
