@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sb3_tgrpo.comparison import Rate, paired_comparison
+from sb3_tgrpo.main_job import SETUP_FILE
 from sb3_tgrpo.outcomes import Evaluation
 from sb3_tgrpo.report_plots import BLUE, GREY, new_figure, png
 from sb3_tgrpo.run_folder import RunFolder, now, write_text
@@ -60,7 +61,7 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
         "budget": study.config.algorithm.total_timesteps,
         "tuning": study.tuning,
         "modes": modes,
-        "cells": [_cell(cell, result) for cell, result in finished.items() if result is not None],
+        "cells": [_cell(cell, result, root) for cell, result in finished.items() if result is not None],
         "missing": [str(cell) for cell, result in finished.items() if result is None],
         "written": now(),
     }
@@ -72,9 +73,10 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
     return results
 
 
-def _cell(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
+def _cell(cell: Cell, result: dict[str, Any], root: RunFolder) -> dict[str, Any]:
     """
-    ``timesteps`` beyond the budget is the rest of the rollout in which it was reached.
+    ``timesteps`` beyond the budget is the rest of the rollout in which it was reached; ``reward`` is the digest of the reward
+    program, None where there was none.
     """
     return {
         "env": cell.env,
@@ -85,6 +87,7 @@ def _cell(cell: Cell, result: dict[str, Any]) -> dict[str, Any]:
         "updates": result["updates"],
         "seconds": round(result["seconds"]["total"], 1),
         "assets": result["assets"],
+        "reward": (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward"),
         "modes": {name: mode["after"]["successes"] / mode["after"]["episodes"] for name, mode in result["modes"].items()},
     }
 
@@ -293,6 +296,7 @@ def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study:
     checkpoints = ", ".join(f"{short_name(env)}: {study.checkpoint(env) or 'as shipped'}" for env in study.envs)
     lines.append(f"- Start policy: {checkpoints}.")
     lines.append(f"- Seeds: {', '.join(map(str, results['seeds']))}.")
+    lines.extend(f"- {text}" for text in _rewards(results["cells"]))
     for call in calls:
         machine = call["hardware"]
         versions = ", ".join(f"{name} {number}" for name, number in call["versions"].items())
@@ -302,6 +306,27 @@ def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study:
             f"{call['platform']}; {versions}."
         )
     return "## Record\n\n" + "\n".join(lines) + "\n"
+
+
+def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Which reward each task's cells were paid by, and whose where there are several: it may be newer, cells may be copies."""
+    lines = []
+    for env in dict.fromkeys(cell["env"] for cell in cells):
+        paid: dict[str, dict[str, list[str]]] = {}
+        for cell in cells:
+            if cell["env"] == env and cell["reward"]:
+                paid.setdefault(cell["reward"][:12], {}).setdefault(cell["method"], []).append(str(cell["seed"]))
+        if len(paid) == 1:
+            lines.append(f"Reward of {short_name(env)}, by its digest: {next(iter(paid))}.")
+        elif paid:
+            whose = [
+                f"{digest} ({', '.join(method + ' ' + ' '.join(of) for method, of in methods.items())})"
+                for digest, methods in paid.items()
+            ]
+            lines.append(
+                f"**Several rewards of {short_name(env)}**, by their digests, with methods and seeds: {'; '.join(whose)}."
+            )
+    return lines
 
 
 def rich_table(rows: dict[str, dict[str, Any]], envs: Sequence[str], title: str) -> "Table":

@@ -909,6 +909,33 @@ def test_tables_are_of_the_settings_asked_for(finished: Path, tmp_path: Path, ca
     assert (folder / "table1/table.md").read_text() == before
 
 
+def test_tables_tell_whose_cells_were_paid_by_which_reward(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "cells", tmp_path / "cells")
+    root = RunFolder(tmp_path)
+    for seed in (1, 2):
+        shutil.copytree(tmp_path / CELL, tmp_path / CELL.replace("seed_0", f"seed_{seed}"))
+        config = root.read(f"{CELL}/config.json")
+        root.write(f"{CELL.replace('seed_0', f'seed_{seed}')}/config.json", {**config, "seed": seed})
+    study = Study("table1", TrainConfig().updated(TOY), (TOY["env"],), ("TGRPO",), (0, 1, 2))
+
+    def told(*rewards: str | None) -> str:
+        cells = [cell for cell in study.cells() if (root / cell.name).is_dir()]
+        for cell, reward in zip(cells, rewards, strict=True):
+            root.write(f"{cell.name}/setup.json", {**root.read(f"{cell.name}/setup.json"), "reward": reward})
+        results = write_results(study, root)
+        assert [cell["reward"] for cell in results["cells"]] == list(rewards)
+        lines = (root / "table1/table.md").read_text().splitlines()
+        return "".join(line for line in lines if "digest" in line)
+
+    new, old = "0123456789ab" + "c" * 52, "ba9876543210" + "c" * 52
+    assert told(None, None, None, None) == ""  # SFT, and TGRPO's three
+    assert told(new, None, new, new) == "- Reward of vla_toy_Toy, by its digest: 0123456789ab."
+    assert told(new, old, new, old) == (
+        "- **Several rewards of vla_toy_Toy**, by their digests, with methods and seeds: "
+        "0123456789ab (SFT 0, TGRPO 1); ba9876543210 (TGRPO 0 2)."
+    )
+
+
 def test_tables_keep_what_was_tuned_and_overridden(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = {"TGRPO": {"learning_rate": 1e-3}, "PPO": {"gamma": 0.5}}
     rest = {"envs": ["LIBERO/libero_object-1-v0"], "mode": "T=1", "trials": {"TGRPO": {"1.0": 0.4}}, "seeds": [0]}
