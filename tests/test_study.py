@@ -173,7 +173,7 @@ def test_methods_that_there_are_not(method: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("algo", [algo for algo in USED_SETTINGS if algo != "sft"])
-def test_settings_that_a_method_uses(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_a_method_uses(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each setting of the algorithms changes what is built or for how long it learns, or is not among those used."""
 
     def built(config: TrainConfig) -> list[Any]:
@@ -190,7 +190,7 @@ def test_settings_that_a_method_uses(algo: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(baselines, "algorithm_class", lambda algo: note)
         setup = train_stages.Setup("start", "its hash", "light", "light", 128, "a reward", None, None, None)
         env = train_stages.make_training_env(config, setup)
-        train_stages.make_model(config, setup, RunFolder("unused"), env)
+        train_stages.make_model(config, setup, RunFolder(tmp_path), env)
         return [*calls, config.algorithm.total_timesteps]  # what learn() is told
 
     base = TrainConfig().updated({"algo": algo, "stop_on": "never", "alpha_step": 0.0, "reward": "sparse"})
