@@ -76,7 +76,7 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
 def _cell(cell: Cell, result: dict[str, Any], root: RunFolder) -> dict[str, Any]:
     """
     ``timesteps`` beyond the budget is the rest of the rollout in which it was reached; ``reward`` is the digest of the reward
-    program, None where there was none.
+    program, None where there was none or it was not recorded yet.
     """
     return {
         "env": cell.env,

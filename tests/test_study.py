@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch.nn import functional
 from toy_envs import ScriptEnv
 
-from sb3_tgrpo import TGRPO, baselines, envs, main_job, tgrpo, train_stages
+from sb3_tgrpo import TGRPO, baselines, envs, main_job, study_tables, tgrpo, train_stages
 from sb3_tgrpo import study as study_module
 from sb3_tgrpo.baselines import (
     DrawnStarts,
@@ -934,6 +934,15 @@ def test_tables_tell_whose_cells_were_paid_by_which_reward(finished: Path, tmp_p
         "- **Several rewards of vla_toy_Toy**, by their digests, with methods and seeds: "
         "0123456789ab (SFT 0, TGRPO 1); ba9876543210 (TGRPO 0 2)."
     )
+
+
+def test_each_task_has_a_reward_of_its_own() -> None:
+    rewards = {"libero_object-6": "6" * 64, "libero_object-8": "8" * 64}
+    cells = [{"env": f"LIBERO/{task}-v0", "method": "TGRPO", "seed": 0, "reward": reward} for task, reward in rewards.items()]
+    assert study_tables._rewards(cells) == [
+        "Reward of libero_object-6, by its digest: 666666666666.",
+        "Reward of libero_object-8, by its digest: 888888888888.",
+    ]
 
 
 def test_tables_keep_what_was_tuned_and_overridden(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
