@@ -189,8 +189,8 @@ def test_the_deadline_holds_whatever_the_server_asks_for() -> None:
     start = time.monotonic()
     with fake_api(Reply("error", status=429, error_type="rate_limit_error", headers={"retry-after": "86400"})) as api:
         with pytest.raises(RewardError, match="no answer before the deadline"):
-            generate_reward(TASK, api.client(), traces=TRACES, deadline=5.0, sleep=time.sleep)
-    assert time.monotonic() - start < 5.0
+            generate_reward(TASK, api.client(), traces=TRACES, deadline=60.0, sleep=time.sleep)
+    assert time.monotonic() - start < 60.0
 
 
 def test_a_cut_off_answer_is_asked_for_once_more_with_more_room(tmp_path: Path) -> None:
@@ -293,9 +293,9 @@ def test_ask_retries_within_the_deadline_only() -> None:
             system="s",
             messages=[{"role": "user", "content": "u"}],
             schema=None,
-            deadline=time.monotonic() + 1.0,
+            deadline=time.monotonic() + 3.0,
         )
-    assert 2 <= len(api.requests) <= 5
+    assert 2 <= len(api.requests) <= 11
     assert issubclass(FatalAPIError, RewardError)
 
 
