@@ -118,6 +118,7 @@ def test_two_studies(tmp_path: Path) -> None:
         play(study, "SFT", 0, "0000", 0.0)
         play(study, "GRPO", 0, "1111", 0.0)
         play(study, "TGRPO", 0, "1100", rewarded)
+        play(study, "PPO", 1, "0000", rewarded)
     play("old", "TGRPO", 1, "1111", 0.0)  # not finished in the new study
     play("old", "PPO", 0, "1000", 0.0)
     play("new", "PPO", 0, "1110", 1.0)
@@ -128,7 +129,7 @@ def test_two_studies(tmp_path: Path) -> None:
     # Copied cells are no second evidence, and a seed that one study has not finished is none at all.
     assert rows[2:] == [
         ["GRPO: the same cells in both", "", "", ""],
-        ["PPO", "1/4 (1)", "3/4 (3)", "+50 [+0, +100]"],
+        ["PPO", "1/8 (1, 0)", "3/8 (3, 0)", "+25 [+0, +50]"],
         ["TGRPO", "2/4 (2)", "2/4 (2)", "+0 [+0, +0]"],
         ["PPO over TGRPO, both studies", "PPO 4/8", "TGRPO 4/8", "+0 [-38, +38]"],
     ]
