@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
@@ -22,6 +22,7 @@ from sb3_tgrpo.advantages import MIN_SPREAD
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
 from sb3_tgrpo.losses import k3_kl, ratio_statistics, tgrpo_loss
 from sb3_tgrpo.policies import GROUP_POLICY_METHODS, ActorCnnPolicy, ActorMultiInputPolicy, ActorPolicy, GroupPolicy
+from sb3_tgrpo.progress_bar import ValidStepsProgressBar
 from sb3_tgrpo.type_aliases import GroupEnv
 
 SelfTGRPO = TypeVar("SelfTGRPO", bound="TGRPO")
@@ -607,7 +608,7 @@ class TGRPO(OnPolicyAlgorithm):
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback)
         if progress_bar:
-            callback = CallbackList([callback, _ValidStepsProgressBar()])
+            callback = CallbackList([callback, ValidStepsProgressBar()])
             callback.init_callback(self)
         return callback
 
@@ -658,18 +659,6 @@ class TGRPO(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_last_obs", "_last_episode_starts", "_generator", "saves_on_interrupt"]
-
-
-class _ValidStepsProgressBar(ProgressBarCallback):
-    """SB3's progress bar, but counting the steps that count."""
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        self._done_before = self.model.num_timesteps
-
-    def _on_step(self) -> bool:
-        self.pbar.update(self.model.num_timesteps - self._done_before - self.pbar.n)
-        return True
 
 
 def _make_groups(env: GymEnv | str | None, group_size: int | None) -> GymEnv | None:

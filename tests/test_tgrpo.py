@@ -27,6 +27,7 @@ from sb3_tgrpo.advantages import tgrpo_advantages
 from sb3_tgrpo.diagnostics import Group, default_variants
 from sb3_tgrpo.envs import GroupVecEnv, SyncGroupVectorEnv, make_group_env
 from sb3_tgrpo.policies import ActorPolicy
+from sb3_tgrpo.progress_bar import ValidStepsProgressBar
 from sb3_tgrpo.train_callbacks import MetricsCallback
 
 FAST: dict[str, Any] = {"learning_rate": 1e-2, "seed": 0, "device": "cpu", "kl_coef": 0.0}
@@ -670,7 +671,7 @@ def test_lost_worker_costs_a_group_not_the_run(tmp_path: Path) -> None:
     env.close()
 
 
-def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path) -> None:
+def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = str(tmp_path / "crashed")
 
     class CrashesOnce(ScriptEnv):
@@ -693,7 +694,15 @@ def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path) -> None:
         def _on_rollout_end(self) -> None:
             fractions.append(self.locals["n_valid"] / self.locals["n_slots"])
 
+    def noted(self: ValidStepsProgressBar) -> bool:
+        on_step(self)
+        shown.append(self.pbar.n)
+        return True
+
+    on_step = ValidStepsProgressBar._on_step
+    monkeypatch.setattr(ValidStepsProgressBar, "_on_step", noted)
     counts: list[int] = []
+    shown: list[int] = []
     fractions: list[float] = []
     env = make_group_env(CrashesOnce, 2, 2, stop_on="never", subprocess=True, env_kwargs={"limit": 10})
     model = TGRPO("MlpPolicy", env, **FAST)
@@ -701,6 +710,7 @@ def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path) -> None:
         model.learn(40, callback=Watch(model), progress_bar=True)
     # The crash takes away the four steps of two members and adds none for them, the other group goes on
     assert counts == [4, 8, 12, 16, 16 - 8 + 2, 14, 18, 22, 26, 30, 32, 34, 36, 38, 40]
+    assert shown == counts
     assert model.num_timesteps == model.rollout_buffer.mask.sum() == 40 and fractions == [40 / 50]
     env.close()
 

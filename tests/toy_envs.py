@@ -59,7 +59,7 @@ class ScriptEnv(gym.Env):
 
 
 class OnceCrashingEnv(ScriptEnv):
-    """Action 9 kills the process, but only the first time: ``marker`` remembers across processes."""
+    """Action 9 kills the process, but only the first time: ``marker`` remembers across processes, and which it was."""
 
     def __init__(self, marker: str, how: str = "crash", limit: int = 20) -> None:
         super().__init__(limit=limit)
@@ -68,7 +68,8 @@ class OnceCrashingEnv(ScriptEnv):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if int(action) == 9 and not os.path.exists(self.marker):
-            open(self.marker, "w").close()
+            with open(self.marker, "w") as file:
+                file.write(str(os.getpid()))
             if self.how == "crash":
                 os._exit(3)
             time.sleep(1000)
