@@ -10,10 +10,10 @@ and started again it goes on where it was.
 import argparse
 from pathlib import Path
 
-from sb3_tgrpo.live_view import make_view
-from sb3_tgrpo.main_job import run_training
-from sb3_tgrpo.report import result_lines
-from sb3_tgrpo.train_config import TrainConfig
+from sb3_tgrpo.train.config import TrainConfig
+from sb3_tgrpo.train.job import run_training
+from sb3_tgrpo.train.report import result_lines
+from sb3_tgrpo.train.view import make_view
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -19,13 +19,13 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_tgrpo.actors import TokenActor
-from sb3_tgrpo.comparison import Rate
 from sb3_tgrpo.envs import LiberoEnv
-from sb3_tgrpo.envs.episode_player import EpisodePlayer, EpisodeRequest, PlayedEpisode
-from sb3_tgrpo.envs.expert_motion import rotation_of
+from sb3_tgrpo.envs.experts.motion import rotation_of
+from sb3_tgrpo.evaluation.adapters import TokenActor
+from sb3_tgrpo.evaluation.comparison import Rate
+from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest, PlayedEpisode
 from sb3_tgrpo.openvla import OpenVLAPolicy
-from sb3_tgrpo.rewards.task_facts import load_task_facts, parse_task_id
+from sb3_tgrpo.rewards.facts.task_facts import load_task_facts, parse_task_id
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -1,7 +1,8 @@
 """Multi-stage rewards: programs, their generation by an LLM and their verification (arXiv 2506.08440, section IV-A)."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sb3_tgrpo.lazy import lazy_attributes
 
 if __name__ != "sb3_tgrpo.rewards":
     raise ImportError(
@@ -9,33 +10,33 @@ if __name__ != "sb3_tgrpo.rewards":
     )
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.rewards.errors import RewardError
-    from sb3_tgrpo.rewards.generate import generate_reward
-    from sb3_tgrpo.rewards.program import RewardMemory, RewardProgram, RewardStep, load_reward
-    from sb3_tgrpo.rewards.spec import RewardSpec
-    from sb3_tgrpo.rewards.task_facts import TaskFacts, load_task_facts
-    from sb3_tgrpo.rewards.traces import Trace, load_traces, save_traces
-    from sb3_tgrpo.rewards.verify import VerificationReport, verify_reward
-    from sb3_tgrpo.rewards.vocabulary import HELPERS, INFO_VOCABULARY, VOCABULARY
+    from sb3_tgrpo.rewards.episodes.traces import Trace, load_traces, save_traces
+    from sb3_tgrpo.rewards.facts.errors import RewardError
+    from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
+    from sb3_tgrpo.rewards.facts.vocabulary import HELPERS, INFO_VOCABULARY, VOCABULARY
+    from sb3_tgrpo.rewards.generation.generate import generate_reward
+    from sb3_tgrpo.rewards.program.program import RewardMemory, RewardProgram, RewardStep, load_reward
+    from sb3_tgrpo.rewards.program.spec import RewardSpec
+    from sb3_tgrpo.rewards.verification.verify import VerificationReport, verify_reward
 
 _LAZY = {
-    "RewardError": "errors",
-    "RewardMemory": "program",
-    "RewardProgram": "program",
-    "RewardSpec": "spec",
-    "RewardStep": "program",
-    "HELPERS": "vocabulary",
-    "INFO_VOCABULARY": "vocabulary",
-    "VOCABULARY": "vocabulary",
-    "TaskFacts": "task_facts",
-    "Trace": "traces",
-    "VerificationReport": "verify",
-    "generate_reward": "generate",
-    "load_reward": "program",
-    "load_task_facts": "task_facts",
-    "load_traces": "traces",
-    "save_traces": "traces",
-    "verify_reward": "verify",
+    "RewardError": "sb3_tgrpo.rewards.facts.errors",
+    "RewardMemory": "sb3_tgrpo.rewards.program.program",
+    "RewardProgram": "sb3_tgrpo.rewards.program.program",
+    "RewardSpec": "sb3_tgrpo.rewards.program.spec",
+    "RewardStep": "sb3_tgrpo.rewards.program.program",
+    "HELPERS": "sb3_tgrpo.rewards.facts.vocabulary",
+    "INFO_VOCABULARY": "sb3_tgrpo.rewards.facts.vocabulary",
+    "VOCABULARY": "sb3_tgrpo.rewards.facts.vocabulary",
+    "TaskFacts": "sb3_tgrpo.rewards.facts.task_facts",
+    "Trace": "sb3_tgrpo.rewards.episodes.traces",
+    "VerificationReport": "sb3_tgrpo.rewards.verification.verify",
+    "generate_reward": "sb3_tgrpo.rewards.generation.generate",
+    "load_reward": "sb3_tgrpo.rewards.program.program",
+    "load_task_facts": "sb3_tgrpo.rewards.facts.task_facts",
+    "load_traces": "sb3_tgrpo.rewards.episodes.traces",
+    "save_traces": "sb3_tgrpo.rewards.episodes.traces",
+    "verify_reward": "sb3_tgrpo.rewards.verification.verify",
 }
 
 __all__ = [
@@ -58,8 +59,4 @@ __all__ = [
     "verify_reward",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f"sb3_tgrpo.rewards.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, _LAZY)

@@ -16,7 +16,7 @@ sys.path.insert(0, {envs!r})
 from gl import has_egl_device
 found = ctypes.util.find_library
 sys.exit(not (found("GL") and (has_egl_device() or found("OSMesa"))))
-""".format(envs=str(Path(__file__).parents[1] / "envs"))
+""".format(envs=str(Path(__file__).parents[1] / "envs" / "libero"))
 
 
 def can_render() -> bool:

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from sb3_tgrpo.envs.assets import libero_assets, resolve_assets
-from sb3_tgrpo.envs.libero import CAMERAS, SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
-from sb3_tgrpo.envs.libero_process import prepare_process
-from sb3_tgrpo.envs.libero_tasks import get_task, stored_starts
-from sb3_tgrpo.rewards.task_facts import parse_task_id
+from sb3_tgrpo.envs.libero.assets import libero_assets, resolve_assets
+from sb3_tgrpo.envs.libero.env import CAMERAS, SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
+from sb3_tgrpo.envs.libero.process import prepare_process
+from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
+from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
 
 
 @dataclass(frozen=True)

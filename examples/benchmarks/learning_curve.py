@@ -12,9 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.comparison import wilson_interval
-from sb3_tgrpo.main_job import run_training
-from sb3_tgrpo.train_config import TrainConfig
+from sb3_tgrpo.evaluation.comparison import wilson_interval
+from sb3_tgrpo.train.config import TrainConfig
+from sb3_tgrpo.train.job import run_training
 
 
 def point(env: str, demos: int, updates: int, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

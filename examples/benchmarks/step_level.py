@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.advantages import step_advantages
 from sb3_tgrpo.run_folder import RunFolder
-from sb3_tgrpo.train_config import TrainConfig, parse_setting, shipped_start
-from sb3_tgrpo.train_stages import make_model, make_training_env, resolve_setup
+from sb3_tgrpo.train.config import TrainConfig, parse_setting, shipped_start
+from sb3_tgrpo.train.stages import make_model, make_training_env, resolve_setup
 
 
 def rollout(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,9 @@ import argparse
 from itertools import combinations
 from pathlib import Path
 
-from sb3_tgrpo.evaluation import Evaluation, paired_comparison
-from sb3_tgrpo.study_methods import START
-from sb3_tgrpo.study_tables import FEWEST_SEEDS
+from sb3_tgrpo.evaluation.protocol import Evaluation, paired_comparison
+from sb3_tgrpo.study.methods import START
+from sb3_tgrpo.study.tables import FEWEST_SEEDS
 
 Runs = dict[int, Evaluation]  # by seed
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch as th
 
 from sb3_tgrpo.envs.spaces import encode_instruction
-from sb3_tgrpo.train_config import TrainConfig, shipped_start
-from sb3_tgrpo.train_stages import make_policy, resolve_setup
+from sb3_tgrpo.train.config import TrainConfig, shipped_start
+from sb3_tgrpo.train.stages import make_policy, resolve_setup
 
 STEPS = 128
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.envs.demos import Demos
+    from sb3_tgrpo.envs.demos.files import Demos
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -66,7 +66,7 @@ def run_collect(args: argparse.Namespace) -> int:
     """Collect demonstrations."""
     from tqdm import tqdm
 
-    from sb3_tgrpo.envs.demo_collection import CollectionError, CollectionSettings, collect_demos
+    from sb3_tgrpo.envs.demos.collection import CollectionError, CollectionSettings, collect_demos
     from sb3_tgrpo.run_folder import cpu_count
 
     settings = CollectionSettings(
@@ -109,7 +109,7 @@ def run_collect(args: argparse.Namespace) -> int:
 
 
 def _print_summary(path: Path) -> None:
-    from sb3_tgrpo.envs.demos import load_demos
+    from sb3_tgrpo.envs.demos.files import load_demos
 
     demos = load_demos(path)
     print("\n".join(_header(demos)))
@@ -117,21 +117,21 @@ def _print_summary(path: Path) -> None:
 
 def run_show(args: argparse.Namespace) -> int:
     """Print a file's table; write pictures if asked to."""
-    from sb3_tgrpo.envs.demos import load_demos
+    from sb3_tgrpo.envs.demos.files import load_demos
 
     demos = load_demos(args.file, task=args.task, image_size=args.image_size)
     print("\n".join([*_header(demos), "", *_table(demos, args.rows)]))
     if args.key_poses:
-        from sb3_tgrpo.envs.demo_key_poses import key_poses
+        from sb3_tgrpo.envs.demos.key_poses import key_poses
 
         print(f"\n{key_poses(demos)}")
     if args.sheet is not None:
-        from sb3_tgrpo.envs.demo_pictures import write_contact_sheet
+        from sb3_tgrpo.envs.demos.pictures import write_contact_sheet
 
         write_contact_sheet(demos, args.sheet)
         print(f"\ncontact sheet: {args.sheet}")
     if args.video is not None:
-        from sb3_tgrpo.envs.demo_pictures import write_video
+        from sb3_tgrpo.envs.demos.pictures import write_video
 
         if args.demo is not None and not 0 <= args.demo < len(demos):
             raise ValueError(f"--demo {args.demo}: the file has demonstrations 0 to {len(demos) - 1}.")

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from sb3_tgrpo.train_config import TaskConfig
+from sb3_tgrpo.train.config import TaskConfig
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.doctor import Finding
-    from sb3_tgrpo.start_policy import StartPolicyReport
+    from sb3_tgrpo.doctor.checks import Finding
+    from sb3_tgrpo.evaluation.base_policy import StartPolicyReport
 
 _DESCRIPTION = (
     "Checks libraries, simulator, assets, checkpoint and policy, and says what to do about each failure. Exit status 0: no "
@@ -59,7 +59,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(args: argparse.Namespace) -> int:
     """Check, print, and say by the exit status whether something failed."""
-    from sb3_tgrpo.doctor import Plan, Subject, examine, healthy, to_dict
+    from sb3_tgrpo.doctor.checks import Plan, Subject, examine, healthy, to_dict
 
     plan = None
     if args.plan:
@@ -90,9 +90,9 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
     import torch as th
     from stable_baselines3.common.utils import FloatSchedule
 
+    from sb3_tgrpo.evaluation.base_policy import describe_start_policy
     from sb3_tgrpo.openvla.loading import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
-    from sb3_tgrpo.start_policy import describe_start_policy
 
     if not th.cuda.is_available():
         th.set_num_threads(1)  # the cores belong to the simulators
@@ -111,7 +111,7 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
 
 def start_maker(args: argparse.Namespace, image_size: int) -> Callable[[], gym.Env]:
     """A function that makes the environment with the starts asked for, widened as in training and in evaluations."""
-    from sb3_tgrpo.envs.episode_player import env_maker
+    from sb3_tgrpo.evaluation.player import env_maker
 
     kwargs: dict[str, Any] = {"assets": args.assets, "image_size": image_size}
     if not args.stored:

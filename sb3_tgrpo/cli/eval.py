@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.evaluation import EvalEpisode, Evaluation, Policy
+    from sb3_tgrpo.evaluation.protocol import EvalEpisode, Evaluation, Policy
 
 _DESCRIPTION = (
     "LIBERO's protocol by default: the 50 stored starts of each task, official step caps, greedy, every episode alone. The "
@@ -72,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables, write the run folder."""
     import torch as th
 
-    from sb3_tgrpo.evaluation import Evaluation, policy_name, resumable_evaluation
-    from sb3_tgrpo.outcomes import write_json
+    from sb3_tgrpo.evaluation.protocol import Evaluation, policy_name, resumable_evaluation
+    from sb3_tgrpo.evaluation.results import write_json
     from sb3_tgrpo.run_folder import RunFolder, write_text
 
     before = None if args.compare is None else Evaluation.load(args.compare)
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     write_text(folder / "report.txt", f"{evaluation}\n")
     print_evaluation(evaluation)
     if before is not None:
-        from sb3_tgrpo.evaluation import paired_comparison
+        from sb3_tgrpo.evaluation.protocol import paired_comparison
 
         comparison = paired_comparison(before, evaluation)
         write_json(folder / "comparison.json", comparison.to_dict())
@@ -198,7 +198,7 @@ def load_algorithm(path: Path, device: str) -> Any:
     algorithm = _saved_class(data or {})
     if algorithm is None:
         raise ValueError(
-            f"--model {path}: only TGRPO, DPO, TPO, PPO and A2C are known here. Use sb3_tgrpo.evaluation in Python."
+            f"--model {path}: only TGRPO, DPO, TPO, PPO and A2C are known here. Use sb3_tgrpo.evaluation.protocol in Python."
         )
     return algorithm.load(path, device=device)
 
@@ -207,7 +207,7 @@ def _saved_class(settings: dict[str, Any]) -> Any:
     """The algorithm that has these settings; None if it is none of those known here."""
     from stable_baselines3 import A2C, PPO
 
-    from sb3_tgrpo.preferences import DPO, TPO
+    from sb3_tgrpo.baselines.preferences import DPO, TPO
     from sb3_tgrpo.tgrpo import TGRPO
 
     if "alpha_step" in settings:
@@ -238,7 +238,7 @@ def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
 
 
 def _with_rewards(env_ids: list[str]) -> dict[str, Callable[..., Any]]:
-    from sb3_tgrpo.outcomes import task_name
+    from sb3_tgrpo.evaluation.results import task_name
 
     def maker(env_id: str) -> Callable[..., Any]:
         def make(**kwargs: Any) -> Any:
@@ -255,7 +255,7 @@ def _with_rewards(env_ids: list[str]) -> dict[str, Callable[..., Any]]:
 
 def default_folder(args: argparse.Namespace, env_ids: list[str]) -> Path:
     """A folder named after what is evaluated, so that the same command finds it again."""
-    from sb3_tgrpo.outcomes import task_name
+    from sb3_tgrpo.evaluation.results import task_name
 
     policy = Path(args.model).stem if args.model is not None else Path(args.checkpoint).name
     if args.adapter is not None:

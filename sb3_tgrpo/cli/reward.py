@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.rewards.program import RewardProgram
-    from sb3_tgrpo.rewards.report import VerificationReport
-    from sb3_tgrpo.rewards.traces import Trace
+    from sb3_tgrpo.rewards.episodes.traces import Trace
+    from sb3_tgrpo.rewards.program.program import RewardProgram
+    from sb3_tgrpo.rewards.verification.report import VerificationReport
 
 PAYMENTS = ("per_step", "latched", "potential")
 
@@ -75,7 +75,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def expand(names: list[str]) -> list[str]:
     """Tasks and paths as they are, a suite as its tasks, nothing as all tasks."""
-    from sb3_tgrpo.rewards.task_facts import available_tasks
+    from sb3_tgrpo.rewards.facts.task_facts import available_tasks
 
     tasks = available_tasks()
     if not names:
@@ -95,7 +95,7 @@ def run_generate(args: argparse.Namespace) -> int:
     with RunFolder(args.out).locked():  # answers cost money: not twice the same
         failed = _generate(args, tasks)
     if args.plots is not None:
-        from sb3_tgrpo.rewards.plots import plot_rejects
+        from sb3_tgrpo.rewards.verification.plots import plot_rejects
 
         print(f"  {plot_rejects(args.out, args.plots / 'rejections.png')}")
     return 1 if failed else 0
@@ -103,9 +103,9 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
     """How many tasks ended without a verified reward."""
-    from sb3_tgrpo.rewards.api import FatalAPIError
-    from sb3_tgrpo.rewards.errors import RewardError
-    from sb3_tgrpo.rewards.generate import generate_reward
+    from sb3_tgrpo.rewards.facts.errors import RewardError
+    from sb3_tgrpo.rewards.generation.api import FatalAPIError
+    from sb3_tgrpo.rewards.generation.generate import generate_reward
 
     failed = 0
     for task in tasks:
@@ -157,7 +157,7 @@ def run_verify(args: argparse.Namespace) -> int:
             cost = report["V19"].numbers.get("p50 us", float("nan"))
             print(f"{report.task:<18} {failed:<24} margin {report.margin:6.3f}  {cost:5.1f} us/call  {sources}", flush=True)
         if args.plots is not None:
-            from sb3_tgrpo.rewards.plots import plot_report
+            from sb3_tgrpo.rewards.verification.plots import plot_report
 
             mutation = report["V20"] if args.mutation else None
             for path in plot_report(program, traces, args.plots, mutation=mutation):
@@ -181,9 +181,9 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def _traces(program: "RewardProgram", path: Path | None) -> "list[Trace]":
-    from sb3_tgrpo.rewards.kinematic import task_traces
-    from sb3_tgrpo.rewards.task_facts import load_task_facts
-    from sb3_tgrpo.rewards.traces import load_traces
+    from sb3_tgrpo.rewards.episodes.kinematic import task_traces
+    from sb3_tgrpo.rewards.episodes.traces import load_traces
+    from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
 
     return load_traces(path) if path is not None else task_traces(load_task_facts(program.task))
 
@@ -191,10 +191,10 @@ def _traces(program: "RewardProgram", path: Path | None) -> "list[Trace]":
 def run_show(args: argparse.Namespace) -> int:
     """A reward as Python, as JSON, its shipped report, or the facts that its author had."""
     from sb3_tgrpo.rewards import load_reward
-    from sb3_tgrpo.rewards.kinematic import task_traces
-    from sb3_tgrpo.rewards.measure import measure
-    from sb3_tgrpo.rewards.prompt import facts_block
-    from sb3_tgrpo.rewards.task_facts import data_folder, load_task_facts
+    from sb3_tgrpo.rewards.episodes.kinematic import task_traces
+    from sb3_tgrpo.rewards.episodes.measure import measure
+    from sb3_tgrpo.rewards.facts.task_facts import data_folder, load_task_facts
+    from sb3_tgrpo.rewards.generation.prompt import facts_block
 
     program = load_reward(args.reward)
     if args.format == "python":

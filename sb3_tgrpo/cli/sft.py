@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sb3_tgrpo.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.sft import SFT
+    from sb3_tgrpo.sft.trainer import SFT
 
 _DESCRIPTION = (
     "Behaviour cloning. The folder --out then holds the checkpoint, in the layout of openvla/openvla-7b, and the run: "
@@ -79,9 +79,9 @@ def run(args: argparse.Namespace) -> int:
     """Train and write the checkpoint."""
     import torch as th
 
-    from sb3_tgrpo.sft import SFTError
-    from sb3_tgrpo.sft_data import DemonstrationDataset
-    from sb3_tgrpo.sft_training import Processes
+    from sb3_tgrpo.sft.dataset import DemonstrationDataset
+    from sb3_tgrpo.sft.loop import Processes
+    from sb3_tgrpo.sft.trainer import SFTError
 
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}.")
@@ -132,7 +132,7 @@ def _train(args: argparse.Namespace, dataset: Any) -> None:
 
 def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
     """The training that the arguments describe."""
-    from sb3_tgrpo.sft import SFT
+    from sb3_tgrpo.sft.trainer import SFT
 
     tiny = args.checkpoint == "tiny"
     lora: str | dict[str, int] | None = args.lora or ("none" if tiny else "upstream")

@@ -15,7 +15,7 @@ _DESCRIPTION = (
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``study``."""
-    from sb3_tgrpo.study_methods import GRIDS, METHODS
+    from sb3_tgrpo.study.methods import GRIDS, METHODS
 
     grids = "\n".join(f"  {name:<12} {grid.text}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
     parser = subparsers.add_parser(
@@ -67,9 +67,9 @@ def study_from(args: argparse.Namespace) -> Any:
     :raises ValueError: on unknown or contradicting ones.
     """
     from sb3_tgrpo.envs.registration import env_ids
-    from sb3_tgrpo.study import Study, tuned_overrides
-    from sb3_tgrpo.study_methods import GRIDS, TASKS
-    from sb3_tgrpo.train_config import TrainConfig, load_config
+    from sb3_tgrpo.study.methods import GRIDS, TASKS
+    from sb3_tgrpo.study.runner import Study, tuned_overrides
+    from sb3_tgrpo.train.config import TrainConfig, load_config
 
     grid = GRIDS[args.grid]
     config = load_config(args.config) if args.config is not None else TrainConfig()
@@ -99,7 +99,7 @@ def study_from(args: argparse.Namespace) -> Any:
 
 def _assignment(text: str) -> tuple[str | None, str, Any]:
     """``TGRPO.kl_coef=0.1`` as method, name and value."""
-    from sb3_tgrpo.train_config import parse_setting
+    from sb3_tgrpo.train.config import parse_setting
 
     left, equals, value = text.rpartition("=")
     method, dot, name = left.rpartition(".")
@@ -113,9 +113,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
-    from sb3_tgrpo.study import StudyError, check_tasks_and_policies, is_finished, run_study, write_tables
-    from sb3_tgrpo.study_tables import rich_table
-    from sb3_tgrpo.study_view import make_study_view
+    from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, is_finished, run_study, write_tables
+    from sb3_tgrpo.study.tables import rich_table
+    from sb3_tgrpo.study.view import make_study_view
 
     study = study_from(args)
     if args.dry_run:

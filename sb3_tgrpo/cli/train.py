@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from sb3_tgrpo.envs.registration import env_id
-from sb3_tgrpo.train_config import ALGORITHM_NAMES, BUDGETS, TrainConfig, check_used, flags, load_config
+from sb3_tgrpo.train.config import ALGORITHM_NAMES, BUDGETS, TrainConfig, check_used, flags, load_config
 
 _DESCRIPTION = (
     "Evaluate a start policy on LIBERO's stored starts, train it by TGRPO, evaluate again, and report. Without arguments: the "
@@ -95,9 +95,9 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or measure."""
-    from sb3_tgrpo.live_view import make_view
-    from sb3_tgrpo.main_job import TrainingError, measure, run_seeds, run_training
-    from sb3_tgrpo.report import result_lines
+    from sb3_tgrpo.train.job import TrainingError, measure, run_seeds, run_training
+    from sb3_tgrpo.train.report import result_lines
+    from sb3_tgrpo.train.view import make_view
 
     config = config_from(args)
     command = shlex.join(["sb3-tgrpo", *sys.argv[1:]])

@@ -1,7 +1,8 @@
 """OpenVLA in plain PyTorch and transformers: model, image pipeline, tokens, and the Stable-Baselines3 policy."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sb3_tgrpo.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from sb3_tgrpo.openvla.images import (
@@ -40,8 +41,4 @@ __all__ = [
     "to_pixel_values",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, _LAZY)

@@ -28,7 +28,7 @@ from sb3_tgrpo.openvla.actions import (
     unnormalise,
 )
 from sb3_tgrpo.openvla.config import OpenVLAConfig
-from sb3_tgrpo.openvla.graph import GraphedGeneration
+from sb3_tgrpo.openvla.cuda_graph import GraphedGeneration
 from sb3_tgrpo.openvla.images import Normalization, preprocess_libero_image, rotate_and_area_resize, to_pixel_values
 from sb3_tgrpo.openvla.vit import Projector, VisionBackbone
 

@@ -1,0 +1,248 @@
+"""Groups as a Stable-Baselines3 ``VecEnv``."""
+
+import importlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+
+from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions, StopOn, SyncGroupVectorEnv, stack_observations
+
+
+class GroupVecEnv(VecEnv):
+    """
+    Thin adapter that shows a :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv` to Stable-Baselines3.
+
+    All members of a group are ``done`` in the same step. ``info["valid"]`` tells whether a member's step counts; a done info
+    holds ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` with the return and length over the steps that
+    count, so no ``Monitor`` is needed. (A ``VecMonitor`` around it also works; its lengths include held and paused steps.)
+
+    :param groups: the groups; this adapter closes them.
+    """
+
+    def __init__(self, groups: SyncGroupVectorEnv) -> None:
+        self.groups = groups
+        super().__init__(groups.num_envs, groups.single_observation_space, groups.single_action_space)
+        self.metadata = {**groups.metadata, **self.metadata}
+        self._next_seed: int | None = None
+        self._actions: np.ndarray | None = None
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._start_time = time.time()
+        self.valid = np.zeros(self.num_envs, dtype=bool)
+
+    # What TGRPO needs of a group environment beside VecEnv's interface
+    @property
+    def group_size(self) -> int:
+        """Members per group."""
+        return self.groups.group_size
+
+    @property
+    def n_groups(self) -> int:
+        """Number of groups."""
+        return self.groups.n_groups
+
+    @property
+    def stop_on(self) -> StopOn:
+        """Rule by which a group ends."""
+        return self.groups.stop_on
+
+    @property
+    def alternate(self) -> bool:
+        """Whether halves of the groups take turns."""
+        return self.groups.alternate
+
+    @property
+    def active(self) -> np.ndarray:
+        """``(num_envs,)`` bool: members whose next action will be carried out."""
+        return self.groups.active
+
+    def pause(self, groups: Sequence[int]) -> None:
+        """Let groups stand still until :meth:`resume` or a reset."""
+        self.groups.pause(groups)
+
+    def resume(self) -> None:
+        """Let all groups go on."""
+        self.groups.resume()
+
+    def start_state(self) -> dict[str, Any]:
+        """See :meth:`SyncGroupVectorEnv.start_state`. A seed for the next reset is where the sequence is already."""
+        if self._next_seed is not None:
+            return {"seed": self._next_seed, "n_starts": [0] * self.n_groups}
+        return self.groups.start_state()
+
+    def set_start_state(self, state: dict[str, Any]) -> None:
+        """See :meth:`SyncGroupVectorEnv.set_start_state`. A state that has a seed outranks an earlier :meth:`seed`."""
+        if state["seed"] is not None:
+            self._next_seed = None
+        self.groups.set_start_state(state)
+
+    # VecEnv's interface
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """
+        Seed the starts from the next reset on.
+
+        :param seed: base seed; group ``g`` starts with ``seed + g``. None draws one.
+        :return: the seed of each environment's next start.
+        """
+        if seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])
+        self._next_seed = seed
+        return [seed + i // self.group_size for i in range(self.num_envs)]
+
+    def reset(self) -> VecEnvObs:
+        options, *others = self._options
+        self._reset_options()  # also where they are refused: the next reset is without them
+        if any(other != options for other in others):
+            raise ValueError("set_options() got different options per environment: give one dict for all, groups start by it.")
+        self.reset_infos = self.groups.reset_groups(seed=self._next_seed, options=options or None)
+        self._next_seed = None
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        return stack_observations(self.observation_space, self.groups.observations)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        assert self._actions is not None
+        step = self.groups.step_groups(self._actions)
+        self.valid = step.valid
+        self._returns += step.rewards
+        self._lengths += step.valid
+        dones = step.terminations | step.truncations
+        infos = step.infos
+        for i, info in enumerate(infos):
+            info["valid"] = bool(step.valid[i])
+            if "resampled" in info:
+                self._returns[i], self._lengths[i] = 0.0, 0
+            if i in step.start_infos:
+                self.reset_infos[i] = step.start_infos[i]
+            if dones[i]:
+                info["terminal_observation"] = step.final_observations[i]
+                info["TimeLimit.truncated"] = bool(step.truncations[i])
+                elapsed = round(time.time() - self._start_time, 6)
+                info["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": elapsed}
+                if "is_success" in step.final_infos[i]:  # a held member reported it when it ended
+                    info["is_success"] = bool(step.final_infos[i]["is_success"])
+                self._returns[i], self._lengths[i] = 0.0, 0
+        return stack_observations(self.observation_space, step.observations), step.rewards, dones, infos
+
+    def close(self) -> None:
+        self.groups.close()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return list(self.groups.call("render"))
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return list(self.groups.get_attr(attr_name, indices=list(self._get_indices(indices))))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        self.groups.set_attr(attr_name, value, indices=list(self._get_indices(indices)))
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        chosen = list(self._get_indices(indices))
+        return list(self.groups.call(method_name, *method_args, indices=chosen, **method_kwargs))
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        return list(self.groups.is_wrapped(wrapper_class, indices=list(self._get_indices(indices))))
+
+
+def make_group_env(
+    env_id: str | Iterable[str] | Callable[[], gym.Env],
+    group_size: int = 4,
+    n_groups: int = 1,
+    *,
+    stop_on: StopOn = "success",
+    seed: int | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    subprocess: bool | None = None,
+    timeout: float | None = 60.0,
+    start_options: StartOptions | None = None,
+    alternate: bool = False,
+    processes: int | None = None,
+) -> GroupVecEnv:
+    """
+    Groups of environments for :class:`~sb3_tgrpo.tgrpo.TGRPO`.
+
+    ::
+
+        env = make_group_env("LIBERO/libero_object-3-v0", group_size=4)
+        env = make_group_env(["LIBERO/libero_object-3-v0", "LIBERO/libero_object-4-v0"], group_size=4)  # two groups
+
+    :param env_id: Gymnasium id (also ``"module:id"``), one id per group, or a function that makes the environment. Resets must
+        be seeded.
+    :param group_size: members per group.
+    :param n_groups: number of groups; with several ids, groups per id.
+    :param stop_on: when a group ends, see :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
+    :param seed: seed of the starts; ``TGRPO(seed=...)`` sets it too.
+    :param env_kwargs: keyword arguments of ``gymnasium.make`` (of the function, if one is given).
+    :param subprocess: each environment in a process of its own. None: only where observations hold an image, as simulators
+        that render gain from it and small environments lose.
+    :param timeout: seconds to wait for one environment's step or reset when it has a process of its own.
+    :param start_options: reset options of each new start, see
+        :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
+    :param alternate: halves of the groups take turns, so that simulators and policy work at the same time; likewise. For
+        processes and at least two groups. Wrappers that remember observations, such as ``VecFrameStack``, do not go with it.
+    :param processes: let the environments share this many processes; None: one each. Likewise.
+    :return: SB3 ``VecEnv`` of ``n_groups * group_size`` environments (times the number of ids).
+    :raises TypeError: if ``env_id`` is none of these.
+    :raises ValueError: on bad numbers, an empty list of ids, or environments that do not fit together.
+    """
+    if n_groups < 1:
+        raise ValueError(f"n_groups={n_groups} must be at least 1.")
+    kwargs = dict(env_kwargs or {})
+    single = isinstance(env_id, str) or callable(env_id) or not isinstance(env_id, Iterable)
+    makers = [_env_fn(item, kwargs) for item in ([env_id] if single else cast(Iterable[Any], env_id))]
+    if not makers:
+        raise ValueError("env_id is an empty list: name at least one environment.")
+    env_fns = [maker for maker in makers for _ in range(n_groups * group_size)]
+    if subprocess is None:
+        subprocess = _has_image(makers[0])
+    groups = SyncGroupVectorEnv(
+        env_fns, group_size, stop_on=stop_on, subprocess=subprocess, timeout=timeout, start_options=start_options,
+        alternate=alternate, processes=processes,
+    )  # fmt: skip
+    env = GroupVecEnv(groups)
+    if seed is not None:
+        env.seed(seed)
+    return env
+
+
+def _env_fn(item: Any, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
+    if callable(item):
+        return lambda: item(**kwargs)
+    if not isinstance(item, str):
+        raise TypeError(f"env_id must be an id, a list of ids or a function that makes an environment, not {item!r}.")
+    spec = find_spec(item)  # here, as a worker does not know what this process has registered
+    return lambda: gym.make(spec, **kwargs)
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """
+    What Gymnasium knows by an id.
+
+    :param env_id: such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
+    :raises gymnasium.error.Error: if there is none.
+    :raises ImportError: if there is no such module.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    return gym.spec(name)
+
+
+def _has_image(maker: Callable[[], gym.Env]) -> bool:
+    env = maker()
+    space = env.observation_space
+    env.close()
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    return any(isinstance(part, spaces.Box) and part.dtype == np.uint8 and len(part.shape) == 3 for part in parts)

@@ -1,0 +1,158 @@
+"""LIBERO's suites and tasks: names, sentences, BDDL files and stored start states, without importing LIBERO."""
+
+import codecs
+import importlib.util
+import io
+import pickle
+import zipfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
+
+_NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
+
+DEFAULT_STEP_CAP = 300
+"""Step cap of BDDL files that belong to no suite."""
+
+
+@dataclass(frozen=True)
+class LiberoTask:
+    """
+    One task.
+
+    :param suite: suite, ``""`` for a BDDL file of the user's.
+    :param index: position in the suite, in LIBERO's own task order.
+    :param name: the BDDL file's name without its suffix.
+    :param instruction: the sentence for the policy, LIBERO's ``Task.language``.
+    :param bddl_file: problem definition.
+    :param init_file: stored start states, None if there are none.
+    :param step_cap: control steps per episode.
+    :param bddl_text: the problem definition itself where it differs from the file (see
+        :mod:`~sb3_tgrpo.envs.libero.target_variants`); None = the file's.
+    """
+
+    suite: str
+    index: int
+    name: str
+    instruction: str
+    bddl_file: Path
+    init_file: Path | None
+    step_cap: int
+    bddl_text: str | None = None
+
+    def read_bddl(self) -> str:
+        """The problem definition."""
+        return self.bddl_file.read_text(encoding="utf-8") if self.bddl_text is None else self.bddl_text
+
+
+def libero_root() -> Path:
+    """
+    :return: the folder of the installed ``libero.libero`` package.
+    :raises ImportError: if it is not installed.
+    """
+    spec = importlib.util.find_spec("libero")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(
+            'LIBERO is not installed: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.'
+        )
+    return Path(spec.submodule_search_locations[0]) / "libero"
+
+
+@cache
+def _task_names() -> dict[str, list[str]]:
+    # LIBERO's own table, read as a file: importing it would import all of LIBERO and torch.
+    path = libero_root() / "benchmark" / "libero_suite_task_map.py"
+    spec = importlib.util.spec_from_file_location("_libero_suite_task_map", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.libero_task_map
+
+
+def instruction_of(name: str) -> str:
+    """LIBERO's ``Task.language``: the file name as words, without the scene prefix of the LIBERO-100 suites."""
+    if name[:1].isupper() and "SCENE" in name:
+        scene = name.index("SCENE") + len("SCENE")
+        name = name[scene:].lstrip("0123456789").removeprefix("_")
+    return name.replace("_", " ")
+
+
+def get_task(suite: str, task: int = 0) -> LiberoTask:
+    """
+    :param suite: one of :data:`~sb3_tgrpo.envs.registration.SUITES`.
+    :param task: index in the suite, in LIBERO's own task order.
+    :raises ValueError: for an unknown suite or index, listing the valid ones.
+    :raises TypeError: if ``task`` is not an integer.
+    """
+    if suite not in SUITES:
+        raise ValueError(f"Unknown LIBERO suite {suite!r}. Available: {', '.join(SUITES)}.")
+    if isinstance(task, bool) or not isinstance(task, int | np.integer):
+        raise TypeError(f"task must be an integer (the index in {suite}), got {task!r}.")
+    if not 0 <= task < SUITES[suite]:
+        raise ValueError(f"Unknown task {task} of {suite}. Available: 0 to {SUITES[suite] - 1}.")
+    name, root = _task_names()[suite][task], libero_root()
+    return LiberoTask(
+        suite=suite,
+        index=int(task),
+        name=name,
+        instruction=instruction_of(name),
+        bddl_file=root / "bddl_files" / suite / f"{name}.bddl",
+        init_file=root / "init_files" / suite / f"{name}.pruned_init",
+        step_cap=STEP_CAPS[suite],
+    )
+
+
+def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTask:
+    """
+    A task of the user's own.
+
+    :param path: BDDL file in LIBERO's dialect.
+    :param instruction: sentence for the policy; None takes it from the file name, as LIBERO does.
+    :raises FileNotFoundError: if there is no such file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"BDDL file {file} does not exist.")
+    return LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """
+    Reads a pickled numpy array and nothing else.
+
+    LIBERO saved its start states with ``torch.save``, which is a zip file around a pickle. Read this way, a worker need not
+    import torch, nor trust the file.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return codecs.encode
+        if (module.replace("numpy._core", "numpy.core"), name) in (
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        ):
+            # numpy 2 has moved the module that files written by numpy 1 name.
+            return super().find_class(module.replace("numpy.core", "numpy._core") if _NUMPY_2 else module, name)
+        raise pickle.UnpicklingError(f"start states may hold arrays only, found {module}.{name}.")
+
+
+@cache
+def stored_starts(task: LiberoTask) -> np.ndarray:
+    """
+    The stored start states of a task, one flattened simulator state (time, qpos, qvel) per row, read-only.
+
+    :raises ValueError: if the task has none.
+    """
+    if task.init_file is None:
+        raise ValueError(f"{task.name} has no stored start states: omit init_state_id to draw starts.")
+    with zipfile.ZipFile(task.init_file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        states = np.array(_ArrayUnpickler(io.BytesIO(archive.read(name))).load(), dtype=np.float64)
+    states.setflags(write=False)
+    return states

@@ -1,0 +1,1 @@
+"""What a reward knows about a task: names, units, geometry."""

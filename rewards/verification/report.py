@@ -1,0 +1,127 @@
+"""What verification says: checks with numbers, as JSON and as a table."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sb3_tgrpo.rewards.episodes.traces import TraceKind
+
+OTHER_KINDS: tuple[TraceKind, ...] = ("noop", "random", "hover", "oscillate", "wrong-object", "partial")
+TITLES = {
+    "V1": "names",
+    "V2": "payments rise",
+    "V3": "dominance",
+    "V4": "finite and bounded",
+    "V5": "deterministic",
+    "V6": "pure",
+    "V7": "nothing for nothing",
+    "V8": "expert replay",
+    "V9": "separation",
+    "V10": "partial order",
+    "V11": "rank agreement",
+    "V12": "oscillation",
+    "V13": "flicker",
+    "V14": "noise",
+    "V15": "invariance",
+    "V16": "wrong object",
+    "V17": "goal agreement",
+    "V18": "order of sub-goals",
+    "V19": "cost",
+    "V20": "mutation score",
+}
+REPORT_ONLY = {"V20"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """
+    One check's outcome.
+
+    :param id: ``V1`` to ``V20``.
+    :param title: its name.
+    :param passed: None if it does not apply, and ``numbers["why"]`` says why.
+    :param hard: a failure fails the report.
+    :param numbers: what was measured.
+    :param counterexample: the first episode and step that fails, or the first problem.
+    """
+
+    id: str
+    title: str
+    passed: bool | None
+    hard: bool
+    numbers: dict[str, Any] = field(default_factory=dict)
+    counterexample: str = ""
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """
+    What verification found; :meth:`to_dict` is the JSON that ships beside a spec, :meth:`table` is for people.
+
+    :param task: the task.
+    :param payment: rule under which episodes were paid.
+    :param sha256: of the spec, ``""`` for Python.
+    :param trace_sources: where the episodes come from, see :data:`~sb3_tgrpo.rewards.episodes.traces.TraceSource`.
+    :param returns: per kind of episode: number, least, mean and largest return.
+    :param stages: per stage of the first expert episode: when it was entered and done, its points, its ladder's variable.
+    """
+
+    task: str
+    payment: str
+    sha256: str
+    trace_sources: tuple[str, ...]
+    checks: tuple[Check, ...]
+    returns: dict[str, dict[str, float]]
+    stages: tuple[dict[str, Any], ...]
+
+    @property
+    def passed(self) -> bool:
+        """No hard check failed."""
+        return not any(check.hard and check.passed is False for check in self.checks)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """Ids of failed hard checks."""
+        return tuple(check.id for check in self.checks if check.hard and check.passed is False)
+
+    @property
+    def margin(self) -> float:
+        """(least expert return - largest other return) / least expert return; NaN without both."""
+        others = [row["max"] for kind, row in self.returns.items() if kind != "expert"]
+        least = self.returns.get("expert", {}).get("min", 0.0)
+        return (least - max(others)) / least if others and least else float("nan")
+
+    def __getitem__(self, check_id: str) -> Check:
+        return next(check for check in self.checks if check.id == check_id)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps({"passed": self.passed, **asdict(self)}))
+
+    def table(self) -> str:
+        """The report as text for a terminal, or for the next round of generation."""
+        verdict = "passed" if self.passed else f"failed {', '.join(self.failed)}"
+        lines = [
+            f"{self.task}  {self.payment}  spec {self.sha256[:12] or 'python'}  {verdict}",
+            "",
+            "stage  entered  done  points  variable",
+        ]
+        for row in self.stages:
+            lines.append(
+                f"  {row['name']:<28} {row['entered']!s:>5} {row['done']!s:>5} {row['points']:>6g}  {row['variable']}"
+            )
+        lines += ["", "returns  n  min  mean  max"]
+        for kind, row in self.returns.items():
+            lines.append(f"  {kind:<14} {row['n']:>3.0f} {row['min']:>9.3f} {row['mean']:>9.3f} {row['max']:>9.3f}")
+        lines += [f"  margin {self.margin:.3f}", ""]
+        for check in self.checks:
+            mark = "-" if check.passed is None else "ok" if check.passed else "FAIL" if check.hard else "low"
+            numbers = ", ".join(f"{key} {_short(value)}" for key, value in check.numbers.items())
+            lines.append(f"  {check.id:<4} {check.title:<20} {mark:<5} {numbers}")
+            if check.counterexample:
+                lines.append(f"       {check.counterexample}")
+        return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,197 @@
+"""
+What else the main job can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
+policy on un-grouped environments, preference methods on the same groups, and sb3-contrib's TRPO and RecurrentPPO with policies
+of their own as references that are no VLA.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from torch.nn import functional
+
+from sb3_tgrpo.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.tgrpo import TGRPO
+
+GROUPED = ("tgrpo", "dpo", "tpo")
+"""Methods that sample groups."""
+REFERENCES = ("trpo", "recurrent_ppo")
+"""Methods with a policy of their own, which starts from nothing."""
+
+StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
+
+
+def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
+    """
+    The class that trains.
+
+    :param algo: as in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
+    :raises ImportError: if it is of a package that is not installed.
+    """
+    if algo in REFERENCES:
+        try:
+            from sb3_contrib import TRPO, RecurrentPPO
+        except ImportError as error:
+            raise ImportError(f"{algo} needs sb3-contrib: pip install 'sb3-tgrpo[baselines]'") from error
+        return TRPO if algo == "trpo" else RecurrentPPO
+    if algo == "ppo":
+        return PPO
+    from sb3_tgrpo.baselines.preferences import DPO, TPO
+    from sb3_tgrpo.tgrpo import TGRPO
+
+    grouped: dict[str, type[OnPolicyAlgorithm]] = {"tgrpo": TGRPO, "dpo": DPO, "tpo": TPO}
+    return grouped[algo]
+
+
+class DrawnStarts(gym.Wrapper):
+    """
+    Resets with seeds (and options) drawn from a generator of its own, so that un-grouped environments start where groups do:
+    at starts that depend on the seed alone. Stable-Baselines3 seeds its i-th environment with ``seed + i``: environments of
+    neighbouring seeds would share their starts, but for ``place``.
+
+    :param env: environment with seeded resets.
+    :param start_options: reset options of each start, drawn with the same generator.
+    :param place: which of the environments this is.
+    """
+
+    def __init__(self, env: gym.Env, start_options: StartOptions | None = None, place: int = 0) -> None:
+        super().__init__(env)
+        self.start_options = start_options
+        self.place = place
+        self._rng = np.random.default_rng([0, place])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self._rng = np.random.default_rng([seed, self.place])
+        drawn = int(self._rng.integers(2**31))
+        if self.start_options is not None:
+            options = {**(options or {}), **(self.start_options(self._rng) or {})}
+        return self.env.reset(seed=drawn, options=options)
+
+
+def make_ungrouped_env(make: Callable[[], gym.Env], n_envs: int, start_options: StartOptions | None = None) -> VecEnv:
+    """
+    Environments that each go their own way, in processes of their own.
+
+    :param make: makes one of them, also in another process.
+    :param n_envs: how many.
+    :param start_options: see :class:`DrawnStarts`.
+    """
+
+    def one(place: int) -> gym.Env:
+        import sb3_tgrpo  # noqa: F401  # registers the LIBERO ids in the process that makes the environment
+
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # as for groups: Mesa's threads would fight for the cores
+        return Monitor(DrawnStarts(make(), start_options, place))
+
+    # Fresh interpreters: a simulator that renders does not survive a fork.
+    return SubprocVecEnv([partial(one, place) for place in range(n_envs)], start_method="spawn")
+
+
+def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
+    """
+    Steps per environment and rollout, near what is wanted, such that whole rollouts make up the budget: methods that only
+    stop between rollouts then spend what the others spend, give or take a step per rollout and environment.
+
+    :param total_timesteps: budget over all environments.
+    :param wanted: steps per environment and rollout.
+    """
+    n_rollouts = max(1, round(total_timesteps / (n_envs * wanted)))
+    return max(2, -(-total_timesteps // (n_envs * n_rollouts)))
+
+
+def even_batch_size(n_steps: int, wanted: int) -> int:
+    """
+    Steps per minibatch such that no small rest makes an optimizer step of its own, with an advantage normalisation and a KL
+    estimate of its own.
+
+    :param n_steps: of a rollout, over all environments.
+    :param wanted: most steps per minibatch.
+    """
+    n_minibatches = -(-n_steps // wanted)
+    even = -(-n_steps // n_minibatches)
+
+    def last(size: int) -> int:
+        return n_steps % size or size
+
+    # Many small minibatches, each rounded up, can leave a small rest all the same.
+    return even if last(even) >= even / 2 else max(range(even, 0, -1), key=last)
+
+
+class SceneExtractor(CombinedExtractor):
+    """
+    SB3's ``CombinedExtractor`` without the instruction, whose bytes are the same in every step of a task, and with larger
+    pictures reduced to the 84 pixels that its network was made for (Mnih et al., 2015).
+
+    :param observation_space: of the environment, pictures channel-first.
+    """
+
+    SIDE = 84
+
+    def __init__(self, observation_space: spaces.Dict) -> None:
+        seen = {key: space for key, space in observation_space.spaces.items() if key != "instruction"}
+        # TRPO takes some 25 gradients of a whole rollout per update: from 128 pixels they are most of a study's time.
+        reduced = {
+            key: spaces.Box(0, 255, (space.shape[0], self.SIDE, self.SIDE), np.uint8)
+            for key, space in seen.items()
+            if isinstance(space, spaces.Box) and is_image_space(space) and min(space.shape[1:]) > self.SIDE
+        }
+        super().__init__(spaces.Dict({**seen, **reduced}))
+        self.reduced = list(reduced)
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        smaller = {key: functional.adaptive_avg_pool2d(observations[key], self.SIDE) for key in self.reduced}
+        return super().forward({**observations, **smaller})
+
+
+def make_baseline(
+    config: TrainConfig, env: VecEnv, vla: dict[str, Any], tensorboard_log: str | None
+) -> "OnPolicyAlgorithm | TGRPO":
+    """
+    The algorithm at its start, with the settings that it shares with TGRPO and its own ones.
+
+    :param config: the run.
+    :param env: groups for ``dpo`` and ``tpo``, else environments of :func:`make_ungrouped_env`.
+    :param vla: keyword arguments of the OpenVLA policy.
+    :param tensorboard_log: folder of the TensorBoard log.
+    """
+    shared, own = config.algorithm, config.baseline
+    common: dict[str, Any] = {"tensorboard_log": tensorboard_log, "seed": config.seed, "device": config.device}
+    kind: Any = algorithm_class(shared.algo)
+    if shared.algo in ("dpo", "tpo"):
+        taken = ("learning_rate", "groups_per_update", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm")
+        settings = {name: value for name, value in dataclasses.asdict(shared).items() if name in taken}
+        settings |= {"temperature": shared.temperature, "target_kl": shared.target_kl, "beta": own.beta}
+        return kind("OpenVLAPolicy", env, **settings, policy_kwargs=vla, **common)
+    n_steps = rollout_steps(shared.total_timesteps, env.num_envs, own.n_steps)
+    rollout: dict[str, Any] = {"n_steps": n_steps, "gamma": own.gamma, "gae_lambda": own.gae_lambda}
+    rollout["batch_size"] = even_batch_size(n_steps * env.num_envs, own.minibatch_size)
+    update: dict[str, Any] = {"n_epochs": shared.n_epochs, "clip_range": shared.clip_range, "target_kl": shared.target_kl}
+    update |= {"max_grad_norm": shared.max_grad_norm, "vf_coef": own.vf_coef, "ent_coef": own.ent_coef}
+    if shared.algo == "ppo":
+        from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+
+        policy = {**vla, "value_head": True, "temperature": shared.temperature}
+        return PPO(
+            OpenVLAPolicy,  # type: ignore[arg-type]
+            env, learning_rate=shared.learning_rate, **rollout, **update, policy_kwargs=policy, **common,
+        )  # fmt: skip
+    # From nothing, a learning rate for fine-tuning leads nowhere: these keep the ones that their authors chose.
+    policy = {"features_extractor_class": SceneExtractor}
+    if shared.algo == "trpo":
+        return kind("MultiInputPolicy", env, **rollout, policy_kwargs=policy, **common)
+    return kind("MultiInputLstmPolicy", env, **rollout, policy_kwargs=policy, **common)

@@ -1,0 +1,209 @@
+"""
+Is a policy a good start for group-relative training? Four numbers: greedy and sampled success, entropy of each action
+dimension, and how often the members of a group, sampled from one start, do not all end alike.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+
+from sb3_tgrpo.evaluation.adapters import TokenActor
+from sb3_tgrpo.evaluation.comparison import Rate, wilson_interval
+from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
+from sb3_tgrpo.sft.loop import dimension_names
+
+if TYPE_CHECKING:
+    from sb3_tgrpo.evaluation.player import EpisodeRequest
+
+MAX_GAP = 0.15
+MAX_ENTROPY = 1.0
+SUCCESS_RANGE = (0.3, 0.6)
+MIN_MIXED = 0.5
+
+_ENTROPY_EVERY = 4
+
+
+@dataclass(frozen=True)
+class StartPolicyReport:
+    """
+    What :func:`describe_start_policy` found.
+
+    :param greedy: Outcome of the greedy episode from each start.
+    :param sampled: Outcomes of each start's group, ``(starts, group_size)``.
+    :param entropy: Mean entropy in nats of each action dimension over the states visited by sampling.
+    :param lengths: Mean number of steps of greedy and of sampled episodes.
+    :param temperature: Sampling temperature.
+    """
+
+    greedy: list[bool]
+    sampled: list[list[bool]]
+    entropy: dict[str, float]
+    lengths: tuple[float, float]
+    temperature: float
+
+    @property
+    def greedy_rate(self) -> float:
+        return float(np.mean(self.greedy))
+
+    @property
+    def sampled_rate(self) -> float:
+        return float(np.mean(self.sampled))
+
+    @property
+    def mixed_groups(self) -> float:
+        """Share of groups with successes and failures: the others give a success reward no gradient."""
+        return float(np.mean([0 < sum(group) < len(group) for group in self.sampled]))
+
+    def shortcomings(self) -> list[str]:
+        """What keeps it from being a good start, empty if nothing does."""
+        found = []
+        low, high = SUCCESS_RANGE
+        if not low <= self.sampled_rate <= high:
+            found.append(f"sampled success {self.sampled_rate:.0%} is not within {low:.0%} to {high:.0%}")
+        if abs(self.sampled_rate - self.greedy_rate) > MAX_GAP:
+            found.append(f"greedy and sampled success differ by {100 * abs(self.sampled_rate - self.greedy_rate):.0f} points")
+        wide = [name for name, value in self.entropy.items() if value > MAX_ENTROPY]
+        if wide:
+            found.append(f"entropy above {MAX_ENTROPY:g} nat in {', '.join(wide)}")
+        if self.mixed_groups < MIN_MIXED:
+            found.append(f"only {self.mixed_groups:.0%} of the groups have mixed outcomes")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self), "greedy_rate": self.greedy_rate, "sampled_rate": self.sampled_rate,
+            "mixed_groups": self.mixed_groups, "shortcomings": self.shortcomings(),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        size = len(self.sampled[0])
+        total = sum(map(sum, self.sampled))
+        count = sum(0 < sum(group) < size for group in self.sampled)
+        mixed = f"{count}/{len(self.sampled)}"
+        lines = [
+            f"greedy success   {Rate(sum(self.greedy), len(self.greedy))}, {self.lengths[0]:.0f} steps",
+            f"sampled success  {Rate(total, size * len(self.sampled))}, {self.lengths[1]:.0f} steps (T={self.temperature:g}; "
+            f"{len(self.sampled)} starts x {size}, the interval takes them as independent)",
+            "entropy (nats)   " + "  ".join(f"{name} {value:.2f}" for name, value in self.entropy.items()),
+            f"mixed groups     {mixed} = {self.mixed_groups:.0%} of groups of {size} from one start",
+        ]
+        shortcomings = self.shortcomings()
+        lines.append("a good start" if not shortcomings else "not a good start: " + "; ".join(shortcomings))
+        return "\n".join(lines)
+
+
+def describe_start_policy(
+    policy: OpenVLAPolicy,
+    env: gym.Env | Callable[[], gym.Env],
+    starts: Sequence[int],
+    *,
+    group_size: int = 4,
+    temperature: float = 1.0,
+    stored: bool = False,
+    max_steps: int | None = None,
+    seed: int = 0,
+    on_episode: Callable[[int, str, bool, int], None] | None = None,
+    n_envs: int = 1,
+) -> StartPolicyReport:
+    """
+    Play one greedy episode from each start, then one sampled group from each.
+
+    :param policy: The policy.
+    :param env: Un-grouped environment with seeded resets that reports ``info["is_success"]``, or a function that makes it.
+    :param starts: Seeds of drawn starts; with ``stored``, indices of stored ones.
+    :param group_size: Sampled episodes per start.
+    :param temperature: Of sampling.
+    :param stored: Whether ``starts`` are ``init_state_id``.
+    :param max_steps: Cut episodes here; None: the environment's limit alone.
+    :param seed: Of the sampling. The numbers depend on it, not on ``n_envs``.
+    :param on_episode: Called with start, ``"greedy"`` or ``"sampled"``, outcome and length.
+    :param n_envs: Environments at once, each in a process of its own if more than one; then ``env`` is a function.
+    :raises ValueError: Without starts, with a group of one, or with several environments of one instance.
+    """
+    from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
+
+    if not starts or group_size < 2:
+        raise ValueError(f"starts must not be empty and group_size at least 2, got {len(starts)} and {group_size}.")
+    if isinstance(env, gym.Env) and n_envs > 1:
+        raise ValueError(f"n_envs={n_envs} needs a function that makes the environment: pass it as env.")
+    make = (lambda: _Borrowed(env)) if isinstance(env, gym.Env) else env
+    policy.set_training_mode(False)
+    watched: dict[tuple[Any, int], np.ndarray] = {}
+    outcomes: dict[tuple[int, int], tuple[bool, int]] = {}
+    for kind, members in (("greedy", range(-1, 0)), ("sampled", range(group_size))):
+        requests = [
+            EpisodeRequest("", None if stored else start, {"init_state_id": start} if stored else None, (start, member))
+            for start in starts
+            for member in members
+        ]
+        actor = _WatchingActor(policy, 0.0 if kind == "greedy" else temperature, seed, watched)
+        player = EpisodePlayer({"": make}, actor, n_envs=n_envs, subprocess=n_envs > 1, max_steps=max_steps)
+        for episode in player.play(requests):
+            start, member = episode.request.key
+            outcomes[start, member] = episode.success, episode.length
+            if on_episode is not None:
+                on_episode(start, kind, episode.success, episode.length)
+    means = np.mean([watched[key] for key in sorted(watched)], axis=0)
+    greedy = [outcomes[start, -1] for start in starts]
+    sampled = [[outcomes[start, member] for member in range(group_size)] for start in starts]
+    return StartPolicyReport(
+        [success for success, _ in greedy],
+        [[success for success, _ in group] for group in sampled],
+        dict(zip(dimension_names(len(means)), means.tolist(), strict=True)),
+        (float(np.mean([n for _, n in greedy])), float(np.mean([n for group in sampled for _, n in group]))),
+        temperature,
+    )
+
+
+class _Borrowed(gym.Wrapper):
+    """The caller's environment, which is not ours to close."""
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class _Watch:
+    generator: th.Generator
+    key: Any
+    steps: int = 0
+
+
+class _WatchingActor(TokenActor):
+    """Keeps the entropies of every few sampled steps, by episode and step."""
+
+    def __init__(
+        self, policy: OpenVLAPolicy, temperature: float, seed: int, watched: dict[tuple[Any, int], np.ndarray]
+    ) -> None:
+        super().__init__(policy, temperature, seed)
+        self.watched = watched
+
+    def begin(self, request: "EpisodeRequest") -> Any:
+        return _Watch(super().begin(request), request.key)
+
+    def act(self, observations: Sequence[Any], memories: Sequence[Any]) -> list[np.ndarray]:
+        tokens = self.tokens(observations, [memory.generator for memory in memories])
+        for observation, chosen, memory in zip(observations, tokens, memories, strict=True):
+            if self.temperature > 0 and memory.steps % _ENTROPY_EVERY == 0:
+                self.watched[memory.key, memory.steps] = _entropy(self.policy, observation, chosen, self.temperature)
+            memory.steps += 1
+        return list(self.policy.unscale_action(tokens.cpu().numpy()))
+
+
+@th.no_grad()
+def _entropy(policy: OpenVLAPolicy, observation: dict[str, np.ndarray], tokens: th.Tensor, temperature: float) -> np.ndarray:
+    """Entropy of each dimension's distribution ``(K,)``, given the sampled tokens before it."""
+    model = policy.model
+    words = policy.instruction or decode_instruction(observation["instruction"].tobytes())
+    pixels = model.pixel_values(model.preprocess(th.from_numpy(observation["image"][None]).to(model.device)))
+    logits = model.action_logits(pixels, [prompt_token_ids(model.tokenizer, words)], tokens.view(1, -1))
+    log_prob = (logits / temperature).log_softmax(-1)
+    return -(log_prob.exp() * log_prob).sum(-1)[0].cpu().numpy()
+
+
+__all__ = ["StartPolicyReport", "describe_start_policy", "wilson_interval"]

@@ -1,0 +1,384 @@
+"""What a study found: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sb3_tgrpo.evaluation.comparison import Rate, paired_comparison
+from sb3_tgrpo.evaluation.results import Evaluation
+from sb3_tgrpo.evaluation.statistics import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
+from sb3_tgrpo.run_folder import RunFolder, now, write_text
+from sb3_tgrpo.study.methods import GRIDS, START, short_name
+from sb3_tgrpo.study.runner import Cell, Study
+from sb3_tgrpo.train.job import SETUP_FILE
+from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
+from sb3_tgrpo.train.stages import mode_name
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PROTOCOL = (
+    "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
+    "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
+    "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
+    "over starts, played by both policies (other starts, these trained policies), and where each task has three seeds or more "
+    "one over each task's runs (other trainings, these starts). Ranks are averaged over tasks. "
+    "Steps of a success are medians, task by task. "
+    "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
+)
+
+FEWEST_SEEDS = 3
+"""With fewer seeds of a task than this an interval over runs would be that of a handful of values; none is shown."""
+
+VERSUS = (
+    "Each row's success minus each column's, in points: on the cells that both have, whose number comes last, paired start by "
+    "start, with the same intervals. Two runs say little of a method, whatever the interval over starts."
+)
+
+
+def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
+    """
+    Write ``results.json``, ``table.md`` and plots of the cells that are finished, into the grid's folder.
+
+    :param study: what was to be run.
+    :param root: the studies' folder.
+    :return: what ``results.json`` holds.
+    """
+    cells = study.cells()
+    finished = {cell: root.read(f"{cell.name}/results.json") for cell in cells}
+    modes = {}
+    for temperature in study.config.evaluation.eval_temperatures:
+        name = mode_name(temperature)
+        file = f"evaluations/after_{name.replace('=', '')}/evaluation.json"
+        found = {cell: Evaluation.load(root / cell.name / file) for cell, result in finished.items() if result is not None}
+        modes[name] = summarise(found, study)
+    results = {
+        "grid": study.grid,
+        "envs": list(study.envs),
+        "seeds": list(study.seeds),
+        "budget": study.config.algorithm.total_timesteps,
+        "tuning": study.tuning,
+        "modes": modes,
+        "cells": [_cell(cell, result, root) for cell, result in finished.items() if result is not None],
+        "missing": [str(cell) for cell, result in finished.items() if result is None],
+        "written": now(),
+    }
+    root.write(f"{study.grid}/results.json", results)
+    write_text(root / study.grid / "table.md", markdown(results, study, root))
+    for name, rows in modes.items():
+        if rows:
+            (root / study.grid / f"{name.replace('=', '')}.png").write_bytes(plot(rows, GRIDS[study.grid].axis, name))
+    return results
+
+
+def _cell(cell: Cell, result: dict[str, Any], root: RunFolder) -> dict[str, Any]:
+    """
+    ``timesteps`` beyond the budget is the rest of the rollout in which it was reached; ``reward`` is the digest of the reward
+    program, None where there was none or it was not recorded yet.
+    """
+    return {
+        "env": cell.env,
+        "method": cell.method,
+        "seed": cell.seed,
+        "folder": cell.name,
+        "timesteps": result["timesteps"],
+        "updates": result["updates"],
+        "seconds": round(result["seconds"]["total"], 1),
+        "assets": result["assets"],
+        "reward": (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward"),
+        "modes": {name: mode["after"]["successes"] / mode["after"]["episodes"] for name, mode in result["modes"].items()},
+    }
+
+
+def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str, Any]]:
+    """
+    Rows of a table.
+
+    :param found: evaluations of the finished cells, of one way of playing.
+    :param study: the order of tasks, methods and seeds.
+    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank``, ``vs_sft`` and
+        ``versus``. Both intervals, ``iqm`` and ``rank`` are None where a task is missing, the intervals also where a task has
+        but one evaluation, which says nothing of other seeds; ``vs_sft`` is None for SFT itself, or where nothing can be
+        paired; ``versus`` is the same against the other trained methods, by name, where there is something to pair.
+    """
+    by_key = {(cell.method, cell.env, cell.seed): evaluation for cell, evaluation in found.items()}
+    rows: dict[str, dict[str, Any]] = {}
+    for method in dict.fromkeys((START, *study.methods)):
+        mine = {
+            env: [by_key[method, env, seed] for seed in study.seeds if (method, env, seed) in by_key] for env in study.envs
+        }
+        if not any(mine.values()):
+            continue
+        tasks = {env: _task(method, evaluations) for env, evaluations in mine.items() if evaluations}
+        scores = [task["seeds"] for task in tasks.values()]
+        row: dict[str, Any] = {"tasks": tasks, "mean": float(mean_of_tasks(scores))}
+        row |= dict.fromkeys(("mean_interval", "iqm", "iqm_interval", "rank"))
+        if len(tasks) == len(study.envs):
+            row["iqm"] = float(iqm_of_cells(scores))
+            if all(task["evaluations"] > 1 for task in tasks.values()):
+                row["iqm_interval"] = list(bootstrap_interval(scores))
+                row["mean_interval"] = list(bootstrap_interval(scores, mean_of_tasks))
+        row["vs_sft"] = None if method == START else _paired(by_key, START, method, study)
+        rows[method] = row
+    for method, row in rows.items():
+        others = [other for other in rows if other != method and START not in (other, method)]
+        pairs = {other: _paired(by_key, other, method, study) for other in others}
+        row["versus"] = {other: pair for other, pair in pairs.items() if pair is not None}
+    complete = [method for method, row in rows.items() if row["iqm"] is not None]
+    for env in study.envs:
+        for method, rank in zip(complete, ranks([rows[method]["tasks"][env]["rate"] for method in complete]), strict=True):
+            rows[method]["rank"] = (rows[method]["rank"] or 0.0) + rank / len(study.envs)
+    return rows
+
+
+def _task(method: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    different = _without_copies(evaluations) if method == START else evaluations
+    pooled = Rate(sum(e.rate.successes for e in different), sum(e.rate.trials for e in different))
+    return {
+        "rate": pooled.rate,
+        "successes": pooled.successes,
+        "episodes": pooled.trials,
+        "interval": list(pooled.interval()),
+        "evaluations": len(different),
+        "success_steps": _median_steps(different),
+        "seeds": [evaluation.success_rate for evaluation in evaluations],
+    }
+
+
+def _median_steps(evaluations: Sequence[Evaluation]) -> float | None:
+    """Steps that successes took: standing still on the way shows here before it shows in the success rate."""
+    lengths = [episode.length for evaluation in evaluations for episode in evaluation.episodes if episode.success]
+    return float(np.median(lengths)) if lengths else None
+
+
+def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """
+    Greedy play of one policy from the same starts is one evaluation, however many seeds have it: pooled, it would look like
+    several times as many episodes.
+
+    :param evaluations: of one policy.
+    """
+    found: dict[Hashable, Evaluation] = {}
+    for k, evaluation in enumerate(evaluations):
+        outcomes = tuple((episode.key, episode.success) for episode in evaluation.episodes)
+        found.setdefault(outcomes if evaluation.deterministic else k, evaluation)
+    return list(found.values())
+
+
+def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: str, study: Study) -> dict[str, Any] | None:
+    """Two methods paired, cell by cell, where both are finished; ``seeds`` is how many of them a task has at least."""
+    keys = [(env, seed) for env in study.envs for seed in study.seeds]
+    keys = [key for key in keys if (before, *key) in by_key and (after, *key) in by_key]
+    if not keys:
+        return None
+    firsts, seconds = ([by_key[method, env, seed] for env, seed in keys] for method in (before, after))
+    found: dict[str, Any] = {"seeds": min(Counter(env for env, _ in keys).values())}
+    found["start"] = paired_comparison(firsts, seconds).to_dict()
+    if found["seeds"] > 1:
+        found["evaluation"] = paired_comparison(firsts, seconds, unit="evaluation").to_dict()
+    return found
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """
+    Head and cells of a table, as text.
+
+    :param rows: of :func:`summarise`.
+    :param envs: order of the columns.
+    """
+    head = ["method", *map(short_name, envs), "mean", "rank", "IQM", "difference to SFT, points", "steps of a success"]
+    body = []
+    for method, row in rows.items():
+        cells = [
+            _percent(row["tasks"][env]["rate"], row["tasks"][env]["interval"]) if env in row["tasks"] else "-" for env in envs
+        ]
+        cells.append(f"{100 * row['mean']:.1f}" if row["iqm"] is not None else "-")
+        cells.append(f"{row['rank']:g}" if row["rank"] is not None else "-")
+        cells.append(_percent(row["iqm"], row["iqm_interval"]) if row["iqm"] is not None else "-")
+        cells.append(_points(row["vs_sft"]) if row["vs_sft"] else "-")
+        steps = [row["tasks"][env]["success_steps"] if env in row["tasks"] else None for env in envs]
+        cells.append(" / ".join("-" if median is None else f"{median:g}" for median in steps))
+        body.append([method, *cells])
+    return head, body
+
+
+def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """
+    Head and cells of the table of methods against each other, as text: the row's success minus the column's.
+
+    :param rows: of :func:`summarise`.
+    """
+    trained = [method for method in rows if method != START]
+    body = []
+    for method in trained:
+        pairs = rows[method]["versus"]
+        cells = [
+            f"{_points(pairs[other])}, {pairs[other]['start']['n_evaluations']}" if other in pairs else "-"
+            for other in trained
+        ]
+        body.append([method, *cells])
+    return ["", *trained], body
+
+
+def _points(paired: dict[str, Any]) -> str:
+    """The difference with its interval over starts, and over runs where there are enough of them."""
+    over_starts, over_runs = paired["start"], paired.get("evaluation")
+    text = f"{100 * over_starts['difference']:+.1f} {_bounds(over_starts)}"
+    return f"{text}, runs {_bounds(over_runs)}" if over_runs is not None and paired["seeds"] >= FEWEST_SEEDS else text
+
+
+def _bounds(paired: dict[str, Any]) -> str:
+    low, high = paired["interval"]
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _percent(rate: float, interval: Sequence[float] | None) -> str:
+    if interval is None:
+        return f"{100 * rate:.1f}"
+    return f"{100 * rate:.1f} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
+    """The tables, what was run, and with what, as Markdown."""
+    record = root.read(f"{study.grid}/study.json") or {"calls": []}
+    parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].text}\n", PROTOCOL + "\n"]
+    for name, rows in results["modes"].items():
+        parts.append(f"## {name}\n\n" + _markdown_table(*table_rows(rows, study.envs)))
+        if any(row["versus"] for row in rows.values()):
+            parts.append(VERSUS + "\n\n" + _markdown_table(*versus_rows(rows)))
+        if any(rows):
+            parts.append(f"![{name}]({name.replace('=', '')}.png)\n")
+    if results["missing"]:
+        parts.append("Not finished, so not in the tables: " + "; ".join(results["missing"]) + ".\n")
+    parts.append(_budget(results))
+    parts.append(_provenance(record["calls"], results, study))
+    return "\n".join(parts)
+
+
+def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _budget(results: dict[str, Any]) -> str:
+    head = "| method | task | seed | steps that count | updates | minutes | folder |\n|---|---|---|---|---|---|---|"
+    lines = [
+        f"| {cell['method']} | {short_name(cell['env'])} | {cell['seed']} | {cell['timesteps']:,} | {cell['updates']} | "
+        f"{cell['seconds'] / 60:.1f} | `{cell['folder']}` |"
+        for cell in results["cells"]
+    ]
+    text = (
+        f"Budget: {results['budget']:,} environment steps that count for every method but SFT, the start policy as it is; "
+        "the rollout in which it is reached is completed."
+    )
+    return f"## Cells\n\n{text}\n\n" + "\n".join([head, *lines]) + "\n"
+
+
+def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study: Study) -> str:
+    tuning = results["tuning"]
+    tuned = "none: every method has the learning rate of the recipe"
+    if tuning:
+        trials = {len(scores) for scores in tuning["trials"].values()}
+        chosen = ", ".join(f"{method} x {factor:g}" for method, factor in tuning["chosen"].items())
+        tuned = (
+            f"{max(trials)} learning rates for each of {', '.join(tuning['trials'])}, "
+            f"seeds {', '.join(map(str, tuning['seeds']))}, "
+            f"on {', '.join(map(short_name, tuning['envs']))}, by {tuning['mode']}; chosen: {chosen}"
+        )
+    lines = [f"- Tuning: {tuned}."]
+    for method, settings in study.overrides.items():
+        lines.append(f"- {method} has settings of its own: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
+    checkpoints = ", ".join(f"{short_name(env)}: {study.checkpoint(env) or 'as shipped'}" for env in study.envs)
+    lines.append(f"- Start policy: {checkpoints}.")
+    lines.append(f"- Seeds: {', '.join(map(str, results['seeds']))}.")
+    lines.extend(f"- {text}" for text in _rewards(results["cells"]))
+    for call in calls:
+        machine = call["hardware"]
+        versions = ", ".join(f"{name} {number}" for name, number in call["versions"].items())
+        lines.append(
+            f"- {call['at']}: `{call['command'] or 'sb3_tgrpo.study.run_study'}`, commit {call['commit'] or 'unknown'}; "
+            f"{machine['cpu']}, {call['cores']} cores, {machine['memory_gib']:g} GiB, {machine['gpu'] or 'no GPU'}; "
+            f"{call['platform']}; {versions}."
+        )
+    return "## Record\n\n" + "\n".join(lines) + "\n"
+
+
+def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Which reward each task's cells were paid by, and whose where there are several: it may be newer, cells may be copies."""
+    lines = []
+    for env in dict.fromkeys(cell["env"] for cell in cells):
+        paid: dict[str, dict[str, list[str]]] = {}
+        for cell in cells:
+            if cell["env"] == env and cell["reward"]:
+                paid.setdefault(cell["reward"][:12], {}).setdefault(cell["method"], []).append(str(cell["seed"]))
+        if len(paid) == 1:
+            lines.append(f"Reward of {short_name(env)}, by its digest: {next(iter(paid))}.")
+        elif paid:
+            whose = [
+                f"{digest} ({', '.join(method + ' ' + ' '.join(of) for method, of in methods.items())})"
+                for digest, methods in paid.items()
+            ]
+            lines.append(
+                f"**Several rewards of {short_name(env)}**, by their digests, with methods and seeds: {'; '.join(whose)}."
+            )
+    return lines
+
+
+def rich_table(rows: dict[str, dict[str, Any]], envs: Sequence[str], title: str) -> "Table":
+    """The table for a terminal."""
+    from rich.table import Table
+
+    head, body = table_rows(rows, envs)
+    table = Table(title=title, title_justify="left")
+    for k, name in enumerate(head):
+        table.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
+    for line in body:
+        table.add_row(*line)
+    return table
+
+
+# ---------------------------------------------------------------------- plots
+
+
+def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
+    """
+    Mean success over the tasks with its interval, each (task, seed) cell as a dot: by what the methods vary, as in the
+    paper's Fig. 5, or method by method.
+
+    :param rows: of :func:`summarise`.
+    :param axis: what the methods vary, empty where that is not one thing.
+    :param title: such as ``greedy``.
+    :return: PNG.
+    """
+    figure = new_figure(7.5, 3.2)
+    axes = figure.subplots()
+    shown = [method for method in rows if not (axis and method == START)]
+    for x, method in enumerate(shown):
+        row = rows[method]
+        dots = np.concatenate([task["seeds"] for task in row["tasks"].values()])
+        axes.plot(np.full(len(dots), x) + np.linspace(-0.12, 0.12, len(dots)), dots, ".", color=GREY, markersize=5)
+        if row["mean_interval"] is not None:
+            low, high = row["mean_interval"]
+            axes.plot([x, x], [low, high], color=BLUE, linewidth=1.5)
+        axes.plot([x], [row["mean"]], "o", color=BLUE, markersize=6)
+    if axis:
+        axes.plot(range(len(shown)), [rows[method]["mean"] for method in shown], color=BLUE, linewidth=1.0, alpha=0.5)
+        if START in rows:
+            axes.axhline(rows[START]["mean"], color=GREY, linestyle="--", linewidth=1.0)
+            axes.annotate(" SFT", (1.0, rows[START]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+    labels = [method.partition("=")[2] or method for method in shown] if axis else shown
+    axes.set_xticks(range(len(shown)), labels, fontsize=8)
+    axes.set_xlabel({"alpha_1": r"$\alpha_1$"}.get(axis, axis), fontsize=9)
+    axes.set_xlim(-0.5, len(shown) - 0.5)
+    axes.set_ylim(-0.02, 1.02)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(labelsize=8)
+    axes.set_title(f"Success, {title}", fontsize=9, loc="left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return png(figure)

@@ -1,0 +1,138 @@
+"""The examples and the README's first program run, at a small size."""
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sb3_tgrpo.evaluation.protocol import EvalEpisode, Evaluation
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str, cwd: Path) -> str:
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, env=environ)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_readme_program(tmp_path: Path) -> None:
+    program = re.findall(r"```python\n(.*?)```", ROOT.joinpath("README.md").read_text(), re.DOTALL)[0]
+    assert program.count("140_000") == 1
+    (tmp_path / "program.py").write_text(program.replace("140_000", "2_000"))
+    assert re.search(r"^\(np\.float64\(|^\(\d", run("program.py", cwd=tmp_path), re.MULTILINE)
+    assert (tmp_path / "tgrpo_cartpole.zip").exists()
+
+
+def test_cartpole(tmp_path: Path) -> None:
+    assert "after" in run(str(ROOT / "examples/01_cartpole.py"), "--steps", "2000", cwd=tmp_path)
+
+
+def test_libero(tmp_path: Path) -> None:
+    output = run(str(ROOT / "examples/02_libero.py"), "--steps", "200", "--group-size", "2", cwd=tmp_path)
+    assert "group   1  reward" in output
+    for name in ("before.mp4", "after.mp4", "curve.png", "model.zip", "run.json"):
+        assert (tmp_path / "runs/libero_example" / name).stat().st_size > 0
+
+
+def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    toy = ("--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--steps", "40", "--starts", "1")
+    output = run(str(ROOT / "examples/03_train.py"), *toy, cwd=tmp_path)
+    assert "TGRPO: " in output and "exact McNemar" in output
+    assert (tmp_path / "runs/trajectory_level/report.html").exists()
+
+
+def test_instructions(tmp_path: Path) -> None:
+    small = ("--targets", "chocolate_pudding", "ketchup", "--starts", "1", "--max-steps", "6", "--n-envs", "1")
+    output = run(str(ROOT / "examples/04_instructions.py"), str(ROOT / "sb3_tgrpo/data/start"), *small, cwd=tmp_path)
+    assert output.count("| ketchup | 0 / 0 / 0 | 0 / 0 / 0 | 1 / 1 / 1 | 0/1 = 0%") == 2  # nothing is touched in six steps
+    outcomes = json.loads((tmp_path / "runs/instructions/outcomes.json").read_text())["outcomes"]
+    assert [(row["target"], row["steps"]) for row in outcomes["greedy"]] == [("chocolate_pudding", 6), ("ketchup", 6)]
+    assert (tmp_path / "runs/instructions/instructions.png").stat().st_size > 0
+
+
+def test_where_it_stands_still(tmp_path: Path) -> None:
+    output = run(
+        str(ROOT / "examples/05_where_it_stands_still.py"), str(ROOT / "sb3_tgrpo/data/start"), "--every", "50", cwd=tmp_path
+    )
+    assert "moved, mm" in output and "highest stage" in output and "the hand stayed within" in output
+
+
+@pytest.mark.parametrize("arguments", [("--steps", "500", "--repetitions", "1")])
+def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    table = run(str(ROOT / "examples/benchmarks/algorithm_overhead.py"), *arguments, cwd=tmp_path)
+    assert re.search(r"\| TGRPO, groups of 4 +\| +\d+ \| +\d+\.\d+ \|", table)
+
+
+def test_collect_demos(tmp_path: Path) -> None:
+    output = run(str(ROOT / "examples/collect_demos.py"), "--episodes", "2", cwd=tmp_path)
+    assert "2 demonstrations of" in output and (tmp_path / "demos.hdf5").exists()
+
+
+def test_shares_of_the_step_level() -> None:
+    """One group of two: the first member succeeds at its second step of three, the second never does."""
+    module = runpy.run_path(str(ROOT / "examples/benchmarks/step_level.py"))
+    signal = np.array([[0.5, 0.1], [1.0, 0.2], [0.0, 0.3]])[:, None]
+    mask = np.array([[True, True], [True, True], [False, True]])[:, None]
+    half = 0.5**0.5  # what two members have, above and below their mean
+    for compare_ended, after in ((False, 0.0), (True, -half / 3)):
+        until, afterwards = module["shares"](signal, mask, compare_ended)
+        np.testing.assert_allclose(until, [[half, -2 * half / 3]])
+        np.testing.assert_allclose(afterwards, [[0.0, after]])
+
+
+def test_step_level(tmp_path: Path) -> None:
+    settings = ("--groups", "2", "--set", "group_size=2", "max_episode_steps=10", "parallel_groups=1")
+    output = run(str(ROOT / "examples/benchmarks/step_level.py"), *settings, cwd=tmp_path)
+    assert "2 groups of 2, 40 steps that count" in output and "compare_ended=True" in output
+    assert output.count("failed, not so far") == 2  # ten steps are too few for anything
+
+
+def test_drift(tmp_path: Path) -> None:
+    start = str(ROOT / "sb3_tgrpo/data/start")
+    other = str(ROOT / "docs/results/starts/libero_object-6")
+    command = (str(ROOT / "examples/benchmarks/drift.py"), start, start, other, "--starts", "1", "--steps", "60")
+    rows = [line.split("│")[2:] for line in run(*command, cwd=tmp_path).splitlines() if line.startswith("│")]
+    own, same, moved = rows
+    assert own == same and own[0].split() == ["0.00", "±", "0.00"]  # a policy is where it is
+    assert float(moved[0].split()[0]) > 1.0  # another is not: the other's task is another one
+
+
+def test_two_studies(tmp_path: Path) -> None:
+    def play(study: str, method: str, seed: int, outcomes: str, rewarded: float) -> None:
+        episodes = [EvalEpisode("toy", k, 0, won == "1", 9, rewarded) for k, won in enumerate(outcomes)]
+        for mode in ("greedy", "T1"):
+            folder = tmp_path / study / f"cells/toy/{method}/seed_{seed}/evaluations/after_{mode}"
+            folder.mkdir(parents=True)
+            Evaluation("policy", ["toy"], mode == "greedy", None, None, {}, episodes).save(folder / "evaluation.json")
+
+    for study, rewarded in (("old", 0.0), ("new", 1.0)):
+        play(study, "SFT", 0, "0000", 0.0)
+        play(study, "GRPO", 0, "1111", 0.0)
+        play(study, "TGRPO", 0, "1100", rewarded)
+        play(study, "PPO", 1, "0000", rewarded)
+    play("old", "TGRPO", 1, "1111", 0.0)  # not finished in the new study
+    play("old", "PPO", 0, "1000", 0.0)
+    play("new", "PPO", 0, "1110", 1.0)
+    command = (str(ROOT / "examples/benchmarks/two_studies.py"), "old", "new", "--task")
+    greedy, sampled = run(*command, "toy", cwd=tmp_path).strip().split("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in greedy.splitlines()]
+    assert rows[0] == ["greedy", "old", "new", "difference, points"] and sampled.startswith("| T1 |")
+    # Copied cells are no second evidence, and a seed that one study has not finished is none at all.
+    assert rows[2:] == [
+        ["GRPO: the same cells in both", "", "", ""],
+        ["PPO", "1/8 (1, 0)", "3/8 (3, 0)", "+25 [+0, +50]"],
+        ["TGRPO", "2/4 (2)", "2/4 (2)", "+0 [+0, +0]"],
+        ["PPO over TGRPO, both studies", "PPO 4/8", "TGRPO 4/8", "+0 [-38, +38]"],
+    ]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    none = subprocess.run([sys.executable, *command, "walk"], cwd=tmp_path, capture_output=True, text=True, env=environ)
+    assert none.returncode == 2 and "no finished cell of walk in common" in none.stderr
