@@ -1,16 +1,16 @@
-"""The folder of a run: files that appear whole or not at all, and one process at a time."""
+"""The folder of a run: JSON files, the settings that they belong to, and one process at a time."""
 
 import json
 import os
 import platform
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.files import atomic_write, locked
 from sb3_tgrpo.version import __version__
 
 LIBRARIES = (
@@ -53,7 +53,7 @@ class RunFolder:
 
     def write(self, name: str, content: Any) -> Path:
         """Write a JSON file."""
-        return write_text(self.path / name, json.dumps(content, indent=1) + "\n")
+        return atomic_write(self.path / name, json.dumps(content, indent=1) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -62,62 +62,69 @@ class RunFolder:
 
         :raises OSError: if one does.
         """
-        import fcntl  # not on Windows, where the rest of this module works
-
-        with open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OSError(f"{self.path} is in use by another process: wait for it, or choose another folder.") from error
+        with locked(self.path / ".lock", str(self.path)):
             yield
 
+    def claim(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        results: Iterable[str],
+        may_change: Collection[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Bind the folder's results to settings: record the settings before there are results, refuse others afterwards.
 
-class JsonLines:
+        :param name: JSON file that records the settings.
+        :param settings: Settings that JSON can hold, nested or not; tuples count as lists.
+        :param results: Glob patterns of the files that were computed with the settings. While there are none, new settings
+            replace the record: a call that failed at once binds nothing.
+        :param may_change: Settings that results do not depend on, by their dotted names.
+        :param defaults: Values of settings that a record of an older version lacks.
+        :raises ValueError: If there are results of other settings, naming each difference with both values; or results
+            without their record.
+        """
+        new = json.loads(json.dumps(settings))
+        old = self.read(name)
+        found = next((file for pattern in results for file in self.path.glob(pattern)), None)
+        if found is None:
+            self.write(name, new)
+            return
+        if old is None:
+            raise ValueError(
+                f"{self.path} holds {found.relative_to(self.path)}, but {name}, which records its settings, is missing: "
+                "put the file back, or choose another folder."
+            )
+        then = {**flat(json.loads(json.dumps(defaults or {}))), **flat(old)}
+        if changed := [text for text in differences(then, flat(new)) if text.split(" ")[0] not in may_change]:
+            raise ValueError(f"{self.path} was made with other settings ({'; '.join(changed)}). Choose another folder.")
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
-    A file of one JSON object per line, appended to as things happen.
+    Nested settings by their dotted names.
 
-    :param path: the file.
+    :param settings: Mapping of names to values or mappings.
+    :param prefix: Text before each name.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def read(self) -> list[dict[str, Any]]:
-        """All rows; a last line that was cut off by a crash is left out."""
-        if not self.path.is_file():
-            return []
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add a row."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def rewrite(self, rows: list[dict[str, Any]]) -> None:
-        """Replace all rows."""
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
-    return path
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """
+    Settings in which two flat mappings differ, as texts such as ``"seed was 0, is 1"``.
+
+    :param then: Earlier settings.
+    :param now: Later settings.
+    """
+    absent = object()
+    names = [name for name in {**then, **now} if then.get(name, absent) != now.get(name, absent)]
+    return [f"{name} was {then.get(name, 'not set')!r}, is {now.get(name, 'not set')!r}" for name in names]
 
 
 def cpu_count() -> int:

@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
 
     from sb3_tgrpo.evaluation.protocol import Evaluation, policy_name, resumable_evaluation
     from sb3_tgrpo.evaluation.results import write_json
-    from sb3_tgrpo.run_folder import RunFolder, write_text
+    from sb3_tgrpo.files import atomic_write
+    from sb3_tgrpo.run_folder import RunFolder
 
     before = None if args.compare is None else Evaluation.load(args.compare)
     env_ids = chosen_env_ids(args.env, args.suite)
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
             n_envs=args.n_envs, record=args.video, progress=progress,
         )  # fmt: skip
     write_json(folder / "command.json", {"command": shlex.join(["sb3-tgrpo", *sys.argv[1:]])})
-    write_text(folder / "report.txt", f"{evaluation}\n")
+    atomic_write(folder / "report.txt", f"{evaluation}\n")
     print_evaluation(evaluation)
     if before is not None:
         from sb3_tgrpo.evaluation.protocol import paired_comparison

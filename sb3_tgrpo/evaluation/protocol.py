@@ -24,7 +24,8 @@ from stable_baselines3.common.policies import BasePolicy
 from sb3_tgrpo.evaluation.adapters import PredictActor, TokenActor, check_spaces
 from sb3_tgrpo.evaluation.comparison import PairedComparison, Rate, paired_comparison, wilson_interval
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation, suite_of, task_name, write_json
-from sb3_tgrpo.run_folder import JsonLines, versions
+from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.run_folder import versions
 
 if TYPE_CHECKING:
     from sb3_tgrpo.envs.groups.worker import WorkerPool

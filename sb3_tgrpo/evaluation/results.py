@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sb3_tgrpo.evaluation.comparison import Rate
-from sb3_tgrpo.run_folder import write_text
+from sb3_tgrpo.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -169,4 +169,4 @@ def _group(episodes: Sequence[EvalEpisode], key: Callable[[EvalEpisode], str]) -
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Write JSON; the file appears when it is complete."""
-    write_text(Path(path), json.dumps(content, indent=1) + "\n")
+    atomic_write(Path(path), json.dumps(content, indent=1) + "\n")

@@ -9,7 +9,8 @@ import numpy as np
 from sb3_tgrpo.evaluation.comparison import Rate, paired_comparison
 from sb3_tgrpo.evaluation.results import Evaluation
 from sb3_tgrpo.evaluation.statistics import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
-from sb3_tgrpo.run_folder import RunFolder, now, write_text
+from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.run_folder import RunFolder, now
 from sb3_tgrpo.study.methods import GRIDS, START, short_name
 from sb3_tgrpo.study.runner import Cell, Study
 from sb3_tgrpo.train.job import SETUP_FILE
@@ -66,7 +67,7 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
         "written": now(),
     }
     root.write(f"{study.grid}/results.json", results)
-    write_text(root / study.grid / "table.md", markdown(results, study, root))
+    atomic_write(root / study.grid / "table.md", markdown(results, study, root))
     for name, rows in modes.items():
         if rows:
             (root / study.grid / f"{name.replace('=', '')}.png").write_bytes(plot(rows, GRIDS[study.grid].axis, name))

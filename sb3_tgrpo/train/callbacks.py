@@ -13,7 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_tgrpo.run_folder import JsonLines
+from sb3_tgrpo.files import JsonLines
 
 
 class TimedVecEnv(VecEnvWrapper):

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch as th
 from stable_baselines3.common.vec_env import VecTransposeImage
 
-from sb3_tgrpo.run_folder import JsonLines, RunFolder, environment_record, now
+from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.run_folder import RunFolder, environment_record, now
 from sb3_tgrpo.train.config import TrainConfig, difference
 from sb3_tgrpo.train.stages import (
     METRICS_FILE,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.run_folder import JsonLines, RunFolder, write_text
+from sb3_tgrpo.files import JsonLines, atomic_write
+from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import ALGORITHM_NAMES, TrainConfig
 from sb3_tgrpo.train.plots import plot_curves, plot_furthest, plot_stages, plot_success
 from sb3_tgrpo.train.view import duration, time_split
@@ -312,4 +313,4 @@ def _write(config: TrainConfig, run: RunFolder, results: dict[str, Any], section
         + "\n".join(filter(None, sections))
         + "\n</main></body></html>\n"
     )
-    return write_text(run / "report.html", page)
+    return atomic_write(run / "report.html", page)

@@ -22,7 +22,8 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from sb3_tgrpo.baselines.ungrouped import GROUPED, REFERENCES, algorithm_class, make_baseline, make_ungrouped_env
-from sb3_tgrpo.run_folder import JsonLines, RunFolder, cpu_count
+from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.run_folder import RunFolder, cpu_count
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv, save_atomically
 from sb3_tgrpo.train.config import Assets, TrainConfig, difference, shipped_start
 from sb3_tgrpo.train.view import RunView

@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 import pytest
 
-from sb3_tgrpo.run_folder import JsonLines, RunFolder
+from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import ALGORITHM_NAMES, Algo, TrainConfig
 from sb3_tgrpo.train.plots import plot_curves, plot_furthest, plot_stages, plot_success, stage_colours
 from sb3_tgrpo.train.report import LIGHT_NOTE, result_lines, write_pooled_report, write_report

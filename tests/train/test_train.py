@@ -26,7 +26,8 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.train import config_from
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.evaluation.player import env_maker
-from sb3_tgrpo.run_folder import JsonLines, RunFolder
+from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
 from sb3_tgrpo.train.config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
 from sb3_tgrpo.train.job import TrainingError, explain, has_begun, run_training
