@@ -8,10 +8,14 @@ from importlib import import_module
 
 from gymnasium.error import Error as GymnasiumError
 
+from sb3_tgrpo.cli.flags import rename_flags
 from sb3_tgrpo.version import __version__
 
 SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "study", "train")
-"""Modules of this package; each has ``add_parser(subparsers)``, which sets ``run(args) -> exit status``."""
+"""
+Modules of this package. Each has ``add_parser(subparsers)``, which sets ``run(args) -> exit status``; a module with renamed
+flags has ``RENAMED``, the new names by the old ones.
+"""
 
 
 def _be_gentle_on_busy_cores() -> None:
@@ -33,9 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sb3-tgrpo", description="TGRPO for Stable-Baselines3, on LIBERO.")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     for name in SUBCOMMANDS:
-        import_module(f"sb3_tgrpo.cli.{name}").add_parser(subparsers)
-    args = parser.parse_args(argv)
+        module = import_module(f"sb3_tgrpo.cli.{name}")
+        module.add_parser(subparsers)
+        if arguments[:1] == [name]:
+            arguments = rename_flags(arguments, getattr(module, "RENAMED", {}))
+    args = parser.parse_args(arguments)
     try:
         return int(args.run(args))
     except (ValueError, TypeError, ImportError, OSError, GymnasiumError) as error:  # the last: an unknown id, for instance

@@ -3,10 +3,9 @@
 import argparse
 import shlex
 import sys
-import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
 
+from sb3_tgrpo.cli.flags import add_flag
 from sb3_tgrpo.envs.registration import env_id
 from sb3_tgrpo.train.config import ALGORITHM_NAMES, BUDGETS, TrainConfig, check_used, flags, load_config
 
@@ -43,36 +42,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--plain", action="store_true", help="plain lines instead of the live view")
     groups = {name: parser.add_argument_group(title) for name, title in _SECTIONS.items()}
     for section, name, hint, default, text in flags():
-        _add_flag(groups[section], name, hint, default, text)
+        add_flag(groups[section], name, hint, default, text)
     parser.set_defaults(run=run)
-
-
-def _add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
-    """A flag for a setting; one that is not given leaves the setting as it is."""
-    optional = get_origin(hint) in (Union, types.UnionType)
-    inner = next(option for option in get_args(hint) if option is not type(None)) if optional else hint
-    shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, tuple) else default
-    arguments: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{text} (default: {shown})"}
-    if inner is bool:
-        arguments["action"] = argparse.BooleanOptionalAction
-        arguments["help"] = text
-    elif get_origin(inner) is Literal:
-        arguments["type"] = _optional(str) if optional else str
-        arguments["choices"] = [*get_args(inner), *([None] if optional else [])]
-        arguments["metavar"] = "{" + ",".join([*get_args(inner), *(["none"] if optional else [])]) + "}"
-    elif get_origin(inner) is tuple:
-        arguments |= {"type": get_args(inner)[0], "nargs": "+", "metavar": "X"}
-    else:
-        arguments |= {"type": _optional(inner) if optional else inner, "metavar": {int: "N", float: "X", str: "TEXT"}[inner]}
-    group.add_argument(f"--{name.replace('_', '-')}", **arguments)
-
-
-def _optional(kind: type) -> Any:
-    def convert(text: str) -> Any:
-        return None if text.lower() == "none" else kind(text)
-
-    convert.__name__ = kind.__name__  # argparse names it in errors
-    return convert
 
 
 def config_from(args: argparse.Namespace) -> TrainConfig:
