@@ -13,7 +13,7 @@ def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
 
     :param group: Parser or argument group.
     :param name: Name of the setting; ``_`` becomes ``-``.
-    :param hint: Type of the setting: ``bool``, ``int``, ``float``, ``str``, a ``Literal``, a ``tuple``, or one of them or None.
+    :param hint: Type of the setting: ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``tuple``, or one of them or None.
     :param default: Default value, for the help.
     :param text: Description.
     """
