@@ -25,7 +25,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch.nn import functional
 from toy_envs import ScriptEnv
 
-from sb3_tgrpo import TGRPO, baselines, envs, main_job, study_tables, tgrpo, train_stages
+from sb3_tgrpo import TGRPO, envs, tgrpo
+from sb3_tgrpo.baselines import ungrouped as baselines
 from sb3_tgrpo.baselines.ungrouped import (
     DrawnStarts,
     SceneExtractor,
@@ -45,6 +46,8 @@ from sb3_tgrpo.openvla.loading import checkpoint_identity
 from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.study import runner as study_module
+from sb3_tgrpo.study import tables as study_tables
 from sb3_tgrpo.study.methods import GRIDS, METHODS, settings_of
 from sb3_tgrpo.study.runner import (
     Cell,
@@ -56,9 +59,10 @@ from sb3_tgrpo.study.runner import (
     tuned_overrides,
     write_tables,
 )
-from sb3_tgrpo.study.runner import runner as study_module
 from sb3_tgrpo.study.tables import markdown, plot, summarise, table_rows, versus_rows, write_results
 from sb3_tgrpo.study.view import StudyProgress, StudyView
+from sb3_tgrpo.train import job as main_job
+from sb3_tgrpo.train import stages as train_stages
 from sb3_tgrpo.train.config import (
     USED_SETTINGS,
     AlgorithmConfig,
