@@ -1,30 +1,44 @@
 """
 The figures of the results pages, computed again from the unpacked record.
 
-The record is read as plain JSON and never as today's configuration: it keeps the field names of the versions that wrote it,
-while today's settings can be renamed. Names of the package are imported here only.
+Of the record, only evaluations are read by the package, which reads older versions of its files. All else is plain JSON and
+never today's configuration: the record keeps the field names of the versions that wrote it.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from results import DOCS, read_rows
+from results import BASE, DOCS, read_rows
 
 from sb3_tgrpo.evaluation.comparison import Rate, paired_comparison
-from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation
+from sb3_tgrpo.evaluation.results import Evaluation
 from sb3_tgrpo.run_folder import RunFolder
-from sb3_tgrpo.study.methods import GRIDS, START
+from sb3_tgrpo.study.methods import GRIDS
 from sb3_tgrpo.study.runner import Cell, Study
 from sb3_tgrpo.study.tables import FEWEST_SEEDS, markdown, plot, summarise
 from sb3_tgrpo.train.config import TrainConfig
 
 MODES = ("greedy", "T1")
+Evaluations = list[Evaluation]
+Row = tuple[str, str]
+"""A label, and figures. The numbers of the figures stand in the page, in this order."""
+
+STUDIES = {
+    "new8": "study_40k_reward/cells/libero_object-8",
+    "new6": "study_40k_6_reward/cells/libero_object-6",
+    "old8": "study_40k/cells/libero_object-8",
+    "old6": "study_40k_6/cells/libero_object-6",
+    "long8": "study/cells/libero_object-8",
+    "long6": "study_6/cells/libero_object-6",
+    "cold6": "temperature_0.5/cells/libero_object-6",
+    "alone8": "main_job/cells/libero_object-8",
+}
+"""Cells of a study's task. *new* and *old* have the corrected and the earlier reward, *long* has 80 thousand steps."""
 
 # ---------------------------------------------------------------------- reading
 
@@ -36,94 +50,88 @@ def read_json(file: Path) -> Any:
     return [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
 
 
-@cache
-def read_evaluation(file: Path) -> Evaluation:
-    """An evaluation with what comparing needs of its record."""
-    record = read_json(file)
-    episodes = [
-        EvalEpisode(
-            row["task"], row["init_state_id"], row["seed"], row["success"], row["length"], row["reward"],
-            max_stage=row["max_stage"], repetition=row["repetition"],
-        )
-        for row in record["episodes"]
-    ]  # fmt: skip
-    protocol = {name: record["protocol"].get(name) for name in ("step_caps", "start_noise", "official_order")}
-    return Evaluation(
-        record["policy"],
-        record["env_ids"],
-        record["deterministic"],
-        record["temperature"],
-        record["assets"],
-        protocol,
-        episodes,
-    )
+read_evaluation = cache(Evaluation.load)
 
 
-@dataclass(frozen=True)
-class Runs:
+class Record:
     """
-    Runs of one study on one task.
+    The unpacked record. An address names a method and its seeds: ``"old8 TGRPO 0 1"``, or all seeds: ``"old8 TGRPO"``.
 
-    :param folder: Folder of the study, unpacked.
-    :param task: Name of the task's folder, such as ``libero_object-8``.
+    :param root: Folder that the archives are unpacked in.
     """
 
-    folder: Path
-    task: str
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
-    def cell(self, method: str, seed: int) -> Path:
-        """Folder of a run."""
-        return self.folder / "cells" / self.task / method / f"seed_{seed}"
+    def cells(self, address: str) -> list[Path]:
+        """Folders of the training runs, by seed."""
+        study, method, *seeds = address.split()
+        folder = self.root / STUDIES[study] / method
+        found = seeds or sorted((cell.name.removeprefix("seed_") for cell in folder.glob("seed_*")), key=int)
+        return [folder / f"seed_{seed}" for seed in found]
 
-    def seeds(self, method: str) -> list[int]:
-        """Seeds of a method."""
-        folders = (self.folder / "cells" / self.task / method).glob("seed_*")
-        return sorted(int(folder.name.removeprefix("seed_")) for folder in folders)
-
-    def methods(self) -> list[str]:
-        """Trained methods."""
-        names = (folder.name for folder in (self.folder / "cells" / self.task).iterdir())
-        return sorted(name for name in names if name != START)
-
-    def played(self, method: str, mode: str, seeds: Iterable[int] | None = None) -> list[Evaluation]:
+    def played(self, address: str, mode: str) -> Evaluations:
         """Evaluations of the last policies, one for each seed."""
-        chosen = self.seeds(method) if seeds is None else seeds
-        return [read_evaluation(self.cell(method, k) / f"evaluations/after_{mode}/evaluation.json") for k in chosen]
+        return [read_evaluation(cell / f"evaluations/after_{mode}/evaluation.json") for cell in self.cells(address)]
 
-    def metrics(self, method: str, seed: int) -> list[dict[str, Any]]:
-        """What training recorded, update by update."""
-        found: list[dict[str, Any]] = read_json(self.cell(method, seed) / "metrics.jsonl")
-        return found
+    def metrics(self, address: str) -> list[list[dict[str, Any]]]:
+        """What training recorded, update by update, for each seed."""
+        return [read_json(cell / "metrics.jsonl") for cell in self.cells(address)]
+
+    def results(self, address: str) -> list[dict[str, Any]]:
+        """Results of the training runs."""
+        return [read_json(cell / "results.json") for cell in self.cells(address)]
+
+    # ------------------------------------------------------------------ figures
+
+    def counts(self, address: str, mode: str) -> str:
+        """Successes, seed by seed."""
+        return ", ".join(str(evaluation.rate.successes) for evaluation in self.played(address, mode))
+
+    def won(self, address: str, mode: str) -> int:
+        """Successes of all seeds together."""
+        return pooled(self.played(address, mode)).successes
+
+    def steps(self, address: str, mode: str) -> str:
+        """Median number of steps of the successes."""
+        episodes = (episode for evaluation in self.played(address, mode) for episode in evaluation.episodes)
+        return f"{np.median([episode.length for episode in episodes if episode.success]):g}"
+
+    def gain(self, before: str, after: str, mode: str) -> str:
+        """Difference between two addresses, see :func:`points`."""
+        return points(self.played(before, mode), self.played(after, mode))
+
+    def gains(self, before: str, after: str) -> str:
+        """Difference in both ways of playing."""
+        return " | ".join(self.gain(before, after, mode) for mode in MODES)
+
+    def compared(self, before: str, after: str) -> str:
+        """Rate and difference in both ways of playing."""
+        return " | ".join(f"{percent(pooled(self.played(after, m)))} | {self.gain(before, after, m)}" for m in MODES)
+
+    def stuck(self, address: str) -> str:
+        """Greedy failures whose highest stage is 2, and all greedy failures."""
+        episodes = [episode for evaluation in self.played(address, "greedy") for episode in evaluation.episodes]
+        stages = [episode.max_stage for episode in episodes if not episode.success]
+        return f"{stages.count(2)} of {len(stages)}"
+
+    def quarters(self, address: str) -> tuple[float, float]:
+        """Success of the training episodes, means over the first and the last quarter of the updates, then over seeds."""
+        parts = []
+        for lines in self.metrics(address):
+            rates = [line["rollout/member_success_rate"] for line in lines]
+            size = max(1, len(rates) // 4)
+            parts.append((np.mean(rates[:size]), np.mean(rates[-size:])))
+        first, last = np.mean(parts, axis=0)
+        return float(first), float(last)
+
+    def no_spread(self, address: str) -> int:
+        """Groups whose returns are all the same, in per cent, mean over all updates."""
+        lines = [line for lines in self.metrics(address) for line in lines]
+        return round(100 * float(np.mean([line["rollout/zero_std_groups"] for line in lines])))
 
 
 # ---------------------------------------------------------------------- text
-
-
-def percent(rate: Rate, after: str = "") -> str:
-    """``185/250 = 74 % [68, 79]``."""
-    low, high = (round(100 * bound) for bound in rate.interval())
-    return f"{rate.successes}/{rate.trials} = {round(100 * rate.rate)} % [{low}, {high}]{after}"
-
-
-def bounds(interval: Sequence[float]) -> str:
-    """An interval in points."""
-    low, high = (round(100 * bound) for bound in interval)
-    return f"[{low:+d}, {high:+d}]"
-
-
-def points(before: Sequence[Evaluation], after: Sequence[Evaluation], runs: str = "runs") -> str:
-    """
-    How much more often the second succeed, in points, with the interval over starts and, of enough runs, over runs.
-
-    :param before: Evaluations of the first.
-    :param after: Evaluations of the second, on the same starts.
-    :param runs: Word for the second interval.
-    """
-    over_starts = paired_comparison(before, after)
-    text = f"{round(100 * over_starts.difference):+d} {bounds(over_starts.interval)}"
-    if len(before) < FEWEST_SEEDS:
-        return text
-    return f"{text}, {runs} {bounds(paired_comparison(before, after, unit='evaluation').interval)}"
 
 
 def pooled(evaluations: Iterable[Evaluation]) -> Rate:
@@ -132,15 +140,30 @@ def pooled(evaluations: Iterable[Evaluation]) -> Rate:
     return Rate(sum(rate.successes for rate in rates), sum(rate.trials for rate in rates))
 
 
-def counts(evaluations: Iterable[Evaluation]) -> str:
-    """Successes, seed by seed."""
-    return ", ".join(str(evaluation.rate.successes) for evaluation in evaluations)
+def percent(rate: Rate) -> str:
+    """``185/250 = 74 % [68, 79]``."""
+    low, high = (round(100 * bound) for bound in rate.interval())
+    return f"{short(rate)} [{low}, {high}]"
 
 
-def steps_of_success(evaluations: Iterable[Evaluation]) -> str:
-    """Median number of steps of the successes."""
-    lengths = [episode.length for evaluation in evaluations for episode in evaluation.episodes if episode.success]
-    return f"{np.median(lengths):g}"
+def short(rate: Rate) -> str:
+    """``185/250 = 74 %``."""
+    return f"{rate.successes}/{rate.trials} = {round(100 * rate.rate)} %"
+
+
+def points(before: Evaluations, after: Evaluations) -> str:
+    """
+    How much more often the second succeed, in points, with the interval over initial states and, of enough runs, over runs.
+
+    :param before: Evaluations of the first.
+    :param after: Evaluations of the second, from the same initial states.
+    """
+    paired = paired_comparison(before, after)
+    intervals = [paired.interval]
+    if len(before) >= FEWEST_SEEDS:
+        intervals.append(paired_comparison(before, after, unit="evaluation").interval)
+    bounds = (f"[{round(100 * low):+d}, {round(100 * high):+d}]" for low, high in intervals)
+    return f"{round(100 * paired.difference):+d} {', runs '.join(bounds)}"
 
 
 def share(value: float) -> str:
@@ -148,452 +171,228 @@ def share(value: float) -> str:
     return f"{value + 1e-9:.2f}".removeprefix("0") if value < 0.995 else "1"
 
 
-# ---------------------------------------------------------------------- sections
-
-
-@dataclass
-class Section:
-    """
-    Figures of a page.
-
-    :param page: Path of the page from the root of the repository.
-    :param title: What they are of.
-    :param rows: Rows of a table. The first cell is a label; all others together stand in the page as they are here.
-    """
-
-    page: str
-    title: str
-    rows: list[list[str]] = field(default_factory=list)
-
-    def add(self, label: str, *figures: str) -> None:
-        """Add a row."""
-        self.rows.append([label, *figures])
-
-    def __str__(self) -> str:
-        return f"### {self.page}: {self.title}\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in self.rows)
-
-
-def normal(text: str) -> str:
-    """A text without what differs in layout alone: bold type, plus signs, line breaks, and the digit of ``T = 1``."""
-    return re.sub(r"\s+", " ", re.sub(r"[*+]", "", text.replace("T = 1", "sampled")))
-
-
-def main_table(section: Section, runs: Runs, methods: Sequence[str]) -> None:
-    """Rows of a main table: the base policy and each method, by seeds, then methods against each other."""
-    base = runs.seeds(START)
-    sampled = runs.played(START, "T1")
-    section.add(START, "-", percent(runs.played(START, "greedy", base[:1])[0].rate), "", percent(pooled(sampled)), "")
-    for method in methods:
-        seeds = runs.seeds(method)
-        row = [str(len(seeds))]
-        for mode in MODES:
-            after = runs.played(method, mode)
-            row += [percent(pooled(after)), points(runs.played(START, mode, seeds), after)]
-        section.add(method, *row)
-    for method in methods:
-        for mode in MODES:
-            section.add(f"{method}, {mode}, seed by seed", counts(runs.played(method, mode)))
-    section.add(f"{START}, T1, seed by seed", counts(sampled))
-
-
-def against(section: Section, runs: Runs, pairs: Sequence[tuple[str, str]]) -> None:
-    """One method over another, on the seeds that both have."""
-    for method, other in pairs:
-        seeds = sorted(set(runs.seeds(method)) & set(runs.seeds(other)))
-        row = [points(runs.played(other, mode, seeds), runs.played(method, mode, seeds)) for mode in MODES]
-        section.add(f"{method} over {other}", str(len(seeds)), *row)
-
-
-def variant(section: Section, runs: Runs, method: str) -> None:
-    """TGRPO with and without a setting, on the same seeds."""
-    chosen = runs.seeds(method)
-    row = []
-    for mode in MODES:
-        with_it, without = runs.played(method, mode, chosen), runs.played("TGRPO", mode, chosen)
-        row += [f"{counts(with_it)}; {counts(without)}", points(without, with_it)]
-    section.add(f"{method} over TGRPO, seeds {', '.join(map(str, chosen))}", *row)
-
-
-def difference(section: Section, label: str, before: Sequence[Evaluation], after: Sequence[Evaluation]) -> None:
-    """One difference that a page has in a sentence: each of its intervals is a row, as the words between them vary."""
-    text = points(before, after)
-    for figure in re.findall(r"\[[^]]*\]", text):
-        section.add(f"{label}: {text}", figure)
-
-
-# ---------------------------------------------------------------------- pages
-
-
-STUDY_PAGE = "docs/results/study.md"
-
-
-class Studies:
-    """
-    The four studies of study.md: of tasks 8 and 6, paid by the reward before it was mended and by the one that ships.
-
-    :param root: Folder that the archives are unpacked in.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.old8, self.new8 = (Runs(root / name, "libero_object-8") for name in ("study_40k", "study_40k_reward"))
-        self.old6, self.new6 = (Runs(root / name, "libero_object-6") for name in ("study_40k_6", "study_40k_6_reward"))
-
-    def sections(self) -> list[Section]:
-        """All figures of the page."""
-        return [
-            *self.main(), self.before(), *self.settings(), self.alpha(), self.payment(), self.group_size(), self.rates(),
-            self.ablation(), *self.baselines(), self.stages(), self.tried(), self.training(), self.mended(),
-        ]  # fmt: skip
-
-    def main(self) -> list[Section]:
-        """The main tables."""
-        sections: list[Section] = []
-        for runs in (self.new8, self.new6):
-            found = Section(STUDY_PAGE, f"main table, {runs.task}")
-            sections.append(found)
-            main_table(found, runs, ("PPO", "GRPO", "TGRPO"))
-            against(found, runs, [("PPO", "TGRPO"), ("PPO", "GRPO"), ("TGRPO", "GRPO")])
-        difference(found, "GRPO over TGRPO, greedy", self.new6.played("TGRPO", "greedy"), self.new6.played("GRPO", "greedy"))
-        return sections
-
-    def before(self) -> Section:
-        """Five seeds with the reward before."""
-        found = Section(STUDY_PAGE, "with the reward before")
-        for runs in (self.old8, self.old6):
-            for count in (3, 5) if runs is self.old8 else ():
-                grpo, tgrpo = (runs.played(method, "T1", range(count)) for method in ("GRPO", "TGRPO"))
-                found.add(f"TGRPO over GRPO, T1, {count} seeds", points(grpo, tgrpo).partition(", runs")[0])
-            for method in ("PPO", "TGRPO"):
-                for mode in MODES:
-                    found.add(f"{method}, {mode}, {runs.task}, seed by seed", counts(runs.played(method, mode)))
-        first = range(2)
-        for count, after in ((2, " at T = 1 after two seeds"), (5, " after five")):
-            gained = points(self.old6.played(START, "T1", range(count)), self.old6.played("PPO", "T1", range(count)))
-            text = gained if count == 2 else gained.partition(" ")[0]
-            found.add(f"PPO over {START}, libero_object-6, T1, {count} seeds: {gained}", text + after)
-        grpo, tgrpo = (self.old6.played(method, "greedy") for method in ("GRPO", "TGRPO"))
-        found.add(
-            f"GRPO over TGRPO, greedy, libero_object-6: {points(tgrpo, grpo)}", "(6 with the reward before, 0 in the interval)"
-        )
-        two = (runs.played("TGRPO", "greedy", first) for runs in (self.old6, self.new6))
-        difference(found, "TGRPO, greedy, mended over before, two seeds of libero_object-6", *two)
-        return found
-
-    def settings(self) -> list[Section]:
-        """One setting changed at a time."""
-        sections: list[Section] = []
-        found = Section(STUDY_PAGE, "one setting changed at a time, libero_object-8")
-        sections.append(found)
-        variants = ("kl_coef=0.04", "compare_ended=true", "gamma_traj=0.995", "N=4", "sparse", "success")
-        for name in variants:
-            variant(found, self.old8, f"TGRPO-{name}")
-        found.add(
-            "steps of a success, T1, stop_on=success, then without", steps_of_success(self.old8.played("TGRPO-success", "T1"))
-        )
-        found.add("without", steps_of_success(self.old8.played("TGRPO", "T1", [0])))
-        later = (2, 3, 4)
-        row = [
-            points(self.old8.played("TGRPO", mode, later), self.old8.played("TGRPO-kl_coef=0.04", mode, later))
-            for mode in MODES
-        ]
-        found.add("TGRPO-kl_coef=0.04 over TGRPO, seeds 2 to 4", "2 to 4 alone", "", row[0], "", row[1])
-        found = Section(STUDY_PAGE, "one setting changed at a time, libero_object-6")
-        sections.append(found)
-        for name in ("kl_coef=0.04", "compare_ended=true", "gamma_traj=0.995"):
-            variant(found, self.old6, f"TGRPO-{name}")
-        return sections
-
-    def one_seed(self, title: str, runs: Runs, methods: Sequence[str]) -> Section:
-        """Successes of the first seed, method by method."""
-        found = Section(STUDY_PAGE, title)
-        for mode in MODES:
-            found.add(mode, *(counts(runs.played(method, mode, [0])) for method in methods))
-        return found
-
-    def alpha(self) -> Section:
-        """Weights of the step level."""
-        alphas = ("TGRPO-trajectory", "TGRPO-alpha=0.1", "TGRPO", *(f"TGRPO-alpha={k}" for k in (0.5, 0.7, 0.9)), "TGRPO-step")
-        found = self.one_seed("alpha_1", self.old8, alphas)
-        for mode in MODES:
-            difference(
-                found, f"0.9 over SFT, {mode}", self.old8.played(START, mode, [0]), self.old8.played("TGRPO-alpha=0.9", mode)
-            )
-        for alpha in ("0.1", "0.5"):
-            difference(
-                found,
-                f"0.3 over {alpha}, T1",
-                self.old8.played(f"TGRPO-alpha={alpha}", "T1"),
-                self.old8.played("TGRPO", "T1", [0]),
-            )
-        return found
-
-    def payment(self) -> Section:
-        """How the reward is paid."""
-        found = Section(STUDY_PAGE, "payment")
-        for runs, methods in ((self.old8, ("TGRPO-payment=per_step", "TGRPO", "TGRPO-payment=potential")), (self.new8, ())):
-            for method in methods:
-                row = []
-                for mode in MODES:
-                    after = runs.played(method, mode, [0])
-                    row += [f"{counts(after)}/50", steps_of_success(after)]
-                found.add(method, *row, ", ".join(quarters(runs, method)))
-            for mode in MODES:
-                per_step = runs.played("TGRPO-payment=per_step", mode)
-                difference(found, f"latched over per_step, {mode}", per_step, runs.played("TGRPO", mode, [0]))
-        row = [
-            f"{counts(self.old8.played(START, mode, [0]))}/50 | {steps_of_success(self.old8.played(START, mode, [0]))}"
-            for mode in MODES
-        ]
-        found.add(START, *row)
-        for mode, words in zip(MODES, ("greedily", "sampled"), strict=True):
-            after = self.new8.played("TGRPO-payment=per_step", mode)
-            found.add("per_step, mended", f"{counts(after)}/50 {words}, in {steps_of_success(after)}")
-        found.add("per_step, mended, training", " and ".join(quarters(self.new8, "TGRPO-payment=per_step")))
-        return found
-
-    def group_size(self) -> Section:
-        """Members of a group."""
-        found = self.one_seed("N", self.old8, ("TGRPO-N=2", "TGRPO-N=4", "TGRPO-N=6", "TGRPO"))
-        for mode in MODES:
-            difference(found, f"8 over 2, {mode}", self.old8.played("TGRPO-N=2", mode), self.old8.played("TGRPO", mode, [0]))
-        for method in ("TGRPO-N=2", "TGRPO"):
-            found.add(f"groups without spread, {method}", f"{round(100 * no_spread(self.old8, method, [0]))} %")
-        return found
-
-    def rates(self) -> Section:
-        """Learning rates."""
-        found = Section(STUDY_PAGE, "learning rates")
-        for rate in ("@0.3", "", "@3"):
-            cells = (
-                ", ".join(counts(self.old8.played(m + rate, mode, [0])) for mode in MODES) for m in ("PPO", "GRPO", "TGRPO")
-            )
-            found.add(f"learning rate {rate or '@1'}", *cells)
-        for mode in MODES:
-            difference(
-                found,
-                f"PPO@3 over PPO, libero_object-6, {mode}",
-                self.old6.played("PPO", mode, [0]),
-                self.old6.played("PPO@3", mode),
-            )
-        return found
-
-    def ablation(self) -> Section:
-        """One level alone."""
-        found = Section(STUDY_PAGE, "ablation")
-        seeds = range(3)
-        found.add(START, percent(pooled(self.new8.played(START, "T1", seeds))))
-        for method in ("TGRPO-step", "TGRPO"):
-            row = []
-            for mode in MODES:
-                after = self.new8.played(method, mode, seeds)
-                row += [percent(pooled(after)), points(self.new8.played(START, mode, seeds), after)]
-                found.add(f"{method}, {mode}", counts(after))
-            found.add(method, *row)
-        row = [points(self.new8.played("TGRPO-step", mode), self.new8.played("TGRPO", mode, seeds)) for mode in MODES]
-        found.add("TGRPO over the step level", "", row[0], "", row[1])
-        for mode in MODES:
-            step = self.old8.played("TGRPO-step", mode)
-            difference(found, f"step level over SFT, before, {mode}", self.old8.played(START, mode, seeds), step)
-            runs_alone = re.findall(r"runs (\[.*\])", points(step, self.old8.played("TGRPO", mode, seeds)))
-            found.add(f"TGRPO over the step level, before, {mode}", *runs_alone)
-            difference(found, f"step level, mended over before, {mode}", step, self.new8.played("TGRPO-step", mode))
-            trajectory = self.old8.played("TGRPO-trajectory", mode)
-            difference(found, f"trajectory level over TGRPO, {mode}", self.old8.played("TGRPO", mode, [0]), trajectory)
-        return found
-
-    def baselines(self) -> list[Section]:
-        """The paper's baselines, and learners that are no VLA."""
-        sections: list[Section] = []
-        found = Section(STUDY_PAGE, "the paper's baselines")
-        sections.append(found)
-        for method in ("TPO", "DPO", "TGRPO"):
-            row = ["1"]
-            for mode in MODES:
-                after = self.old8.played(method, mode, [0])
-                row += [percent(pooled(after)), points(self.old8.played(START, mode, [0]), after)]
-            found.add(method, *row)
-        found.add(START, percent(self.old8.played(START, "T1", [0])[0].rate))
-        found = Section(STUDY_PAGE, "learners that are no VLA")
-        sections.append(found)
-        for method in ("RecurrentPPO", "TRPO"):
-            progress = [line["rollout/progress"] for line in self.old8.metrics(method, 0)]
-            ends = ", ".join(share(float(np.mean(part))) for part in (progress[:3], progress[-3:]))
-            found.add(method, *(f"{counts(self.old8.played(method, mode))}/50" for mode in MODES), ends)
-            reached = [sum((e.max_stage or 0) >= 1 for e in self.old8.played(method, mode)[0].episodes) for mode in MODES]
-            words = "{} of 50 greedily and {} sampled" if method == "RecurrentPPO" else "in {} and {}"
-            found.add(f"{method} reaches the object", words.format(*reached))
-        return sections
-
-    def stages(self) -> Section:
-        """Where greedy play fails."""
-        found = Section(STUDY_PAGE, "why greedy play stays behind: greedy failures whose highest stage is 2")
-        for label, runs, methods in (
-            ("mended", self.new6, ("TGRPO", "GRPO", "PPO", START)),
-            ("before", self.old6, ("TGRPO", "PPO")),
-        ):
-            for method in methods:
-                stages = failures(runs.played(method, "greedy", [0] if method == START else None))
-                text = {"TGRPO": "{} of TGRPO's {}", "GRPO": "{} of GRPO's {}", "PPO": "{} of PPO's {}"}
-                before = {"TGRPO": "{} of {} for TGRPO", "PPO": "{} of {} for PPO"}
-                words = (text if label == "mended" else before).get(method)
-                if words:
-                    found.add(f"{method}, {label}", words.format(stages.count(2), len(stages)))
-                else:
-                    found.add(f"{method}, {label}", f"{len(stages)} it is {stages.count(2)}")
-        return found
-
-    def tried(self) -> Section:
-        """What was tried against it."""
-        first = range(2)
-        found = Section(STUDY_PAGE, "what was tried against standing still")
-        stages = failures(self.old6.played("TGRPO-gamma_traj=0.995", "greedy"))
-        found.add("a discount, before", f"{stages.count(2)} of the {len(stages)} with a discount")
-        cold = self.root / "temperature_0.5/cells/libero_object-6"
-        files = {
-            f"{m} {s}": cold / m / f"seed_{s}/evaluations/after_T0.5/evaluation.json"
-            for m, s in ((START, 0), ("TGRPO", 0), ("TGRPO", 2))
-        }
-        played = {name: read_evaluation(file).rate for name, file in files.items()}
-        found.add("T = 0.5, TGRPO's seed 2", f"{played['TGRPO 2'].successes} of {played['TGRPO 2'].trials}")
-        found.add("T = 0.5, TGRPO's seed 0", f"seed 0 has {played['TGRPO 0'].successes}")
-        found.add("T = 0.5, SFT", f"the start has {played['SFT 0'].successes}")
-        cooled = read_json(self.root / "temperature_0.5/stopped/TGRPO-temperature=0.5/seed_0/metrics.jsonl")
-        found.add("training at T = 0.5, by update", success_by_update(cooled))
-        found.add(
-            "N = 4, greedy, then TGRPO",
-            f"{rounded(self.old8, 'TGRPO-N=4', 'greedy')} against {rounded(self.old8, 'TGRPO', 'greedy', first)} % greedily",
-        )
-        found.add(
-            "N = 4, T1, then TGRPO",
-            f"{rounded(self.old8, 'TGRPO-N=4', 'T1')} against {rounded(self.old8, 'TGRPO', 'T1', first)} % sampled",
-        )
-        ways = (("TGRPO-gamma_traj=0.995", 2), ("TGRPO", 2), ("PPO", 3))
-        last = [
-            share(float(np.mean([quarter(self.old8, method, seed)[1] for seed in range(count)]))) for method, count in ways
-        ]
-        found.add("last quarter of training, with a discount, without", f"last quarter {last[0]}, without {last[1]}")
-        found.add("last quarter of training, PPO", f"first three seeds {last[2]}")
-        return found
-
-    def training(self) -> Section:
-        """Success and spread in training."""
-        spread = [(runs, m) for m in ("TGRPO", "GRPO") for runs in (self.new8, self.old8, self.new6, self.old6)]
-        found = Section(STUDY_PAGE, "groups without spread, of all lines")
-        shares = {(runs, m): round(100 * no_spread(runs, m, runs.seeds(m))) for runs, m in spread}
-        tgrpo = [sorted({shares[r, "TGRPO"] for r in pair}) for pair in ((self.new8, self.old8), (self.new6, self.old6))]
-        found.add("TGRPO", f"{' or '.join(map(str, tgrpo[0]))} % on task 8 and {' or '.join(map(str, tgrpo[1]))} % on task 6")
-        found.add("GRPO", f"(GRPO {shares[self.new8, 'GRPO']} and {shares[self.new6, 'GRPO']} %")
-        step = [line["rollout/member_success_rate"] for line in self.old8.metrics("TGRPO-step", 0)]
-        found.add(
-            "step level, seed 0, before, training",
-            f"{share(np.mean(step[:3]))} in the first three updates to {share(np.mean(step[-5:]))}",
-        )
-        found.add("DPO, training, first updates", success_by_update(self.old8.metrics("DPO", 0)[:4]))
-        found.add("DPO, training, last updates", success_by_update(self.old8.metrics("DPO", 0)[-3:]))
-        return found
-
-    def mended(self) -> Section:
-        """The reward before, and the mended one."""
-        found = Section(STUDY_PAGE, "the reward before it was mended")
-        for (before, mended), number in (((self.old8, self.new8), 8), ((self.old6, self.new6), 6)):
-            both: dict[tuple[str, str], list[Evaluation]] = {}
-            for method in ("PPO", "TGRPO"):
-                row = []
-                for mode in MODES:
-                    firsts, seconds = before.played(method, mode), mended.played(method, mode)
-                    row += [str(pooled(firsts).successes), str(pooled(seconds).successes), points(firsts, seconds)]
-                    both[method, mode] = firsts + seconds
-                found.add(f"{method}, task {number}", *row)
-            row = []
-            for mode in MODES:
-                ppo, tgrpo = both["PPO", mode], both["TGRPO", mode]
-                of = " of 500" if number == 8 and mode == "greedy" else ""
-                row += [f"{pooled(ppo).successes}; {pooled(tgrpo).successes}{of}", points(tgrpo, ppo)]
-            found.add(f"PPO over TGRPO, both, task {number}", *row)
-        return found
-
-
-def rounded(runs: Runs, method: str, mode: str, seeds: Iterable[int] | None = None) -> int:
-    """Success rate in per cent."""
-    return round(100 * pooled(runs.played(method, mode, seeds)).rate)
-
-
-def failures(evaluations: Iterable[Evaluation]) -> list[int | None]:
-    """Highest stages of the episodes that failed."""
-    return [episode.max_stage for evaluation in evaluations for episode in evaluation.episodes if not episode.success]
-
-
-def quarters(runs: Runs, method: str, seed: int = 0) -> tuple[str, str]:
-    """Success of the training episodes, means over the first and the last quarter of the updates."""
-    first, last = quarter(runs, method, seed)
-    return share(first), share(last)
-
-
-def quarter(runs: Runs, method: str, seed: int) -> tuple[float, float]:
-    """Means over the first and the last quarter, as numbers."""
-    rates = [line["rollout/member_success_rate"] for line in runs.metrics(method, seed)]
-    part = max(1, len(rates) // 4)
-    return float(np.mean(rates[:part])), float(np.mean(rates[-part:]))
-
-
-def no_spread(runs: Runs, method: str, seeds: Iterable[int]) -> float:
-    """Share of groups whose returns are all the same, mean over all updates."""
-    return float(np.mean([line["rollout/zero_std_groups"] for seed in seeds for line in runs.metrics(method, seed)]))
-
-
-def success_by_update(lines: Iterable[Mapping[str, Any]]) -> str:
+def by_update(lines: Iterable[Mapping[str, Any]]) -> str:
     """Success of the training episodes, update by update."""
     return " ".join(f"{line['rollout/member_success_rate']:.2f}".removeprefix("0") for line in lines).replace("1.00", "1")
 
 
-def earlier_page(root: Path) -> list[Section]:
-    """Figures of study_80k.md."""
-    page = "docs/results/study_80k.md"
-    eight, six = Runs(root / "study", "libero_object-8"), Runs(root / "study_6", "libero_object-6")
-    sections = [Section(page, "libero_object-8"), Section(page, "libero_object-6")]
-    main_table(sections[0], eight, ("PPO", "TGRPO", "TGRPO@3", "PPO@3"))
-    both = range(2)
-    for mode in MODES:
-        tgrpo, ppo = eight.played("TGRPO", mode, both), eight.played("PPO", mode)
-        difference(sections[0], f"PPO over TGRPO, {mode}", tgrpo, ppo)
-    difference(sections[0], "TGRPO over TGRPO@3, greedy", eight.played("TGRPO@3", "greedy"), eight.played("TGRPO", "greedy"))
-    base = six.played(START, "T1")
-    sections[1].add(START, "-", percent(six.played(START, "greedy", [0])[0].rate), "", percent(pooled(base)), "")
-    row = ["2"]
-    for mode in MODES:
-        row += [percent(pooled(six.played("TGRPO", mode))), points(six.played(START, mode), six.played("TGRPO", mode))]
-    sections[1].add("TGRPO", *row)
-    sections[1].add("TGRPO, greedy", counts(six.played("TGRPO", "greedy")))
-    pairs = zip(base, six.played("TGRPO", "T1"), strict=True)
-    sections[1].add("TGRPO, T1", " and ".join(f"{a.rate.successes} to {b.rate.successes}" for a, b in pairs))
-    return sections
+def by_steps(runs: Iterable[Sequence[Mapping[str, Any]]], columns: int) -> str:
+    """Success of the training episodes for each ten thousand steps, a mean over episodes, and how many there were."""
+    bins: dict[int, list[tuple[float, int]]] = {}
+    for line in (line for lines in runs for line in lines):
+        episodes = (line["rollout/member_success_rate"], sum(line["furthest"]))
+        bins.setdefault((line["timesteps"] - 1) // 10_000, []).append(episodes)
+    totals = [(sum(rate * n for rate, n in found), sum(n for _, n in found)) for _, found in sorted(bins.items())]
+    return " | ".join(f"{share(won / n)} ({n})" for won, n in totals[:columns])
 
 
-def job_rows(section: Section, runs: Runs, method: str) -> None:
-    """Rows of a table of the training job: each seed before and after, then all."""
-    seeds = runs.seeds(method)
-    results = [read_json(runs.cell(method, seed) / "results.json") for seed in seeds]
-    for seed, result in zip(seeds, results, strict=True):
-        row = [f"{result['timesteps']:,} ({result['updates']})"]
+def main_table(record: Record, study: str, methods: Sequence[str]) -> Iterator[Row]:
+    """The base policy and each method, all seeds together, then seed by seed."""
+    base = f"{study} {BASE}"
+    yield base, f"{percent(pooled(record.played(f'{base} 0', 'greedy')))} | {percent(pooled(record.played(base, 'T1')))}"
+    for method in methods:
+        seeds = [cell.name.removeprefix("seed_") for cell in record.cells(f"{study} {method}")]
+        yield f"{study} {method}", f"{len(seeds)} | {record.compared(' '.join([base, *seeds]), f'{study} {method}')}"
+        yield f"{study} {method}, by seed", " | ".join(record.counts(f"{study} {method}", mode) for mode in MODES)
+    yield f"{base}, by seed", record.counts(base, "T1")
+
+
+# ---------------------------------------------------------------------- pages
+
+GAINS = (
+    ("new6 TGRPO", "new6 GRPO", "greedy"),
+    ("old6 TGRPO 0 1", "new6 TGRPO 0 1", "greedy"),
+    ("old8 TGRPO 0 1", "old8 TGRPO-kl_coef=0.04 0 1", "greedy"),
+    ("old8 SFT 0", "old8 TGRPO-alpha=0.9", "greedy T1"),
+    ("old8 TGRPO-alpha=0.1", "old8 TGRPO 0", "T1"),
+    ("old8 TGRPO-alpha=0.5", "old8 TGRPO 0", "T1"),
+    ("old8 TGRPO-payment=per_step", "old8 TGRPO 0", "greedy T1"),
+    ("new8 TGRPO-payment=per_step", "new8 TGRPO 0", "greedy T1"),
+    ("old8 TGRPO-N=2", "old8 TGRPO 0", "T1 greedy"),
+    ("old6 PPO 0", "old6 PPO@3", "greedy T1"),
+    ("old8 TGRPO-step", "new8 TGRPO-step", "T1 greedy"),
+    ("old8 TGRPO 0", "old8 TGRPO-trajectory", "greedy T1"),
+    ("old8 TGRPO 0 1", "old8 TGRPO-gamma_traj=0.995", "greedy T1"),
+)
+"""Differences that study.md has in its sentences: before, after, and the modes in the page's order."""
+
+VARIANTS = (
+    *((8, name) for name in ("kl_coef=0.04", "compare_ended=true", "gamma_traj=0.995", "N=4", "sparse", "success")),
+    *((6, name) for name in ("kl_coef=0.04", "compare_ended=true", "gamma_traj=0.995")),
+)
+"""Settings of TGRPO that were changed alone, by task."""
+
+ONE_SEED = {
+    "alpha_1": ("TGRPO-trajectory", "TGRPO-alpha=0.1", "TGRPO", *(f"TGRPO-alpha={k}" for k in (0.5, 0.7, 0.9)), "TGRPO-step"),
+    "N": ("TGRPO-N=2", "TGRPO-N=4", "TGRPO-N=6", "TGRPO"),
+}
+"""Tables of the first seed's successes, method by method."""
+
+
+def study_page(record: Record) -> Iterator[Row]:
+    """Figures of study.md."""
+    r = record
+    for task in (8, 6):
+        yield from main_table(r, f"new{task}", ("PPO", "GRPO", "TGRPO"))
+        for method, other in (("PPO", "TGRPO"), ("PPO", "GRPO"), ("TGRPO", "GRPO")):
+            yield f"{method} over {other}, task {task}", f"5 | {r.gains(f'new{task} {other}', f'new{task} {method}')}"
+        for method in ("PPO", "TGRPO"):
+            old = f"old{task} {method}"
+            yield f"{old}, by seed", " | ".join(r.counts(old, mode) for mode in MODES)
+            counted = (
+                f"{r.won(old, mode)} | {r.won(f'new{task} {method}', mode)} | {r.gain(old, f'new{task} {method}', mode)}"
+                for mode in MODES
+            )
+            yield f"{method}, task {task}, corrected over before", " | ".join(counted)
+        both = []
         for mode in MODES:
-            before, after = runs.played(START, mode, [seed]), runs.played(method, mode, [seed])
-            row += [f"{before[0].rate.successes}/50", percent(after[0].rate, " %"), points(before, after)]
-        section.add(str(seed), *row)
-    row = [f"{sum(r['timesteps'] for r in results):,} ({sum(r['updates'] for r in results)})"]
+            ppo, tgrpo = (r.played(f"old{task} {m}", mode) + r.played(f"new{task} {m}", mode) for m in ("PPO", "TGRPO"))
+            both.append(f"{pooled(ppo).successes}; {pooled(tgrpo).successes} | {points(tgrpo, ppo)}")
+        yield f"PPO over TGRPO, task {task}, both rewards", " | ".join(both)
+    for before, after, modes in GAINS:
+        yield f"{after} over {before}, {modes}", ", ".join(r.gain(before, after, mode) for mode in modes.split())
+    for task, name in VARIANTS:
+        with_it = f"old{task} TGRPO-{name}"
+        without = " ".join([f"old{task} TGRPO", *(cell.name.removeprefix("seed_") for cell in r.cells(with_it))])
+        for mode in MODES:
+            text = f"{r.counts(with_it, mode)}; {r.counts(without, mode)} | {r.gain(without, with_it, mode)}"
+            yield f"{with_it}, {mode}", text
     for mode in MODES:
-        before, after = runs.played(START, mode, seeds), runs.played(method, mode)
-        start = before[0].rate if mode == "greedy" else pooled(before)
-        for rate in (start, pooled(after)):
-            row.append(f"{rate.successes}/{rate.trials} = {round(100 * rate.rate)} %")
-        row.append(points(before, after, "over seeds"))
-    section.add("all", *row)
+        gain = r.gain("old8 TGRPO 2 3 4", "old8 TGRPO-kl_coef=0.04 2 3 4", mode)
+        yield f"kl_coef=0.04, seeds 2 to 4, {mode}", f"2 to 4 alone | | | {gain}"
+        for title, methods in ONE_SEED.items():
+            yield f"{title}, {mode}", " | ".join(r.counts(f"old8 {method} 0", mode) for method in methods)
+    three, five = (r.gain(f"old8 GRPO {seeds}", f"old8 TGRPO {seeds}", "T1") for seeds in ("0 1 2", "0 1 2 3 4"))
+    yield "TGRPO over GRPO, task 8, sampled, three seeds", three.partition(", runs")[0]
+    yield "TGRPO over GRPO, task 8, sampled, five seeds", five.partition(", runs")[0]
+    two, five = (r.gain(f"old6 SFT {seeds}", f"old6 PPO {seeds}", "T1") for seeds in ("0 1", "0 1 2 3 4"))
+    yield "PPO over SFT, task 6, sampled, two and five seeds", f"{two} | {five.split()[0]}"
+    corrected, before = (r.gain(f"{study} TGRPO", f"{study} GRPO", "greedy") for study in ("new6", "old6"))
+    yield "GRPO over TGRPO, task 6, greedy, corrected and before", f"{corrected} | {before.split()[0]}"
+    steps = (r.steps(f"old8 {method} 0", "T1") for method in ("TGRPO-success", "TGRPO"))
+    yield "steps of a success, sampled, with stop_on=success and without", " | ".join(steps)
+    yield from payment_and_rates(r)
+    yield from ablation(r)
+    yield from baselines(r)
+    yield from standing_still(r)
 
 
-def from_report(result: Mapping[str, Any], mode: str) -> tuple[list[Evaluation], list[Evaluation]]:
+def payment_and_rates(r: Record) -> Iterator[Row]:
+    """How the reward is paid, groups without spread, learning rates."""
+    for method in (BASE, "TGRPO-payment=per_step", "TGRPO", "TGRPO-payment=potential"):
+        played = (f"{r.counts(f'old8 {method} 0', mode)}/50 | {r.steps(f'old8 {method} 0', mode)}" for mode in MODES)
+        training = [] if method == BASE else map(share, r.quarters(f"old8 {method} 0"))
+        yield f"payment, {method}", " | ".join([*played, *training])
+    per_step = "new8 TGRPO-payment=per_step"
+    played = (f"{r.counts(per_step, mode)}/50, {r.steps(per_step, mode)}" for mode in MODES)
+    latched = (r.counts("new8 TGRPO 0", mode) for mode in MODES)
+    text = ", ".join([*played, *map(share, r.quarters(per_step)), *latched])
+    yield "payment, per_step, corrected reward, then latched", text
+    yield "groups without spread, N = 2 and 8", f"{r.no_spread('old8 TGRPO-N=2 0')} % {r.no_spread('old8 TGRPO 0')} %"
+    tgrpo = [sorted({r.no_spread(f"{k}{task} TGRPO") for k in ("new", "old")}) for task in (8, 6)]
+    text = " | ".join(f"{' or '.join(map(str, found))} % on task {task}" for found, task in zip(tgrpo, (8, 6), strict=True))
+    yield "groups without spread", f"{text} (GRPO {r.no_spread('new8 GRPO')} and {r.no_spread('new6 GRPO')} %)"
+    for rate in ("@0.3", "", "@3"):
+        cells = (f"old8 {method}{rate} 0" for method in ("PPO", "GRPO", "TGRPO"))
+        yield f"learning rate {rate or '@1'}", " | ".join(r.counts(cell, mode) for cell in cells for mode in MODES)
+
+
+def ablation(r: Record) -> Iterator[Row]:
+    """One level alone."""
+    seeds = "0 1 2"
+    yield BASE, percent(pooled(r.played(f"new8 {BASE} {seeds}", "T1")))
+    for method in ("TGRPO-step", "TGRPO"):
+        yield f"ablation, {method}", r.compared(f"new8 {BASE} {seeds}", f"new8 {method} {seeds}")
+        yield f"ablation, {method}, by seed", " | ".join(r.counts(f"new8 {method} {seeds}", mode) for mode in MODES)
+    yield "TGRPO over the step level", r.gains("new8 TGRPO-step", f"new8 TGRPO {seeds}")
+    for label, before, after in (
+        ("step level over SFT, reward before", f"old8 {BASE} {seeds}", "old8 TGRPO-step"),
+        ("TGRPO over the step level, reward before", "old8 TGRPO-step", f"old8 TGRPO {seeds}"),
+    ):
+        (first, over_runs), (second, over_runs_2) = (r.gain(before, after, mode).split(", runs ") for mode in MODES)
+        if label.startswith("TGRPO"):
+            first, second = first.split()[0], second.split()[0]
+        yield label, f"{first}, {second}, runs {over_runs} and {over_runs_2}"
+    trajectory = (r.counts(f"old8 {m} 0", mode) for m in ("TGRPO-trajectory", "TGRPO") for mode in MODES)
+    yield "trajectory level, then TGRPO", ", ".join(trajectory)
+    (step,) = r.metrics("old8 TGRPO-step 0")
+    rates = [line["rollout/member_success_rate"] for line in step]
+    yield "step level, seed 0, reward before, training", f"{share(np.mean(rates[:3]))} ... {share(np.mean(rates[-5:]))}"
+
+
+def baselines(r: Record) -> Iterator[Row]:
+    """The paper's baselines, and learners that are no VLA."""
+    for method in ("TPO", "DPO", "TGRPO"):
+        yield f"baselines, {method}", f"1 | {r.compared(f'old8 {BASE} 0', f'old8 {method} 0')}"
+    yield BASE, percent(pooled(r.played(f"old8 {BASE} 0", "T1")))
+    (dpo,) = r.metrics("old8 DPO 0")
+    yield "DPO, training", f"{by_update(dpo[:4])} ... {by_update(dpo[-3:])}"
+    reached = []
+    for method in ("RecurrentPPO", "TRPO"):
+        (lines,) = r.metrics(f"old8 {method} 0")
+        progress = [line["rollout/progress"] for line in lines]
+        ends = ", ".join(share(float(np.mean(part))) for part in (progress[:3], progress[-3:]))
+        yield method, " | ".join([*(f"{r.counts(f'old8 {method}', mode)}/50" for mode in MODES), ends])
+        for mode in MODES:
+            reached.append(sum((e.max_stage or 0) >= 1 for e in r.played(f"old8 {method}", mode)[0].episodes))
+    yield "reach the object", "{} of 50 and {}; {} and {}".format(*reached)
+
+
+def standing_still(r: Record) -> Iterator[Row]:
+    """Why greedy play stays behind, and what was tried against it."""
+    for reward, addresses in (
+        ("corrected", ("new6 TGRPO", "new6 GRPO", "new6 PPO")),
+        ("before", ("old6 TGRPO", "old6 PPO", "old6 TGRPO-gamma_traj=0.995")),
+    ):
+        yield f"greedy failures at stage 2, {reward}", " | ".join(map(r.stuck, addresses))
+    stuck, failed = r.stuck(f"new6 {BASE} 0").split(" of ")
+    yield "greedy failures of the base policy", f"{failed} failures it is {stuck}"
+    two, zero, base = (r.won(f"cold6 {cell}", "T0.5") for cell in ("TGRPO 2", "TGRPO 0", f"{BASE} 0"))
+    ends = (r.counts("old6 TGRPO 2", mode) for mode in MODES)
+    yield "T = 0.5, seed 2", f"{two} of 50, between the {' and the '.join(ends)}"
+    ends = (r.counts("old6 TGRPO 0", mode) for mode in MODES)
+    yield "T = 0.5, seed 0, then the base policy", f"{zero} | {' | '.join(ends)} sampled | {base}"
+    cooled = read_json(r.root / "temperature_0.5/stopped/TGRPO-temperature=0.5/seed_0/metrics.jsonl")
+    yield "training at T = 0.5", by_update(cooled)
+    rates = (pooled(r.played(f"old8 {m} 0 1", mode)).rate for mode in MODES for m in ("TGRPO-N=4", "TGRPO"))
+    yield "N = 4 against TGRPO", "{} against {} %, {} against {} %".format(*(round(100 * rate) for rate in rates))
+    last = (r.quarters(f"old8 {runs}")[1] for runs in ("TGRPO-gamma_traj=0.995 0 1", "TGRPO 0 1", "PPO 0 1 2"))
+    yield "last quarter of training: a discount, none, PPO", " | ".join(map(share, last))
+
+
+def earlier_page(r: Record) -> Iterator[Row]:
+    """Figures of study_80k.md."""
+    yield from main_table(r, "long8", ("PPO", "TGRPO", "TGRPO@3", "PPO@3"))
+    yield "PPO over TGRPO", r.gains("long8 TGRPO 0 1", "long8 PPO")
+    yield "TGRPO over TGRPO@3, greedy", r.gain("long8 TGRPO@3", "long8 TGRPO", "greedy")
+    yield from main_table(r, "long6", ("TGRPO",))
+
+
+def job_table(r: Record, study: str, method: str) -> Iterator[Row]:
+    """Each seed of a training run before and after, then all."""
+    results = r.results(f"{study} {method}")
+    for seed, result in enumerate(results):
+        base, run = f"{study} {BASE} {seed}", f"{study} {method} {seed}"
+        row = [f"{seed} | {result['timesteps']:,} ({result['updates']})"]
+        for mode in MODES:
+            after = percent(pooled(r.played(run, mode)))
+            row.append(f"{r.counts(base, mode)}/50 | {after} % | {r.gain(base, run, mode)}")
+        yield run, " | ".join(row)
+    steps, updates = (sum(result[name] for result in results) for name in ("timesteps", "updates"))
+    yield f"{study} {method}, all", f"{steps:,} steps ({updates} updates)"
+    for mode in MODES:
+        base, run = f"{study} {BASE}", f"{study} {method}"
+        before = pooled(r.played(f"{base} 0" if mode == "greedy" else base, mode))
+        yield f"{run}, {mode}", f"{short(before)} | {short(pooled(r.played(run, mode)))} | {r.gain(base, run, mode)}"
+        later = (pooled(r.played(f"{name} 2 3 4", mode)) for name in (base, run))
+        if method == "TGRPO":
+            yield f"{run}, seeds 2 to 4, {mode}", " to ".join(f"{rate.successes}/{rate.trials}" for rate in later)
+
+
+def from_report(result: Mapping[str, Any], mode: str) -> tuple[Evaluations, Evaluations]:
     """
     Evaluations before and after a run of which the report alone was kept: it has the highest stage of each episode, in the
-    order of the stored starts, and success is the last stage.
+    order of the stored initial states, and success is the last stage.
     """
     made = []
     for when in ("before", "after"):
@@ -601,124 +400,159 @@ def from_report(result: Mapping[str, Any], mode: str) -> tuple[list[Evaluation],
         won = [stage == record["n_stages"] for stage in record["furthest"]]
         if sum(won) != record["successes"]:
             raise ValueError(f"A report has {record['successes']} successes and {sum(won)} episodes at the last stage.")
-        episodes = [EvalEpisode("task", k, 0, success, 0, 0.0) for k, success in enumerate(won)]
-        made.append([Evaluation("policy", ["task"], mode == "greedy", None, None, {}, episodes)])
+        rest = {"task": "task", "seed": 0, "length": 0, "reward": 0.0}
+        episodes = [{**rest, "init_state_id": k, "success": success} for k, success in enumerate(won)]
+        evaluation = {"policy": "policy", "env_ids": ["task"], "deterministic": mode == "greedy", "temperature": None}
+        made.append([Evaluation.from_dict({**evaluation, "assets": None, "protocol": {}, "episodes": episodes})])
     return made[0], made[1]
 
 
-def job_page(root: Path) -> list[Section]:
+def job_page(r: Record) -> Iterator[Row]:
     """Figures of main_job.md."""
-    page = "docs/results/main_job.md"
-    mended, before, eighty = (Runs(root / name, "libero_object-8") for name in ("study_40k_reward", "study_40k", "study"))
-    alone = Runs(root / "main_job", "libero_object-8")
-    sections = []
-    tables = (("result", mended, "TGRPO"), ("eight groups an update", eighty, "TGRPO"), ("3e-4", eighty, "TGRPO@3"))
-    for title, runs, method in tables:
-        sections.append(Section(page, title))
-        job_rows(sections[-1], runs, method)
-        if runs is eighty:
-            for seed in runs.seeds(method):
-                sections[-1].add(str(seed), success_by_update(runs.metrics(method, seed)))
-        later = (2, 3, 4)
-        for mode in MODES if method == "TGRPO" else ():
-            pairs = (pooled(runs.played(name, mode, later)) for name in (START, method))
-            sections[-1].add(f"seeds 2 to 4, {mode}", " to ".join(f"{rate.successes}/{rate.trials}" for rate in pairs))
-    found = Section(page, "other figures")
-    sections.append(found)
-    old = [str(pooled(before.played("TGRPO", mode)).successes) for mode in MODES]
-    found.add("reward before", f"{old[0]} and {old[1]} of 250")
-    seeds = [str(pooled(before.played("TGRPO", mode, (2, 3, 4))).successes) for mode in MODES]
-    found.add("reward before, seeds 2 to 4", f"{seeds[0]} and {seeds[1]} with the reward before")
-    gained = [points(before.played(START, mode), before.played("TGRPO", mode)).split(" ")[0] for mode in MODES]
-    found.add("reward before, gained", f"{gained[0]} and {gained[1]}")
+    for study, method in (("new8", "TGRPO"), ("long8", "TGRPO"), ("long8", "TGRPO@3")):
+        yield from job_table(r, study, method)
+    for method in ("TGRPO", "TGRPO@3"):
+        for seed, lines in enumerate(r.metrics(f"long8 {method}")):
+            yield f"long8 {method} {seed}, training", f"{seed} | {by_update(lines)}"
+    for runs in ("old8 TGRPO", "old8 TGRPO 2 3 4"):
+        yield f"reward before, {runs}", " and ".join(str(r.won(runs, mode)) for mode in MODES)
     for mode in MODES:
-        three, one = eighty.played("TGRPO@3", mode), eighty.played("TGRPO", mode)
-        difference(found, f"1e-4 over 3e-4, {mode}", three, one)
-    for title, method, seed in (("from scratch", "TGRPO", 0), ("3e-4, seed 1, first", "TGRPO@3", 1)):
-        result = read_json(alone.cell(method, seed) / "results.json")
-        for name in ("greedy", "T=1"):
-            pair = from_report(result, name)
-            found.add(f"{title}, {name}", " to ".join(f"{p[0].rate.successes}/50" for p in pair) + f", {points(*pair)}")
-        if seed == 0:
-            found.add(f"{title}, steps", f"{result['timesteps']:,} steps in {result['updates']} updates")
-    firsts = [from_report(read_json(alone.cell("TGRPO@3", 1) / "results.json"), name)[1] for name in ("greedy", "T=1")]
-    replaced = [
-        pooled([*first, *eighty.played("TGRPO@3", mode, (0, 2, 3, 4))]).rate - pooled(eighty.played(START, mode)).rate
-        for mode, first in zip(MODES, firsts, strict=True)
-    ]
-    found.add("3e-4, pooled with seed 1's first run", " and ".join(f"{round(100 * gain):+d}" for gain in replaced))
-    found.add("from scratch, by update", success_by_update(alone.metrics("TGRPO", 0)))
-    stopped = [read_json(root / f"main_job/stopped/TGRPO-batch_size=512/seed_{k}/metrics.jsonl") for k in range(2)]
-    lines = {
-        "8 groups, 512": [eighty.metrics("TGRPO", k) for k in range(5)],
-        "2 groups, 256": [before.metrics("TGRPO", k) for k in range(5)],
-        "2 groups, 512, stopped at 20 thousand steps": stopped,
-        "PPO": [eighty.metrics("PPO", k) for k in range(2)],
-    }
-    for label, metrics in lines.items():
-        found.add(label, *by_steps(metrics)[: {"2 groups, 256": 4}.get(label, 2 if metrics is stopped else 8)])
-    report = read_json(root / "main_job/reports/signal.json")["report"]
+        yield f"reward before, {mode}, by seed", r.counts("old8 TGRPO", mode)
+    gained = (r.gain("old8 SFT", "old8 TGRPO", mode).split()[0] for mode in MODES)
+    yield "reward before, gained", " and ".join(gained)
+    yield "1e-4 over 3e-4", r.gains("long8 TGRPO@3", "long8 TGRPO")
+    replaced = []
+    for cell in ("alone8 TGRPO 0", "alone8 TGRPO@3 1"):
+        (result,) = r.results(cell)
+        for name, mode in zip(("greedy", "T=1"), MODES, strict=True):
+            before, after = from_report(result, name)
+            text = " | ".join(f"{found[0].rate.successes}/50" for found in (before, after))
+            yield f"{cell}, {mode}", f"{text} | {points(before, after)}"
+            if cell == "alone8 TGRPO@3 1":
+                others = r.played("long8 TGRPO@3 0 2 3 4", mode)
+                gain = pooled([*after, *others]).rate - pooled(r.played(f"long8 {BASE}", mode)).rate
+                replaced.append(f"{round(100 * gain):+d}")
+    yield "3e-4, pooled with seed 1's first run", " and ".join(replaced)
+    (scratch,) = r.results("alone8 TGRPO 0")
+    yield "from scratch, steps", f"{scratch['timesteps']:,} steps in {scratch['updates']} updates"
+    yield "from scratch, training", by_update(r.metrics("alone8 TGRPO 0")[0])
+    stopped = [read_json(r.root / f"main_job/stopped/TGRPO-batch_size=512/seed_{k}/metrics.jsonl") for k in range(2)]
+    for label, runs_lines, columns in (
+        ("8 groups, 512", r.metrics("long8 TGRPO"), 8),
+        ("2 groups, 256", r.metrics("old8 TGRPO"), 4),
+        ("2 groups, 512", stopped, 2),
+        ("PPO", r.metrics("long8 PPO"), 8),
+    ):
+        yield f"training by steps, {label}", by_steps(runs_lines, columns)
+    report = read_json(r.root / "main_job/reports/signal.json")["report"]
     for name, values in report["variants"].items():
-        cell = f"{values['share']:+.4f} +- {values['standard_error']:.4f}"
-        found.add(f"signal, {name}", cell, f"{values['half_cosine']:+.2f}")
-    text = (
-        f"{round(100 * report['success_rate'])} % of the members, {round(100 * report['mixed_groups'])} % of the groups mixed"
-    )
-    found.add("signal, success", text)
-    return sections
+        signal = f"{values['share']:+.4f} +- {values['standard_error']:.4f}"
+        yield f"signal, {name}", f"{signal} | {values['half_cosine']:+.2f}"
+    yield "signal, success", f"{round(100 * report['success_rate'])} %, {round(100 * report['mixed_groups'])} %"
 
 
-def by_steps(metrics: Iterable[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Success of the training episodes for each ten thousand steps, a mean over episodes, and how many there were."""
-    bins: dict[int, list[tuple[float, int]]] = {}
-    for lines in metrics:
-        for line in lines:
-            bins.setdefault((line["timesteps"] - 1) // 10_000, []).append(
-                (line["rollout/member_success_rate"], sum(line["furthest"]))
-            )
-    totals = [(sum(rate * n for rate, n in found), sum(n for _, n in found)) for _, found in sorted(bins.items())]
-    return [f"{share(won / n)} ({n})" for won, n in totals]
-
-
-def readme(root: Path) -> list[Section]:
+def readme(r: Record) -> Iterator[Row]:
     """Figures of README.md's table."""
-    found = Section("README.md", "results")
-    tasks = [Runs(root / "study_40k_reward", "libero_object-8"), Runs(root / "study_40k_6_reward", "libero_object-6")]
-    for method in ("TGRPO", "GRPO", "PPO"):
-        cells = []
-        for runs in tasks:
-            for mode in MODES:
-                after = runs.played(method, mode)
-                rate = pooled(after)
-                over = points(runs.played(START, mode), after).partition(", runs")[0]
-                cells.append(f"{rate.successes}/{rate.trials} = {round(100 * rate.rate)} %, {over}")
-        found.add(method, *cells)
-    base = [pooled(runs.played(START, mode, [0] if mode == "greedy" else None)) for runs in tasks for mode in MODES]
-    found.add(START, *(f"{rate.successes}/{rate.trials} = {round(100 * rate.rate)} %" for rate in base))
-    return [found]
+    for study in ("new8", "new6"):
+        for mode in MODES:
+            base = pooled(r.played(f"{study} {BASE} 0" if mode == "greedy" else f"{study} {BASE}", mode))
+            yield f"{study} {BASE}, {mode}", f"{round(100 * base.rate)} %"
+            for method in ("TGRPO", "GRPO", "PPO"):
+                rate = pooled(r.played(f"{study} {method}", mode)).rate
+                gain = r.gain(f"{study} {BASE}", f"{study} {method}", mode).partition(", runs")[0]
+                yield f"{study} {method}, {mode}", f"{round(100 * rate)} %, {gain}"
 
 
-PAGES: tuple[Callable[[Path], list[Section]], ...] = (lambda root: Studies(root).sections(), earlier_page, job_page, readme)
+PAGES: dict[str, Callable[[Record], Iterator[Row]]] = {
+    "docs/results/study.md": study_page,
+    "docs/results/study_80k.md": earlier_page,
+    "docs/results/main_job.md": job_page,
+    "README.md": readme,
+}
+COUNTED = {"main_job_not_kept": "main_job", "sft_tiny": "sft_tiny", "multi_task": "multi_task", "experts": "experts"}
+"""Pages by studies of which ``runs.csv`` alone has the counts."""
+Figures = dict[str, list[Row]]
+"""Computed figures of each page."""
 
 
-def counted(rows: Iterable[Mapping[str, str]]) -> list[Section]:
+def counted(rows: Iterable[Mapping[str, str]]) -> Figures:
     """
-    Rates and intervals of which the counts alone were kept, in ``runs.csv``.
+    Rates and intervals of which the counts alone were kept.
 
-    :param rows: Rows of the file.
+    :param rows: Rows of ``runs.csv``.
     """
-    pages = {name: f"docs/results/{name}.md" for name in ("sft_tiny", "multi_task", "experts")}
-    pages["main_job_not_kept"] = "docs/results/main_job.md"
-    sections = {study: Section(page, f"counts of {study}") for study, page in pages.items()}
-    for row in rows:
-        if row["study"] in sections:
-            rate = Rate(int(row["successes"]), int(row["episodes"]))
-            name = f"{row['task']}, {row['method']}, seed {row['seed']}, {row['mode']}: {percent(rate)}"
-            sections[row["study"]].add(name, f"{rate.successes}/{rate.trials}")
-    return list(sections.values())
+    figures: Figures = {}
+    for row in (row for row in rows if row["study"] in COUNTED):
+        rate = Rate(int(row["successes"]), int(row["episodes"]))
+        label = f"{row['task']}, {row['method']}, seed {row['seed']}, {row['mode']}: {percent(rate)}"
+        page = f"docs/results/{COUNTED[row['study']]}.md"
+        figures.setdefault(page, []).append((label, f"{rate.successes}/{rate.trials}"))
+    return figures
 
 
-# ---------------------------------------------------------------------- grids
+def computed(root: Path) -> Figures:
+    """
+    All figures.
+
+    :param root: Folder that the archives are unpacked in.
+    """
+    figures = {page: list(rows(Record(root))) for page, rows in PAGES.items()}
+    for page, rows in counted(read_rows()).items():
+        figures.setdefault(page, []).extend(rows)
+    return figures
+
+
+# ---------------------------------------------------------------------- comparing with the pages
+
+
+def normal(text: str) -> str:
+    """A text without what differs in layout alone: bold type, plus signs, line breaks, and the digit of ``T = 1``."""
+    return re.sub(r"\s+", " ", re.sub(r"[*+]", "", text.replace("T = 1", "sampled")))
+
+
+def numbers_pattern(text: str) -> str:
+    """
+    A regular expression for the numbers of a text in their order, signs and all, with other words between them: pages may be
+    written anew.
+
+    :param text: Figures, after :func:`normal`.
+    """
+    numbers = re.findall(r"(?<![\w.])-?(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?<=\d)", text)
+    words = r"(?:[^\d-]|-(?![\d.])){0,60}"
+    return r"(?<![\w.])" + words.join(rf"{re.escape(number)}(?![\d]|\.\d)" for number in numbers)
+
+
+def compare(figures: Figures, root: Path = DOCS.parents[1]) -> list[str]:
+    """
+    Rows whose numbers a page does not have.
+
+    :param figures: Computed figures.
+    :param root: Folder that the paths of the pages begin in.
+    """
+    texts = {page: normal((root / page).read_text(encoding="utf-8")) for page in figures}
+    return [
+        f"{page}, {label}: {text}"
+        for page, rows in figures.items()
+        for label, text in rows
+        if not re.search(numbers_pattern(normal(text)), texts[page])
+    ]
+
+
+def uncomputed(figures: Figures, root: Path = DOCS.parents[1]) -> list[str]:
+    """
+    Intervals and counts of the pages that no computed figure has.
+
+    :param figures: Computed figures.
+    :param root: Folder that the paths of the pages begin in.
+    """
+    found = []
+    pattern = re.compile(r"\[-?\d+, -?\d+\]|\b\d+/(?:20|50|100|150|250|500)\b")
+    known = {figure for rows in figures.values() for row in rows for figure in pattern.findall(normal(" | ".join(row)))}
+    known |= {f"{row['successes']}/{row['episodes']}" for row in read_rows()}
+    for page in figures:
+        text = re.sub(r"(\d+) to (\d+) %", r"[\1, \2]", normal((root / page).read_text(encoding="utf-8")))
+        found += [f"{page}: ... {text[max(m.start() - 60, 0) : m.end()]}" for m in pattern.finditer(text) if m[0] not in known]
+    return found
 
 
 def grid_tables(folder: Path) -> list[str]:
@@ -738,15 +572,13 @@ def grid_tables(folder: Path) -> list[str]:
         study = Study(results["grid"], config, envs, methods, tuple(results["seeds"]), checkpoints)
         modes = {}
         for mode in results["modes"]:
-            played = f"evaluations/after_{mode.replace('=', '')}/evaluation.json"
-            found = {
-                Cell(row["env"], row["method"], row["seed"], config, row["method"]): read_evaluation(
-                    folder / row["folder"] / played
-                )
-                for row in results["cells"]
-            }
+            name = mode.replace("=", "")
+            found = {}
+            for row in results["cells"]:
+                cell = Cell(row["env"], row["method"], row["seed"], config, row["method"])
+                found[cell] = read_evaluation(folder / row["folder"] / f"evaluations/after_{name}/evaluation.json")
             modes[mode] = summarise(found, study)
-            (file.parent / f"{mode.replace('=', '')}.png").write_bytes(plot(modes[mode], GRIDS[study.grid].axis, mode))
+            file.with_name(f"{name}.png").write_bytes(plot(modes[mode], GRIDS[study.grid].axis, mode))
         cells = [{"reward": None, **row} for row in results["cells"]]  # the earliest records do not name the reward
         text = markdown({**results, "modes": modes, "cells": cells}, study, root)
         file.with_name("table.md").write_text(text, encoding="utf-8")
@@ -760,55 +592,6 @@ def _table_rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ")]
 
 
-# ---------------------------------------------------------------------- the command
-
-
-def numbers_pattern(text: str) -> str:
-    """
-    A regular expression for the numbers of a text in their order, signs and all, with other words between them: pages may be
-    written anew.
-
-    :param text: Figures, after :func:`normal`.
-    """
-    numbers = re.findall(r"(?<![\w.])-?(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?<=\d)", text)
-    words = r"(?:[^\d-]|-(?![\d.])){0,60}"
-    return r"(?<![\w.])" + words.join(rf"{re.escape(number)}(?![\d]|\.\d)" for number in numbers)
-
-
-def compare(sections: Sequence[Section], docs: Path = DOCS) -> list[str]:
-    """
-    Rows whose numbers a page does not have.
-
-    :param sections: Computed figures.
-    :param docs: Folder of the results pages.
-    """
-    missing = []
-    for section in sections:
-        page = normal((docs.parents[1] / section.page).read_text(encoding="utf-8"))
-        for row in section.rows:
-            if not re.search(numbers_pattern(normal(" | ".join(row[1:]))), page):
-                missing.append(f"{section.page}, {section.title}: {row[0]}: {' | '.join(row[1:])}")
-    return missing
-
-
-def uncomputed(sections: Sequence[Section], docs: Path = DOCS) -> list[str]:
-    """
-    Intervals and counts of the pages that no computed figure has.
-
-    :param sections: Computed figures.
-    :param docs: Folder of the results pages.
-    """
-    found = []
-    pattern = re.compile(r"\[-?\d+, -?\d+\]|\b\d+/(?:20|50|100|150|250|500)\b")
-    known = {figure for section in sections for row in section.rows for figure in pattern.findall(normal(" | ".join(row)))}
-    known |= {f"{row['successes']}/{row['episodes']}" for row in read_rows(docs)}
-    for page in dict.fromkeys(section.page for section in sections):
-        text = normal((docs.parents[1] / page).read_text(encoding="utf-8"))
-        text = re.sub(r"(\d+) to (\d+) %", r"[\1, \2]", text)
-        found += [f"{page}: ... {text[max(m.start() - 60, 0) : m.end()]}" for m in pattern.finditer(text) if m[0] not in known]
-    return found
-
-
 def write_figures(root: Path) -> int:
     """
     Compute and print the figures of the pages, write them beside the unpacked record, and compare them with the pages.
@@ -816,16 +599,18 @@ def write_figures(root: Path) -> int:
     :param root: Folder that the archives are unpacked in.
     :return: 1 where a page differs, else 0.
     """
-    rows = read_rows()
-    sections = [*(section for page in PAGES for section in page(root)), *counted(rows)]
-    text = "\n".join(map(str, sections))
+    figures = computed(root)
+    text = "\n".join(
+        "\n".join([f"### {page}\n", *(f"| {label} | {numbers} |" for label, numbers in rows), ""])
+        for page, rows in figures.items()
+    )
     (root / "figures.md").write_text(text, encoding="utf-8")
     print(text)
-    problems = [f"computed, not in the page: {line}" for line in compare(sections)]
-    problems += [f"in the page, not computed: {line}" for line in uncomputed(sections)]
+    problems = [f"computed, not in the page: {line}" for line in compare(figures)]
+    problems += [f"in the page, not computed: {line}" for line in uncomputed(figures)]
     for folder in sorted(path.parent.parent for path in root.glob("*/table1/results.json")):
         problems += grid_tables(folder)
     print("\n".join([*problems, ""]))
-    computed = sum(len(section.rows) for section in sections)
-    print(f"{computed} rows of figures from {len(rows)} evaluations; differences from the pages: {len(problems)}.")
+    total = sum(map(len, figures.values()))
+    print(f"{total} rows of figures from {len(read_rows())} evaluations; differences from the pages: {len(problems)}.")
     return 1 if problems else 0

@@ -32,7 +32,7 @@ KEY = HEADER[:5]
 BASE = "SFT"
 """Method of the rows of a base policy, the policy before training."""
 PAGES = ("table.md", "greedy.png", "T1.png")
-"""What stays outside the archive, for readers: the tables of a grid and their pictures."""
+"""Files outside the archive, for readers: the tables of a grid and their pictures."""
 
 Row = dict[str, str]
 
@@ -142,22 +142,23 @@ def _cell_rows(folder: Path, cell: Path) -> Iterator[Row]:
     row["seconds"] = f"{result['seconds']['total']:.1f}" if "seconds" in result else ""
     row["reward_digest"] = (setup.get("reward") or "")[:12]
     row["commit"] = _commit(folder, cell)
-    evaluations = sorted(cell.glob("evaluations/after_*/evaluation.json"))
-    for file in evaluations:
-        evaluation = _json(file)
-        played = {"mode": "greedy" if evaluation["deterministic"] else "sampled"}
-        paid = re.search(r"spec ([0-9a-f]{12})", str(evaluation["protocol"].get("env_kwargs", {}).get("reward")))
-        if not row["reward_digest"] and paid:  # earlier versions wrote it into the evaluation alone
-            played["reward_digest"] = paid[1]
+    evaluations = [_json(file) for file in sorted(cell.glob("evaluations/after_*/evaluation.json"))]
+    for evaluation in evaluations:
+        # Earlier versions wrote the digest of the reward into the evaluation alone.
+        digest = re.search(r"spec ([0-9a-f]{12})", str(evaluation["protocol"].get("env_kwargs", {}).get("reward")))
         outcomes = [episode["success"] for episode in evaluation["episodes"]]
-        yield row | played | {"successes": str(sum(outcomes)), "episodes": str(len(outcomes))}
-    if not evaluations:  # of some runs only the report was kept: counts, without the episodes
-        for name, mode in result["modes"].items():
-            played = {"mode": "greedy" if name == "greedy" else "sampled"}
-            for when, method_played in (("after", method), ("before", BASE)):
-                counts = {column: str(mode[when][column]) for column in ("successes", "episodes")}
-                base = {"method": BASE, "steps": "0", "seconds": ""} if when == "before" else {}
-                yield row | played | counts | base | {"method": method_played}
+        yield row | {
+            "mode": "greedy" if evaluation["deterministic"] else "sampled",
+            "successes": str(sum(outcomes)),
+            "episodes": str(len(outcomes)),
+            "reward_digest": row["reward_digest"] or (digest[1] if digest else ""),
+        }
+    if evaluations:
+        return
+    for name, record in result["modes"].items():  # of some runs only the report was kept: counts, without the episodes
+        for when, base in (("after", {}), ("before", {"method": BASE, "steps": "0", "seconds": ""})):
+            counts = {column: str(record[when][column]) for column in ("successes", "episodes")}
+            yield row | base | counts | {"mode": "greedy" if name == "greedy" else "sampled"}
 
 
 def _json(file: Path) -> Any:
@@ -166,9 +167,9 @@ def _json(file: Path) -> Any:
 
 def _commit(folder: Path, cell: Path) -> str:
     """
-    Commit that a cell was finished by: that of its study's latest call before it that names its method and seed. A cell that
-    was copied from another study, which lies beside this one, has that study's. Empty for a cell that ``sb3-tgrpo train``
-    ran, which does not record its commit.
+    Commit that a cell was finished by: the commit of its study's last call before it that names its method and seed. A cell
+    may be a copy from another study beside this one, which then has the call. ``sb3-tgrpo train`` does not record its
+    commit, so that the commit of its cells is empty.
     """
     result, run = _json(cell / "results.json"), _json(cell / "run.json")
     if not result or not run or "--config" not in (run["command"] or ""):
@@ -199,7 +200,7 @@ def pack(folder: Path, docs: Path = DOCS, everything: bool = False) -> Path:
     """
     Pack a study: its archive, its rows and the pages of its grids.
 
-    :param folder: Folder of the study, whose name is that of the archive.
+    :param folder: Folder of the study. The archive has its name.
     :param docs: Folder of the archives.
     :param everything: Whether to pack all files, for a folder that is a checkpoint.
     :return: The archive.

@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import result_tables  # noqa: E402
 import results  # noqa: E402
-from result_tables import Section, compare, counted, earlier_page, grid_tables, uncomputed  # noqa: E402
+from result_tables import PAGES, Record, compare, counted, grid_tables, uncomputed  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,15 @@ def test_tables_do_not_depend_on_the_names_of_settings(tmp_path: Path) -> None:
 
 
 def test_figures_of_a_page(unpacked: Path) -> None:
-    sections = [*earlier_page(unpacked), *counted(results.read_rows())]
-    assert sum(len(section.rows) for section in sections) > 100
-    assert compare(sections) == [] and uncomputed(sections[:2]) == []
+    page = "docs/results/study_80k.md"
+    figures = {page: list(PAGES[page](Record(unpacked)))}
+    assert compare(figures) == [] and uncomputed(figures) == []
+
+
+def test_figures_of_counts() -> None:
+    figures = counted(results.read_rows())
+    assert sum(map(len, figures.values())) > 90
+    assert compare(figures) == []
 
 
 @pytest.mark.slow
@@ -122,13 +128,11 @@ def test_figures_of_all_pages(unpacked: Path) -> None:
     ],
 )
 def test_a_page_with_another_figure_is_found(tmp_path: Path, page: str, same: bool) -> None:
-    docs = tmp_path / "docs/results"
-    docs.mkdir(parents=True)
-    (docs / "page.md").write_text(page)
-    section = Section("docs/results/page.md", "toy", [["TGRPO", "185/250 = 74 % [68, 79]", "+28 [-3, +42]"]])
-    assert (compare([section], docs) == []) == same
-    (docs / "page.md").write_text(page + " And it won by 12 [+1, +23].")
-    assert len(uncomputed([section], docs)) >= 1
+    (tmp_path / "page.md").write_text(page)
+    figures = {"page.md": [("TGRPO", "185/250 = 74 % [68, 79] | +28 [-3, +42]")]}
+    assert (compare(figures, tmp_path) == []) == same
+    (tmp_path / "page.md").write_text(page + " And it won by 12 [+1, +23].")
+    assert len(uncomputed(figures, tmp_path)) >= 1
 
 
 def test_few_files_are_tracked() -> None:
