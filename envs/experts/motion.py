@@ -1,8 +1,11 @@
 """Moving the gripper: what scripted experts command, and the actions that do it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from sb3_tgrpo.rewards.facts.vocabulary import State
 
 Vector = np.ndarray
 """A float array of shape (3,), (4,) or (3, 3)."""
@@ -127,6 +130,19 @@ class Command:
     rotation: Vector
     gripper: float
     speed: float = 1.0
+
+
+class Skill(Protocol):
+    """Works on one atom of the goal."""
+
+    stage: str
+    """What it is doing: for traces and for people."""
+
+    def command(self, state: State) -> Command:
+        """Where the gripper is to go now."""
+
+    def finished(self, state: State) -> bool:
+        """Given that its atom holds: the gripper has let go and is out of the way."""
 
 
 def action_towards(command: Command, eef_pos: Vector, eef_rotation: Vector) -> Vector:

@@ -7,7 +7,6 @@ from the current state, so that it carries on after a perturbation, a dropped ob
 """
 
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
@@ -15,27 +14,16 @@ from sb3_tgrpo.envs.experts.motion import (
     OPEN,
     ActionNoise,
     Command,
+    Skill,
     Vector,
     action_towards,
     gripper_down,
     lean,
     rotation_of,
 )
+from sb3_tgrpo.envs.experts.skills import make_skill
 from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State
-
-
-class Skill(Protocol):
-    """Works on one atom of the goal."""
-
-    stage: str
-    """What it is doing: for traces and for people."""
-
-    def command(self, state: State) -> Command:
-        """Where the gripper is to go now."""
-
-    def finished(self, state: State) -> bool:
-        """Given that its atom holds: the gripper has let go and is out of the way."""
 
 
 def _order(atom: GoalAtom) -> int:
@@ -78,8 +66,6 @@ class ScriptedExpert:
 
         :param seed: of the episode's variation.
         """
-        from sb3_tgrpo.envs.experts.skills import make_skill
-
         rng = np.random.default_rng(seed)
         self._noise = ActionNoise(self.noise, rng)
         facts = self.task_facts

@@ -3,9 +3,8 @@
 import numpy as np
 
 from sb3_tgrpo.envs.experts.fixtures import CloseDrawer, OpenDrawer, Push, TurnKnob
-from sb3_tgrpo.envs.experts.motion import Command
+from sb3_tgrpo.envs.experts.motion import Command, Skill
 from sb3_tgrpo.envs.experts.place import Place
-from sb3_tgrpo.envs.experts.scripted import Skill
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 from sb3_tgrpo.rewards.facts.vocabulary import State
 

@@ -4,34 +4,26 @@ LIBERO loads its meshes, textures and MJCF files from one folder. ``"full"`` is 
 built-in one of :mod:`sb3_tgrpo.envs.libero.light_assets`; both have the same layout, so all that differs is the path.
 """
 
-import atexit
-import hashlib
-import importlib
 import importlib.util
 import logging
 import os
-import shutil
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, get_args
+
+from sb3_tgrpo.envs.libero.light_assets import light_assets_folder
 
 logger = logging.getLogger(__name__)
 
 AssetsKind = Literal["full", "light"]
+AssetsChoice = Literal["auto", "full", "light"]
 
 ASSETS_VARIABLE = "SB3_TGRPO_LIBERO_ASSETS"
-CACHE_VARIABLE = "SB3_TGRPO_CACHE"
 HUB_REPOSITORY = "lerobot/libero-assets"
-KINDS = ("full", "light", "auto")
-
-_libero_lock = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -64,16 +56,14 @@ def resolve_assets(kind: str = "auto") -> Assets:
     :raises FileNotFoundError: when the folder named by ``SB3_TGRPO_LIBERO_ASSETS`` does not exist or lacks files, or
         when ``"full"`` is asked for and can't be downloaded
     """
-    if kind not in KINDS:
-        raise ValueError(f"assets={kind!r}: choose one of {', '.join(map(repr, KINDS))}.")
+    if kind not in get_args(AssetsChoice):
+        raise ValueError(f"assets={kind!r}: choose one of {', '.join(map(repr, get_args(AssetsChoice)))}.")
     return _resolve(kind, os.environ.get(ASSETS_VARIABLE) or None)
 
 
 @cache
 def _resolve(kind: str, named_folder: str | None) -> Assets:
     if kind == "light":
-        from sb3_tgrpo.envs.libero.light_assets import light_assets_folder
-
         assets = Assets("light", light_assets_folder())
     else:
         path = _find_full(named_folder)
@@ -167,126 +157,3 @@ def _download_full() -> Path:
     if missing := missing_files(path):
         raise FileNotFoundError(f"The download of {HUB_REPOSITORY} is not complete: {_describe(missing)}. {remedy}")
     return path
-
-
-def cache_folder() -> Path:
-    """
-    :return: this package's per-user cache folder: ``SB3_TGRPO_CACHE``, else ``$XDG_CACHE_HOME/sb3_tgrpo``, else
-        ``~/.cache/sb3_tgrpo``; it may not exist yet, nor be writable
-    """
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sb3_tgrpo"
-
-
-@cache
-def writable_cache_folder() -> Path:
-    """
-    :return: :func:`cache_folder`, created if need be; where it can't be written to, a temporary folder that lasts as long as
-        this process
-    """
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        temporary = Path(tempfile.mkdtemp(prefix="sb3_tgrpo-"))
-        atexit.register(_remove_folder, temporary, os.getpid())
-        logger.warning("The cache folder %s can't be written to (%s); using %s.", folder, error, temporary)
-        return temporary
-
-
-def _remove_folder(folder: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not a forked child, whose parent still uses it
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def import_libero() -> Any:
-    """
-    Import ``libero.libero`` without its question on standard input and without creating ``~/.libero``.
-
-    LIBERO asks for its dataset folder when it finds no configuration file. Ours is shown to it during the import; a
-    configuration of the user's own, if there is one, is in force afterwards.
-
-    :return: the module ``libero.libero``
-    :raises ImportError: if LIBERO is not installed
-    """
-    with _libero_lock:
-        if "libero.libero" in sys.modules:
-            return sys.modules["libero.libero"]
-        package = importlib.util.find_spec("libero")
-        if package is None or not package.submodule_search_locations:
-            raise ImportError(
-                'LIBERO is not installed: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.'
-            )
-        previous = os.environ.get("LIBERO_CONFIG_PATH")
-        own = Path(previous or "~/.libero").expanduser()
-        config = _libero_config(Path(package.submodule_search_locations[0]) / "libero")
-        os.environ["LIBERO_CONFIG_PATH"] = str(config.parent)
-        try:
-            module = importlib.import_module("libero.libero")
-        finally:
-            if previous is None:
-                del os.environ["LIBERO_CONFIG_PATH"]
-            else:
-                os.environ["LIBERO_CONFIG_PATH"] = previous
-        if (own / "config.yaml").is_file():
-            module.libero_config_path, module.config_file = str(own), str(own / "config.yaml")  # type: ignore[attr-defined]
-        return module
-
-
-def _libero_config(root: Path) -> Path:
-    """A LIBERO configuration file for the installation at ``root``, in the cache."""
-    entries = {
-        "benchmark_root": root,
-        "bddl_files": root / "bddl_files",
-        "init_states": root / "init_files",
-        "datasets": root.parent / "datasets",
-        "assets": root / "assets",
-    }
-    text = "".join(f'{key}: "{path.as_posix()}"\n' for key, path in entries.items())
-    folder = writable_cache_folder() / f"libero-config-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    config = folder / "config.yaml"
-    if not config.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(config, text.encode())
-    return config
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that other processes see all of it or none."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
-@contextmanager
-def libero_assets(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """
-    Within the context, LIBERO loads its models from ``path``; afterwards, from where it did before.
-
-    LIBERO looks its assets folder up each time an environment or an object is constructed, so the context must span
-    the construction (and a ``reset`` that rebuilds the model), not the use. LIBERO is imported on entry if need be (see
-    :func:`import_libero`). Threads take turns; entering again inside is allowed.
-
-    :param path: a folder in LIBERO's asset layout, e.g. ``resolve_assets("light").path``
-    :return: a context manager that yields the module ``libero.libero``
-    :raises FileNotFoundError: if ``path`` is not a folder
-    """
-    if not os.path.isdir(path):
-        raise FileNotFoundError(f"LIBERO assets folder {os.fspath(path)!r} does not exist.")
-    with _libero_lock:
-        libero = import_libero()
-        before = libero._assets_path_cache
-        libero._assets_path_cache = os.fspath(path)
-        try:
-            yield libero
-        finally:
-            libero._assets_path_cache = before

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from sb3_tgrpo.envs.libero.assets import import_libero, writable_cache_folder, write_atomically
+from sb3_tgrpo.envs.libero.installation import import_libero, writable_cache_folder
 from sb3_tgrpo.envs.libero.light_mjcf import OBJECT_KINDS, asset_files, expand, load_table, object_file, primitive
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.version import __version__
 
 # MuJoCo's defaults (28, 16, 4) draw three to four times the faces; these still look round and evenly lit at 256 pixels
@@ -47,8 +48,7 @@ def light_assets_folder() -> Path:
     for name, data in content.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            atomic_write(path, data)
     return folder
 
 

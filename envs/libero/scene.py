@@ -17,7 +17,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from sb3_tgrpo.envs.libero.assets import Assets, import_libero, libero_assets
+from sb3_tgrpo.envs.libero.assets import Assets
+from sb3_tgrpo.envs.libero.installation import import_libero, libero_assets
+from sb3_tgrpo.envs.libero.light_assets import lighten_model, require_light
 from sb3_tgrpo.envs.libero.process import prepare_process
 from sb3_tgrpo.envs.libero.tasks import LiberoTask
 
@@ -118,8 +120,6 @@ class LiberoScene:
         with _definition_on_disk(task) as readable:
             domain = _problem_class(readable)
             if assets.kind == "light":
-                from sb3_tgrpo.envs.libero.light_assets import lighten_model, require_light
-
                 require_light(readable.bddl_file)
                 process_xml = lighten_model
             self.problem = _build_problem(domain, readable, assets, process_xml)

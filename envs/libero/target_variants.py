@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sb3_tgrpo.envs.libero.tasks import LiberoTask, instruction_of
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 
 _NAME = r"([^\s()]+)"
@@ -72,13 +73,8 @@ def write_target_variant(task: LiberoTask, target: str, folder: str | os.PathLik
     :return: the file.
     :raises ValueError: see :func:`target_variant`.
     """
-    from sb3_tgrpo.envs.libero.assets import write_atomically
-
     variant = target_variant(task, target)
-    path = Path(folder) / f"{variant.name}.bddl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, variant.read_bddl().encode())
-    return path
+    return atomic_write(Path(folder) / f"{variant.name}.bddl", variant.read_bddl())
 
 
 def target_facts(facts: TaskFacts, target: str) -> TaskFacts:

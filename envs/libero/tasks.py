@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_tgrpo.envs.libero.installation import libero_root
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
 
 _NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
@@ -48,19 +49,6 @@ class LiberoTask:
     def read_bddl(self) -> str:
         """The problem definition."""
         return self.bddl_file.read_text(encoding="utf-8") if self.bddl_text is None else self.bddl_text
-
-
-def libero_root() -> Path:
-    """
-    :return: the folder of the installed ``libero.libero`` package.
-    :raises ImportError: if it is not installed.
-    """
-    spec = importlib.util.find_spec("libero")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            'LIBERO is not installed: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.'
-        )
-    return Path(spec.submodule_search_locations[0]) / "libero"
 
 
 @cache

@@ -13,9 +13,8 @@ import numpy as np
 from sb3_tgrpo.rewards.episodes.measure import guess_grasp, world_box
 from sb3_tgrpo.rewards.episodes.traces import Trace, TraceKind, load_traces
 from sb3_tgrpo.rewards.facts.helpers import Vec3, add, distance, scale, sub
-from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, TaskFacts
+from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, TaskFacts, nominal_state
 from sb3_tgrpo.rewards.facts.vocabulary import State
-from sb3_tgrpo.rewards.program.static_checks import nominal_state
 
 SPEED = 0.02
 """Metres a step: 0.4 m/s at 20 Hz."""

@@ -16,7 +16,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, Literal, TypeVar
 
-from sb3_tgrpo.rewards.facts.vocabulary import VOCABULARY, ValueType
+from sb3_tgrpo.rewards.facts.vocabulary import VOCABULARY, State, ValueType
 
 Vec3 = tuple[float, float, float]
 Quat = tuple[float, float, float, float]
@@ -295,21 +295,17 @@ def load_task_facts(task: str) -> TaskFacts:
     return TaskFacts.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "SHIPPED_SUITES",
-    "FixtureFacts",
-    "GoalAtom",
-    "HandleFacts",
-    "JointFacts",
-    "JointThreshold",
-    "ObjectFacts",
-    "Quat",
-    "SiteFacts",
-    "TaskFacts",
-    "Vec3",
-    "available_tasks",
-    "data_folder",
-    "load_task_facts",
-    "parse_task_id",
-]
+def nominal_state(facts: TaskFacts) -> State:
+    """The task's state at the nominal start, from the facts alone: nothing touched, gripper open."""
+    state: State = {
+        "eef_pos": facts.eef_start_pos,
+        "eef_quat": facts.eef_start_quat,
+        "gripper_opening": facts.gripper_range[1],
+    }
+    bodies: list[ObjectFacts | FixtureFacts | SiteFacts] = [*facts.objects, *facts.fixtures, *facts.sites]
+    for body in bodies:
+        state[f"{body.name}_pos"], state[f"{body.name}_quat"] = body.start_pos, body.start_quat
+    state.update({f"{joint.name}_qpos": joint.start for joint in facts.joints})
+    state.update({f"{handle.name}_pos": handle.start_pos for handle in facts.handles})
+    state.update({f"goal_{k}": atom.true_at_start for k, atom in enumerate(facts.goal)})
+    return {key: state.get(key, False) for key in facts.state_types}

@@ -9,9 +9,8 @@ from typing import Any
 
 from sb3_tgrpo.rewards.episodes.measure import Grasp, Measurements, world_box
 from sb3_tgrpo.rewards.facts.helpers import distance, distance_xy, outside_xy
-from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, SiteFacts, TaskFacts, Vec3
+from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, SiteFacts, TaskFacts, Vec3, nominal_state
 from sb3_tgrpo.rewards.program.spec import DEBOUNCE_STEPS, RewardSpec
-from sb3_tgrpo.rewards.program.static_checks import nominal_state
 
 SUCCESS_POINTS = 5.0
 _MARGIN = 0.025

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sb3_tgrpo.rewards.facts.errors import Problem, shorten
-from sb3_tgrpo.rewards.facts.task_facts import FixtureFacts, ObjectFacts, SiteFacts, TaskFacts
-from sb3_tgrpo.rewards.facts.vocabulary import State
+from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 from sb3_tgrpo.rewards.program import spec as s
 
 _RESERVED = {"eef", "gripper", "goal", "success", "step", "state", "info", "stage", "stages", "shaping", "level", "memory"}
@@ -200,22 +199,6 @@ def _reachable(where: str, variable: Any, op: str, value: float, ranges: dict[st
         yield Problem(where, f"{value:g}", f"{variable.kind} is never {op} that: it lies in [{low:g}, {high:g}]")
     if (op == "below" and value > high) or (op == "above" and value < low):
         yield Problem(where, f"{value:g}", f"{variable.kind} is always {op} that: it lies in [{low:g}, {high:g}]")
-
-
-def nominal_state(facts: TaskFacts) -> State:
-    """The task's state at the nominal start, from the facts alone: nothing touched, gripper open."""
-    state: State = {
-        "eef_pos": facts.eef_start_pos,
-        "eef_quat": facts.eef_start_quat,
-        "gripper_opening": facts.gripper_range[1],
-    }
-    bodies: list[ObjectFacts | FixtureFacts | SiteFacts] = [*facts.objects, *facts.fixtures, *facts.sites]
-    for body in bodies:
-        state[f"{body.name}_pos"], state[f"{body.name}_quat"] = body.start_pos, body.start_quat
-    state.update({f"{joint.name}_qpos": joint.start for joint in facts.joints})
-    state.update({f"{handle.name}_pos": handle.start_pos for handle in facts.handles})
-    state.update({f"goal_{k}": atom.true_at_start for k, atom in enumerate(facts.goal)})
-    return {key: state.get(key, False) for key in facts.state_types}
 
 
 def _twice(where: str, names: Sequence[str]) -> Iterator[Problem]:
