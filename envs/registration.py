@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from types import MappingProxyType
 
+from sb3_tgrpo.rewards.facts.task_name import TaskName
+
 SUITES = MappingProxyType({"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90})
 """Number of tasks per suite."""
 
@@ -13,30 +15,30 @@ STEP_CAPS = MappingProxyType(
 
 
 def gym_id(suite: str, task: int) -> str:
-    """``LIBERO/libero_object-3-v0`` for suite ``libero_object`` and task 3."""
-    return f"LIBERO/{suite}-{task}-v0"
+    """Gymnasium id of a task, such as ``LIBERO/libero_object-3-v0``."""
+    return TaskName(suite, task).gym_id
 
 
-def env_id(task: str) -> str:
-    """
-    A Gymnasium id as it is asked for on the command line.
-
-    :param task: such as ``libero_object-3``, LIBERO's own; ids are left as they are.
-    """
-    suite, _, index = task.rpartition("-")
-    return gym_id(suite, int(index)) if suite in SUITES and index.isdecimal() else task
-
-
-def env_ids(tasks: Iterable[str]) -> list[str]:
+def env_ids(names: Iterable[str]) -> list[str]:
     """
     Gymnasium ids, each once.
 
-    :param tasks: such as ``libero_object-3``, a suite's name for all of its tasks, or ids.
+    :param names: Tasks such as ``libero_object-3``, suites such as ``libero_object`` for all of their tasks, or ids.
     """
     found: list[str] = []
-    for task in tasks:
-        found += [gym_id(task, index) for index in range(SUITES[task])] if task in SUITES else [env_id(task)]
+    for name in names:
+        found += [gym_id(name, task) for task in range(SUITES[name])] if name in SUITES else [env_id(name)]
     return list(dict.fromkeys(found))
+
+
+def env_id(name: str) -> str:
+    """
+    Gymnasium id of an environment that the command line names.
+
+    :param name: Task such as ``libero_object-3``; other ids are left as they are.
+    """
+    suite, _, task = name.rpartition("-")
+    return gym_id(suite, int(task)) if suite in SUITES and task.isdecimal() else name
 
 
 def register_envs() -> None:

@@ -20,7 +20,7 @@ from sb3_tgrpo.rewards.generation.generate import write_json
 from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
-from sb3_tgrpo.rewards.verification.rungs import Place, idle_parts, missed_rungs
+from sb3_tgrpo.rewards.verification.rungs import SpecPart, idle_parts, missed_rungs
 from sb3_tgrpo.rewards.verification.verify import VerificationReport, verify_reward
 
 ORIGIN = "written by hand against the schema, prompt and verifier; no API was reachable"
@@ -39,7 +39,7 @@ def fit(spec: RewardSpec, facts: TaskFacts, traces: Sequence[Trace]) -> RewardSp
         program = RewardProgram.from_spec(spec, facts=facts)
         played = [play(program, trace.states) for trace in experts]
         bad = {place[:3] for p in played for place in missed_rungs(spec, facts, p)}
-        idle: list[set[Place]] = [set(idle_parts(spec, facts, p)) for p in played]
+        idle: list[set[SpecPart]] = [set(idle_parts(spec, facts, p)) for p in played]
         bad |= {place[:3] for place in set.intersection(*idle) if place.rung >= 0}
         if not bad:
             break

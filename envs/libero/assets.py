@@ -15,7 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal, get_args
 
+from sb3_tgrpo.envs.libero.installation import libero_assets, user_cache  # noqa: F401  (imported from here by others)
 from sb3_tgrpo.envs.libero.light_assets import light_assets_folder
+from sb3_tgrpo.files import atomic_write as write_atomically  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +119,9 @@ def _candidates() -> Iterator[Path]:
     package = importlib.util.find_spec("libero")
     for location in (package.submodule_search_locations or []) if package else []:
         yield Path(location) / "libero" / "assets"
-    yield Path.home() / ".cache" / "libero" / "assets"
+    home = os.path.expanduser("~")
+    if os.path.isabs(home):
+        yield Path(home) / ".cache" / "libero" / "assets"
     if not (_hub_cache() / f"datasets--{HUB_REPOSITORY.replace('/', '--')}").is_dir():
         return  # spares every worker process the import
     try:
@@ -136,8 +140,7 @@ def _hub_cache() -> Path:
     if named := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(named).expanduser()
     home = os.environ.get("HF_HOME")
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home).expanduser() if home else (Path(base) if base else Path.home() / ".cache") / "huggingface") / "hub"
+    return (Path(home).expanduser() if home else (user_cache() or Path()) / "huggingface") / "hub"
 
 
 def _download_full() -> Path:

@@ -4,17 +4,17 @@ import gc
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_tgrpo.envs.libero.assets import Assets, resolve_assets
+from sb3_tgrpo.envs.libero.assets import Assets, AssetsChoice, resolve_assets
 from sb3_tgrpo.envs.libero.target_variants import target_variant
 from sb3_tgrpo.envs.libero.tasks import LiberoTask, get_task, stored_starts, task_from_bddl
 from sb3_tgrpo.envs.spaces import InstructionSpace, encode_instruction
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AssetsChoice = Literal["auto", "full", "light"]
 Observation = dict[str, np.ndarray]
 
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
@@ -56,7 +55,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     Action: float32 (7,) in [-1, 1]: change of position (x 0.05 m) and rotation (x 0.5 rad) of the end effector, and the
     gripper (positive closes).
 
-    :param suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10`` or ``libero_90``.
+    :param suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10`` or ``libero_90``; or a task of
+        :func:`~sb3_tgrpo.envs.libero.tasks.get_task`.
     :param task: index in the suite, in LIBERO's own order.
     :param target: another object of the scene to ask for, such as ``"ketchup"``; None = the task's own
         (:mod:`~sb3_tgrpo.envs.libero.target_variants`). Instruction, goal and success change, the scene and its starts do not.
@@ -81,7 +81,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def __init__(
         self,
-        suite: str,
+        suite: str | LiberoTask,
         task: int = 0,
         *,
         target: str | None = None,
@@ -94,117 +94,55 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         joint_noise: float = 0.0,
         max_episode_steps: int | None = None,
     ) -> None:
-        self._setup(
-            get_task(suite, task) if target is None else target_variant(get_task(suite, task), target),
-            reward=reward,
-            assets=assets,
-            observations=observations,
-            image_size=image_size,
-            render_mode=render_mode,
-            start_noise=start_noise,
-            joint_noise=joint_noise,
-            max_episode_steps=max_episode_steps,
-        )
-
-    @classmethod
-    def from_bddl(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        instruction: str | None = None,
-        reward: Any = None,
-        assets: AssetsChoice = "auto",
-        observations: Sequence[str] = ("image",),
-        image_size: int = 256,
-        render_mode: str | None = None,
-        start_noise: float = 0.0,
-        joint_noise: float = 0.0,
-        max_episode_steps: int | None = None,
-    ) -> "LiberoEnv":
-        """
-        An environment from a BDDL file of your own, made of LIBERO's objects and scenes.
-
-        :param path: the BDDL file.
-        :param instruction: the sentence for the policy; None = the file's name as words, as LIBERO does.
-        :param max_episode_steps: step limit, 300 by default.
-        :raises FileNotFoundError: if there is no such file.
-        """
-        env = cls.__new__(cls)
-        env._setup(
-            task_from_bddl(Path(path), instruction),
-            reward=reward,
-            assets=assets,
-            observations=observations,
-            image_size=image_size,
-            render_mode=render_mode,
-            start_noise=start_noise,
-            joint_noise=joint_noise,
-            max_episode_steps=max_episode_steps,
-        )
-        return env
-
-    def _setup(
-        self,
-        task: LiberoTask,
-        *,
-        reward: Any,
-        assets: str,
-        observations: Sequence[str],
-        image_size: int,
-        render_mode: str | None,
-        start_noise: float,
-        joint_noise: float,
-        max_episode_steps: int | None,
-    ) -> None:
-        if isinstance(observations, str):
-            observations = (observations,)
-        valid = (*CAMERAS, "state")
-        if unknown := [name for name in observations if name not in valid]:
-            raise ValueError(f"observations={tuple(observations)}: unknown {unknown}. Available: {', '.join(valid)}.")
-        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size must be a positive integer (pixels), got {image_size!r}.")
+        known = suite if isinstance(suite, LiberoTask) else get_task(suite, task)
+        self.task = known if target is None else target_variant(known, target)
+        self.suite, self.task_index, self.instruction = self.task.suite, self.task.index, self.task.instruction
+        self.image_size = _image_size(image_size)
+        self.observations = _observations(observations)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode={render_mode!r}. Available: None, {', '.join(self.metadata['render_modes'])}.")
-        if not 0 <= start_noise < 1:
-            raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {start_noise!r}.")
+        self.render_mode = render_mode
+        self.start_noise = _start_noise(start_noise)
         if not 0 <= joint_noise <= 0.5:
             raise ValueError(f"joint_noise must be between 0 and 0.5 radians, got {joint_noise!r}.")
+        self.joint_noise = float(joint_noise)
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be positive, got {max_episode_steps!r}.")
-        self.task = task
-        self.suite, self.task_index = task.suite, task.index
-        self.instruction = task.instruction
+        self._step_cap = self.task.step_cap if max_episode_steps is None else int(max_episode_steps)
         self.assets: Assets = resolve_assets(assets)
-        self.observations = tuple(name for name in valid if name in observations)
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.start_noise = float(start_noise)
-        self.joint_noise = float(joint_noise)
-        self._step_cap = task.step_cap if max_episode_steps is None else int(max_episode_steps)
         self.reward_program = _load_reward(reward)
-        if task.suite:
-            _check_reward(self.reward_program, task)
+        if self.suite:
+            _check_reward(self.reward_program, self.task)
 
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        known: dict[str, spaces.Space[Any]] = {
-            "image": image,
-            "wrist_image": image,
-            "state": spaces.Box(-np.inf, np.inf, (8,), np.float64),
-        }
+        state = spaces.Box(-np.inf, np.inf, (8,), np.float64)
         self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
             {
-                **{name: known[name] for name in self.observations},
-                "instruction": InstructionSpace(task.suite, self.assets.kind, assets_by_name=assets != "auto"),
+                **{name: state if name == "state" else image for name in self.observations},
+                "instruction": InstructionSpace(self.suite, self.assets.kind, assets_by_name=assets != "auto"),
             }
         )
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
 
-        self._instruction = encode_instruction(task.instruction)
+        self._instruction = encode_instruction(self.instruction)
         self._sim: LiberoSim | None = None
         self._pid = -1
         self._elapsed = 0
         self._phase: Literal["new", "running", "over"] = "new"
         self._memory: Any = None
+
+    @classmethod
+    def from_bddl(cls, path: str | os.PathLike[str], *, instruction: str | None = None, **settings: Any) -> "LiberoEnv":
+        """
+        An environment from a BDDL file of your own, made of LIBERO's objects and scenes.
+
+        :param path: The BDDL file.
+        :param instruction: Sentence for the policy. None takes the file's name as words, as LIBERO does, and warns if the
+            file's ``(:language)`` asks for something else.
+        :param settings: Keyword arguments of the constructor. The step limit is 300 by default.
+        :raises FileNotFoundError: If there is no such file.
+        """
+        return cls(task_from_bddl(path, instruction), **settings)
 
     # ------------------------------------------------------------------ simulator
 
@@ -247,12 +185,14 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         What is known about the task before any step, as :class:`~sb3_tgrpo.rewards.facts.task_facts.TaskFacts` in plain
         values.
 
-        Plays from the first stored start to measure it: the current episode is over afterwards.
+        They are measured at the first stored initial state (of a task without any, at the one drawn with seed 0): the current
+        episode is over afterwards.
         """
         from sb3_tgrpo.envs.libero.task_facts import measure_task_facts
 
+        self.reset(seed=0, options={"init_state_id": 0} if self.task.init_file is not None else None)
         self._phase = "new"
-        return measure_task_facts(self).to_dict()
+        return measure_task_facts(self.task, self.sim).to_dict()
 
     def flat_state(self) -> np.ndarray:
         """
@@ -399,13 +339,33 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         count = len(stored_starts(self.task))
         if not 0 <= state_id < count:
             raise ValueError(f"init_state_id={state_id}: {self.task.name} has stored starts 0 to {count - 1}.")
-        if not 0 <= options.get("start_noise", 0.0) < 1:
-            raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {options['start_noise']!r}.")
+        _start_noise(options.get("start_noise", 0.0))
         for name in ("noise_seed", "earlier_resets"):
             value = options.get(name, 0)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
                 raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
         return int(state_id), options
+
+
+def _image_size(size: Any) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"image_size must be a positive integer (pixels), got {size!r}.")
+    return size
+
+
+def _observations(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of observations, in the order of the observation space."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    valid = (*CAMERAS, "state")
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"observations={names}: unknown {unknown}. Available: {', '.join(valid)}.")
+    return tuple(name for name in valid if name in names)
+
+
+def _start_noise(metres: float) -> float:
+    if not 0 <= metres < 1:
+        raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {metres!r}.")
+    return float(metres)
 
 
 def _load_reward(reward: Any) -> Any:
@@ -421,7 +381,7 @@ def _load_reward(reward: Any) -> Any:
 
 def _check_reward(program: Any, task: LiberoTask) -> None:
     """A program knows its task and, as a scene may have several targets, its sentence; a callable of the user's neither."""
-    own = f"{task.suite}-{task.index}"
+    own = str(TaskName(task.suite, task.index))
     rewarded = getattr(program, "task", own)
     if rewarded != own:
         raise ValueError(f"reward is for {rewarded}, not for {own}: pass that of {own}, or leave it out.")

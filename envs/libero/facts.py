@@ -9,7 +9,7 @@ from numba import njit, types
 
 from sb3_tgrpo.envs.libero import controller as libero_controller  # noqa: F401  (loads MuJoCo's library for Numba)
 from sb3_tgrpo.envs.libero.geometry import box_of_geoms, geom_mask
-from sb3_tgrpo.envs.libero.goal import Goal
+from sb3_tgrpo.envs.libero.goal import GoalPredicates
 from sb3_tgrpo.envs.libero.scene import LiberoScene
 from sb3_tgrpo.rewards.facts.vocabulary import State, StateValue
 
@@ -51,7 +51,7 @@ class Entities:
     handles: tuple[Handle, ...]
 
 
-def find_entities(scene: LiberoScene, goal: Goal) -> Entities:
+def find_entities(scene: LiberoScene, goal: GoalPredicates) -> Entities:
     """
     The entities of a task.
 
@@ -167,7 +167,7 @@ class FactsReader:
     :param goal: its goal.
     """
 
-    def __init__(self, scene: LiberoScene, goal: Goal) -> None:
+    def __init__(self, scene: LiberoScene, goal: GoalPredicates) -> None:
         model, data, robot = scene.model, scene.data, scene.robot
         self.entities = entities = find_entities(scene, goal)
         self._data = data

@@ -11,7 +11,7 @@ from sb3_tgrpo.envs.libero.scene import LiberoScene
 Predicate = Callable[[], bool]
 
 
-class Goal:
+class GoalPredicates:
     """
     The goal of a task: a conjunction of atoms.
 

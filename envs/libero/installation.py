@@ -38,33 +38,38 @@ def libero_root() -> Path:
     return Path(spec.submodule_search_locations[0]) / "libero"
 
 
-def cache_folder() -> Path:
-    """
-    :return: this package's per-user cache folder: ``SB3_TGRPO_CACHE``, else ``$XDG_CACHE_HOME/sb3_tgrpo``, else
-        ``~/.cache/sb3_tgrpo``; it may not exist yet, nor be writable
-    """
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sb3_tgrpo"
+def user_cache() -> Path | None:
+    """``$XDG_CACHE_HOME``, else ``~/.cache``; None for a user who has no home folder."""
+    base, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
+    return Path(base) if base else Path(home) / ".cache" if os.path.isabs(home) else None
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in the nearest one above it that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @cache
 def writable_cache_folder() -> Path:
     """
-    :return: :func:`cache_folder`, created if need be; where it can't be written to, a temporary folder that lasts as long as
-        this process
+    This package's cache folder: ``SB3_TGRPO_CACHE``, else ``$XDG_CACHE_HOME/sb3_tgrpo``, else ``~/.cache/sb3_tgrpo``. Where it
+    can't be written to, a temporary folder that lasts as long as this process.
     """
-    folder = cache_folder()
-    try:
+    named, base = os.environ.get(CACHE_VARIABLE), user_cache()
+    folder = Path(os.path.expanduser(named)) if named else base and base / "sb3_tgrpo"
+    if folder and is_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        temporary = Path(tempfile.mkdtemp(prefix="sb3_tgrpo-"))
-        atexit.register(_remove_folder, temporary, os.getpid())
-        logger.warning("The cache folder %s can't be written to (%s); using %s.", folder, error, temporary)
-        return temporary
+        return folder
+    temporary = Path(tempfile.mkdtemp(prefix="sb3_tgrpo-"))
+    atexit.register(_remove_folder, temporary, os.getpid())
+    logger.warning("The cache folder %s can't be written to (set %s); using %s.", folder, CACHE_VARIABLE, temporary)
+    return temporary
 
 
 def _remove_folder(folder: Path, owner: int) -> None:
@@ -87,7 +92,7 @@ def import_libero() -> Any:
             return sys.modules["libero.libero"]
         root = libero_root()
         previous = os.environ.get("LIBERO_CONFIG_PATH")
-        own = Path(previous or "~/.libero").expanduser()
+        own = Path(os.path.expanduser(previous or "~/.libero"))
         config = _libero_config(root)
         os.environ["LIBERO_CONFIG_PATH"] = str(config.parent)
         try:

@@ -15,7 +15,7 @@ import numpy as np
 from sb3_tgrpo.envs.libero.assets import Assets
 from sb3_tgrpo.envs.libero.controller import SUBSTEPS, ArmController
 from sb3_tgrpo.envs.libero.facts import FactsReader
-from sb3_tgrpo.envs.libero.goal import Goal
+from sb3_tgrpo.envs.libero.goal import GoalPredicates
 from sb3_tgrpo.envs.libero.render import OffscreenRenderer
 from sb3_tgrpo.envs.libero.scene import CONTROL_FREQ, LiberoScene
 from sb3_tgrpo.envs.libero.starts import place_with_noise, turn_joints
@@ -101,7 +101,7 @@ class LiberoSim:
         self.scene = LiberoScene(task, assets)
         self.model, self.data = self.scene.model, self.scene.data
         self.controller = ArmController(self.model, self.data, self.scene.robot)
-        self.goal = Goal(self.scene)
+        self.goal = GoalPredicates(self.scene)
         self.facts_reader = FactsReader(self.scene, self.goal)
         self.clock = ObservationClock()
         self.renderer = OffscreenRenderer(self.model, self.data, image_size, image_size)

@@ -3,7 +3,10 @@
 import codecs
 import importlib.util
 import io
+import os
 import pickle
+import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -95,18 +98,53 @@ def get_task(suite: str, task: int = 0) -> LiberoTask:
     )
 
 
-def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTask:
+def task_from_bddl(path: str | os.PathLike[str], instruction: str | None = None) -> LiberoTask:
     """
     A task of the user's own.
 
     :param path: BDDL file in LIBERO's dialect.
-    :param instruction: sentence for the policy; None takes it from the file name, as LIBERO does.
-    :raises FileNotFoundError: if there is no such file.
+    :param instruction: Sentence for the policy. None takes it from the file name, as LIBERO does, and warns if the file's
+        ``(:language)`` asks for something else.
+    :raises FileNotFoundError: If there is no such file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"BDDL file {file} does not exist.")
-    return LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+    task = LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+    if instruction is None:
+        _warn_of_another_sentence(task)
+    return task
+
+
+def bddl_language(text: str) -> str:
+    """The ``(:language ...)`` sentence of a problem definition, ``""`` if it has none."""
+    found = re.search(r"\(:language\s+([^()]*)\)", text, re.IGNORECASE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _warn_of_another_sentence(task: LiberoTask) -> None:
+    """
+    Files that were made from LIBERO's by changing ``(:language)`` often keep the name, or have a suffix in it.
+
+    In 29 of LIBERO's own 130 files the two differ as well; those, and differences in little words alone, cause no warning.
+    """
+
+    def content(sentence: str) -> list[str]:
+        return [word for word in re.findall(r"[^\W_]+", sentence.lower()) if word not in ("a", "an", "the", "up")]
+
+    written = bddl_language(task.read_bddl())
+    if not written or content(written) == content(task.instruction):
+        return
+    for suite, names in _task_names().items():
+        if suite in SUITES and task.name in names:
+            own = get_task(suite, names.index(task.name)).read_bddl()
+            if bddl_language(own).lower() == written.lower():
+                return
+    warnings.warn(
+        f"{task.bddl_file.name}: its name asks for {task.instruction!r}, its (:language) for {written!r}. The policy reads "
+        "the former, as in LIBERO: choose with instruction=...",
+        stacklevel=4,
+    )
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -19,7 +19,7 @@ _RIM = ("bowl", "mug", "plate", "ramekin", "frypan")
 
 
 @dataclass(frozen=True)
-class Grasp:
+class MeasuredGrasp:
     """
     How an object is held.
 
@@ -58,7 +58,7 @@ class Reach:
 class Measurements:
     """By name: grasps of objects, releases by goal atom, reaches of handles."""
 
-    grasps: dict[str, Grasp]
+    grasps: dict[str, MeasuredGrasp]
     releases: dict[int, Release]
     reaches: dict[str, Reach]
 
@@ -86,12 +86,12 @@ def world_box(thing: ObjectFacts) -> tuple[Vec3, Vec3]:
     return low, high  # type: ignore[return-value]
 
 
-def guess_grasp(thing: ObjectFacts) -> Grasp:
+def guess_grasp(thing: ObjectFacts) -> MeasuredGrasp:
     """A grasp from the object's size: rims at their edge, the rest over the middle, 2 cm below the top."""
     lo, hi = world_box(thing)
     rim = any(kind in thing.kind for kind in _RIM)
     radius = 0.25 * (hi[0] - lo[0] + hi[1] - lo[1]) if rim else 0.0
-    return Grasp(height=max(hi[2] - 0.02, 0.5 * (lo[2] + hi[2])), radius=radius)
+    return MeasuredGrasp(height=max(hi[2] - 0.02, 0.5 * (lo[2] + hi[2])), radius=radius)
 
 
 def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
@@ -108,7 +108,7 @@ def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
         if not seen:
             grasps[thing.name] = guess_grasp(thing)
             continue
-        grasps[thing.name] = Grasp(
+        grasps[thing.name] = MeasuredGrasp(
             height=_median([g.height for g in seen]),
             radius=max(g.radius for g in seen),
             opening=_median([g.opening for g in seen]),
@@ -134,7 +134,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
-def _grasp(states: Sequence[State], name: str) -> Grasp | None:
+def _grasp(states: Sequence[State], name: str) -> MeasuredGrasp | None:
     held = [bool(state[f"{name}_grasped"]) for state in states]
     start: float = states[0][f"{name}_pos"][2]  # type: ignore[index]
     lift = max(state[f"{name}_pos"][2] for state in states) - start  # type: ignore[index]
@@ -147,7 +147,7 @@ def _grasp(states: Sequence[State], name: str) -> Grasp | None:
         return None
     x, y, z = helpers.sub(states[t]["eef_pos"], states[t][f"{name}_pos"])  # type: ignore[arg-type]
     carried = [float(state["gripper_opening"]) for state, h in zip(states, held, strict=True) if h]  # type: ignore[arg-type]
-    return Grasp(z, math.hypot(x, y), _median(carried), lift, 1)
+    return MeasuredGrasp(z, math.hypot(x, y), _median(carried), lift, 1)
 
 
 def _release(states: Sequence[State], k: int, args: tuple[str, ...]) -> Release | None:

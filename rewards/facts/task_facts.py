@@ -16,6 +16,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, Literal, TypeVar
 
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import VOCABULARY, State, ValueType
 
 Vec3 = tuple[float, float, float]
@@ -23,7 +24,6 @@ Quat = tuple[float, float, float, float]
 
 SCHEMA_VERSION = 1
 SHIPPED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-_TASK_ID = re.compile(r"(libero_[a-z0-9]+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class TaskFacts:
     @property
     def task_id(self) -> str:
         """``<suite>-<index>``, the name that every interface takes."""
-        return f"{self.suite}-{self.index}"
+        return str(TaskName(self.suite, self.index))
 
     def names(self, group: Literal["object", "site", "fixture", "joint", "handle"]) -> tuple[str, ...]:
         """Names of one kind of thing, in the file's order."""
@@ -256,16 +256,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def parse_task_id(task: str) -> tuple[str, int]:
-    """
-    ``"libero_object-3"`` (or the gym id ``"LIBERO/libero_object-3-v0"``) as suite and index.
-
-    :raises ValueError: if it is neither.
-    """
-    match = _TASK_ID.fullmatch(task.removeprefix("LIBERO/").removesuffix("-v0"))
-    if match is None:
-        raise ValueError(f"task must look like 'libero_object-3' or 'LIBERO/libero_object-3-v0', got {task!r}.")
-    return match[1], int(match[2])
+parse_task_id = TaskName.parse
 
 
 def data_folder(name: Literal["task_facts", "specs", "reports", "traces"]) -> Traversable:
@@ -277,7 +268,7 @@ def available_tasks() -> list[str]:
     """Tasks whose facts ship, in suite and index order."""
     ids = [entry.name.removesuffix(".json") for entry in data_folder("task_facts").iterdir() if entry.name.endswith(".json")]
     order = {suite: i for i, suite in enumerate(SHIPPED_SUITES)}
-    return sorted(ids, key=lambda task: (order.get(parse_task_id(task)[0], 99), parse_task_id(task)[1]))
+    return list(map(str, sorted(map(TaskName.parse, ids), key=lambda name: (order.get(name.suite, 99), name.task))))
 
 
 @functools.lru_cache(maxsize=64)
@@ -288,8 +279,7 @@ def load_task_facts(task: str) -> TaskFacts:
     :param task: ``"libero_object-3"`` or the gym id.
     :raises ValueError: if the task is unknown or its file is malformed.
     """
-    suite, index = parse_task_id(task)
-    path = data_folder("task_facts") / f"{suite}-{index}.json"
+    path = data_folder("task_facts") / f"{TaskName.parse(task)}.json"
     if not path.is_file():
         raise ValueError(f"No task facts for {task!r}; there are facts for {', '.join(available_tasks()) or 'no task'}.")
     return TaskFacts.from_dict(json.loads(path.read_text(encoding="utf-8")))

@@ -7,7 +7,7 @@ come from the task's facts and from :mod:`sb3_tgrpo.rewards.episodes.measure`.
 
 from typing import Any
 
-from sb3_tgrpo.rewards.episodes.measure import Grasp, Measurements, world_box
+from sb3_tgrpo.rewards.episodes.measure import MeasuredGrasp, Measurements, world_box
 from sb3_tgrpo.rewards.facts.helpers import distance, distance_xy, outside_xy
 from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, SiteFacts, TaskFacts, Vec3, nominal_state
 from sb3_tgrpo.rewards.program.spec import DEBOUNCE_STEPS, RewardSpec
@@ -195,7 +195,7 @@ class Author:
         )
 
     def carry(self, k: int, thing: str, target: str) -> list[Json]:
-        """Grasp, lift, move over the target, lower until the goal holds."""
+        """MeasuredGrasp, lift, move over the target, lower until the goal holds."""
         site = self.sites.get(target)
         opening = self.open_first(site) if site and site.joint else []
         drawer: list[Json] = []
@@ -228,7 +228,7 @@ class Author:
             ),
         ]
 
-    def _lift(self, thing: str, grasp: Grasp) -> float:
+    def _lift(self, thing: str, grasp: MeasuredGrasp) -> float:
         return min(0.08, 0.7 * grasp.lift) if grasp.episodes else 0.05
 
     def _over(self, thing: str, target: str, predicate: str) -> tuple[Json, Json | None, Json]:
