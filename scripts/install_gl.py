@@ -11,13 +11,13 @@ sys.path.insert(0, str(FOLDER))
 from gl import EGL_PACKAGES, MISSING_GL, OSMESA_PACKAGES  # noqa: E402  (by its own name: the package is not installed yet)
 
 # opencv, a requirement of robosuite, loads libGL whether or not anything is drawn.
-CAN_RENDER = """
+CAN_RENDER = f"""
 import ctypes.util, sys
-sys.path.insert(0, {envs!r})
+sys.path.insert(0, {str(FOLDER)!r})
 from gl import has_egl_device
 found = ctypes.util.find_library
 sys.exit(not (found("GL") and (has_egl_device() or found("OSMesa"))))
-""".format(envs=str(FOLDER))
+"""
 
 
 def can_render() -> bool:

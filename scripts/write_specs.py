@@ -6,17 +6,18 @@ to be out of reach or to pay for nothing. With ``--check``, compares with the fi
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.episodes.kinematic import task_traces
 from sb3_tgrpo.rewards.episodes.measure import Measurements, measure
 from sb3_tgrpo.rewards.episodes.play import play
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, load_task_facts
-from sb3_tgrpo.rewards.generation.generate import write_json
 from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
@@ -102,10 +103,8 @@ def main(argv: list[str] | None = None) -> int:
             status |= not same
             print(f"{task}: {'same' if same else 'different'}")
             continue
-        specs.mkdir(parents=True, exist_ok=True)
-        reports.mkdir(parents=True, exist_ok=True)
-        write_json(path, spec.model_dump(mode="json"))
-        write_json(reports / f"{task}.json", document)
+        atomic_write(path, spec.to_json())
+        atomic_write(reports / f"{task}.json", json.dumps(document, indent=1) + "\n")
         status |= not report.passed
         score = report["V20"].numbers["score"]
         sources = ", ".join(report.trace_sources)

@@ -7,20 +7,21 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.episodes.kinematic import task_traces
 from sb3_tgrpo.rewards.episodes.measure import measure
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.errors import Problem, RewardError
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.generation import api, prompt
-from sb3_tgrpo.rewards.program.program import DEFAULT_PAYMENT, Payment, RewardProgram
+from sb3_tgrpo.rewards.program.level import DEFAULT_PAYMENT, Payment
+from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.verification.verify import VerificationReport, verify_reward
 
@@ -43,6 +44,12 @@ class Attempt:
     report: VerificationReport | None = None
     problems: tuple[str, ...] = ()
     spec: RewardSpec | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The outcome and what failed, in a line."""
+        detail = ", ".join(self.report.failed) if self.report else "; ".join(self.problems[:3])
+        return f"{self.outcome}: {detail}" if detail else self.outcome
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def generate_reward(
     stream: bool = False,
     again: bool = False,
     sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> GeneratedReward:
     """
     Generate a verified reward for a task.
@@ -102,7 +110,8 @@ def generate_reward(
     :param payment: rule that episodes are paid by.
     :param deadline: seconds that the whole call may spend waiting for the API.
     :param stream: ask for streamed answers.
-    :param sleep: waits between retries; tests pass their own.
+    :param sleep: Function that waits between retries; tests pass their own.
+    :param tell: Function that gets a line for each answer, with the cost so far, and for each retry, with its reason.
     :raises RewardError: if no candidate passes every hard check; answers are kept in ``out``.
     :raises FatalAPIError: a RewardError: the API cannot be used, and asking for other tasks will not help either.
     :raises ValueError: if an argument is out of range, the task is unknown, or a kept answer is damaged.
@@ -120,6 +129,7 @@ def generate_reward(
         stream=stream,
         again=again,
         sleep=sleep,
+        tell=tell,
         client=client,
     )
     attempts: list[Attempt] = []
@@ -128,6 +138,7 @@ def generate_reward(
         try:
             run.candidate(candidate, max_rounds, attempts)
         except (api.FatalAPIError, api.DeadlineError) as error:
+            tell(str(error))
             failure = error
             break
     return run.result(attempts, failure)
@@ -144,6 +155,7 @@ class _Run:
     stream: bool
     again: bool
     sleep: Callable[[float], None]
+    tell: Callable[[str], None]
     client: Any
     lost: list[api.Answer] = field(default_factory=list)
     """Cut-off answers that no attempt followed: they are paid for too."""
@@ -158,6 +170,8 @@ class _Run:
             attempt = self.judge(candidate, round_, answer)
             attempts.append(attempt)
             self.write(f"{name}.verdict.json", _verdict(attempt))
+            cost = _dollars([a.answer for a in attempts])
+            self.tell(f"candidate {candidate}, answer {round_} of at most {max_rounds}: {attempt.verdict}; {cost} so far")
             if attempt.outcome in ("verified", "refused"):
                 return
             told = attempt.report.table() if attempt.report else "\n".join(attempt.problems)
@@ -179,6 +193,8 @@ class _Run:
             self.client = api.make_client()
         number = _number(files[-1]) if files else 0
         came: list[api.Answer] = []
+        question = api.Question(self.model, prompt.system_prompt(), messages, output_schema())
+        self.tell(f"asking {self.model} ({name.replace('-', ' ')})")
 
         def keep(answer: api.Answer) -> None:
             came.append(answer)
@@ -193,14 +209,12 @@ class _Run:
         try:
             return api.ask(
                 self.client,
-                model=self.model,
-                system=prompt.system_prompt(),
-                messages=messages,
-                schema=output_schema(),
+                question,
                 deadline=self.deadline,
                 stream=self.stream,
                 sleep=self.sleep,
                 on_answer=keep,
+                tell=self.tell,
             )
         except (api.FatalAPIError, api.DeadlineError):
             self.lost += came[-1:]
@@ -212,7 +226,8 @@ class _Run:
             problem = f"refused, category {answer.refusal}"
             return Attempt(candidate, round_, "refused", answer, problems=(problem,))
         if answer.stop_reason != "end_turn":
-            return Attempt(candidate, round_, "cut off", answer, problems=(f"cut off: {answer.stop_reason}; answer shorter",))
+            problem = f"cut off: {api.cut_off(answer.stop_reason)}; answer shorter"
+            return Attempt(candidate, round_, "cut off", answer, problems=(problem,))
         try:
             # Bytes are always a document: an answer must not be taken for a path.
             program = RewardProgram.from_spec(_strip_fence(answer.text).encode(), facts=self.facts, payment=self.payment)
@@ -225,15 +240,13 @@ class _Run:
     def result(self, attempts: list[Attempt], failure: RewardError | None) -> GeneratedReward:
         """The best verified attempt, or an error that says why there is none."""
         answers = [*(attempt.answer for attempt in attempts), *self.lost]
-        costs = [answer.cost_usd for answer in answers]
-        cost = None if any(c is None for c in costs) else sum(c for c in costs if c is not None)
+        cost = _cost(answers)
         good = [attempt for attempt in attempts if attempt.outcome == "verified" and attempt.report]
         provenance = self.provenance(attempts, answers, cost)
         if not good:
             problems = [] if failure is None else list(failure.problems)
             for a in attempts:
-                detail = ", ".join(a.report.failed) if a.report else "; ".join(a.problems[:3])
-                problems.append(Problem(f"candidate {a.candidate} round {a.round}", "", f"{a.outcome}: {detail}"))
+                problems.append(Problem(f"candidate {a.candidate} round {a.round}", "", a.verdict))
             # A suite stops at a wrong key, and goes on after a deadline or failed candidates.
             error = api.FatalAPIError if isinstance(failure, api.FatalAPIError) else RewardError
             raise error(problems or "no answer was obtained")
@@ -274,17 +287,18 @@ class _Run:
         """Atomically, if there is a folder."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / name, document)
+        atomic_write(self.folder / name, json.dumps(document, indent=1) + "\n")
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file that is either the old one or the whole new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+def _cost(answers: Sequence[api.Answer]) -> float | None:
+    """Dollars for answers; None if the price of one is not known."""
+    costs = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
+    return sum(costs) if len(costs) == len(answers) else None
+
+
+def _dollars(answers: Sequence[api.Answer]) -> str:
+    cost = _cost(answers)
+    return "cost unknown" if cost is None else f"${cost:.3f}"
 
 
 def output_schema() -> dict[str, Any]:

@@ -4,14 +4,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from sb3_tgrpo.rewards.program.level import Payment
 
 if TYPE_CHECKING:
     from sb3_tgrpo.rewards.episodes.traces import Trace
     from sb3_tgrpo.rewards.program.program import RewardProgram
     from sb3_tgrpo.rewards.verification.report import VerificationReport
 
-PAYMENTS = ("per_step", "latched", "potential")
+PAYMENTS = get_args(Payment)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -124,6 +126,7 @@ def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
                 deadline=args.deadline,
                 stream=args.stream,
                 again=args.again,
+                tell=lambda text, task=task: print(f"{task}: {text}", file=sys.stderr, flush=True),  # type: ignore[misc]
             )
         except FatalAPIError:
             raise
@@ -132,7 +135,8 @@ def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
             print(f"{task}: no verified reward\n{error}", file=sys.stderr)
             continue
         cost = "unknown" if made.cost_usd is None else f"${made.cost_usd:.3f}"
-        print(f"{task}: verified after {len(made.attempts)} answers, margin {made.report.margin:.2f}, estimated cost {cost}")
+        answers = "1 answer" if len(made.attempts) == 1 else f"{len(made.attempts)} answers"
+        print(f"{task}: verified after {answers}, margin {made.report.margin:.2f}, estimated cost {cost}")
         print(f"  {folder / 'spec.json'}")
     return failed
 

@@ -18,7 +18,7 @@ class Reply:
     What the server does with one request.
 
     :param kind: ``text``, ``error``, ``drop`` (before any byte), ``drop_midway``, ``stream_error``, ``stream_ends``, ``html``,
-        ``wrong_body``.
+        ``wrong_body``, ``page`` (HTML with status 200), ``no_json``, ``no_content``, ``odd_usage``.
     """
 
     kind: str = "text"
@@ -123,6 +123,14 @@ def fake_api(*replies: Reply) -> Iterator[FakeAPI]:
                 self.send(502, b"<html>Bad gateway</html>", {"content-type": "text/html", "retry-after-ms": "10"})
             elif reply.kind == "wrong_body":
                 self.send(200, {"hello": "world"}, {})
+            elif reply.kind == "page":
+                self.send(200, b"<html>Log in</html>", {"content-type": "text/html"})
+            elif reply.kind == "no_json":
+                self.send(200, b'{"id": "msg_1", "content": [', {})
+            elif reply.kind == "no_content":
+                self.send(200, message(reply, body["model"]) | {"content": None}, {})
+            elif reply.kind == "odd_usage":
+                self.send(200, message(reply, body["model"]) | {"usage": {"input_tokens": "many"}}, {})
             elif body.get("stream"):
                 self.stream(reply, body["model"])
             else:
