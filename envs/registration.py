@@ -50,7 +50,7 @@ def register_envs() -> None:
             if gym_id(suite, task) not in registry:
                 register(
                     gym_id(suite, task),
-                    entry_point="sb3_tgrpo.envs.libero:LiberoEnv",
+                    entry_point="sb3_tgrpo.envs.libero.env:LiberoEnv",
                     max_episode_steps=STEP_CAPS[suite],
                     kwargs={"suite": suite, "task": task},
                 )

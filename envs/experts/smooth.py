@@ -1,9 +1,9 @@
 """
 An expert for small networks to imitate: its action changes gradually with what a camera sees.
 
-:class:`~sb3_tgrpo.envs.experts.ScriptedExpert` decides by millimetres, counts steps and remembers. A network that sees the
-gripper to within a centimetre can't tell its stages apart. This one comes down a funnel, whose height above the object follows
-from the distance across, and remembers nothing but for how long it has felt the object.
+:class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert` decides by millimetres, counts steps and remembers. A network that
+sees the gripper to within a centimetre can't tell its stages apart. The smooth expert comes down a funnel, whose height above
+the object follows from the distance across. It remembers nothing but for how long it has felt the object.
 """
 
 import numpy as np

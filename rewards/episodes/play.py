@@ -1,7 +1,8 @@
 """Playing recorded episodes through a reward, and the surgery on them that verification needs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,10 @@ class Played:
     def most_stages(self) -> int:
         """Most stages done at one time."""
         return max(step.stage for step in self.steps)
+
+    def start(self, facts: TaskFacts) -> dict[str, Any]:
+        """Positions of the movable objects at reset."""
+        return {name: self.states[0][f"{name}_pos"] for name in facts.names("object")}
 
     def first(self, n_stages: int) -> int | None:
         """Index of the first state at which so many stages are done."""
@@ -213,8 +218,3 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
         others = all(states[-1][f"goal_{k}"] for k in range(len(facts.goal)) if k not in (k_first, k_second))
         new.append({**late, **goals, "success": done and others})
     return new
-
-
-def relabel(trace: Trace, states: Sequence[State], kind: str, label: str) -> Trace:
-    """A trace with other states."""
-    return replace(trace, states=states, kind=kind, label=label, actions=None)  # type: ignore[arg-type]

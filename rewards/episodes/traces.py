@@ -8,15 +8,14 @@ stand still cost nothing. No pickles.
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from sb3_tgrpo.files import atomic_path
 from sb3_tgrpo.rewards.facts.task_facts import data_folder, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State, StateValue, ValueType
 
@@ -89,7 +88,7 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     """
     Write the traces of one task, atomically.
 
-    :param path: an ``.npz`` file; its folder must exist.
+    :param path: An ``.npz`` file; its folder is made.
     :param traces: traces of one task, all with the same keys.
     :raises ValueError: if there are none, or tasks or keys differ.
     """
@@ -113,11 +112,8 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
         head.append({"kind": trace.kind, "label": trace.label, "source": trace.source, "meta": dict(trace.meta)})
     header = {"format": _FORMAT, "task": task, "keys": [[key, types[key]] for key in keys], "traces": head}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def load_traces(path_or_task: str | os.PathLike[str]) -> list[Trace]:

@@ -2,11 +2,16 @@
 The functions that a reward may call: geometry on float tuples.
 
 Tuples are immutable and, for three numbers, faster than numpy. None of these can loop without end, allocate or raise for
-finite arguments of the right types; signatures are in :data:`sb3_tgrpo.rewards.facts.vocabulary.HELPERS`.
+finite arguments of the right types.
 """
 
+import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_type_hints
+
+from sb3_tgrpo.rewards.facts.vocabulary import ValueType
 
 Vec3 = tuple[float, float, float]
 Quat = tuple[float, float, float, float]
@@ -170,3 +175,33 @@ FUNCTIONS: dict[str, Callable[..., object]] = {
     "ladder_above": ladder_above,
 }
 """Names in a reward program -> functions."""
+
+
+@dataclass(frozen=True)
+class Helper:
+    """
+    A function that a reward written in Python may call.
+
+    :param args: Types of its positional arguments; it takes no keywords.
+    :param returns: Type of its result.
+    :param doc: Meaning, in one sentence.
+    :param pairs: Whether one to twelve (threshold, value) pairs of scalars follow ``args``.
+    """
+
+    args: tuple[ValueType, ...]
+    returns: ValueType
+    doc: str
+    pairs: bool
+
+
+def _described(function: Callable[..., object]) -> Helper:
+    kinds: dict[object, ValueType] = {float: "scalar", Vec3: "vec3", Quat: "quat"}
+    hints = get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters.values())
+    pairs = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
+    args = tuple(kinds[hints[parameter.name]] for parameter in parameters[: -1 if pairs else None])
+    return Helper(args, kinds[hints["return"]], (inspect.getdoc(function) or "").split("\n\n")[0], pairs)
+
+
+HELPERS: dict[str, Helper] = {name: _described(function) for name, function in FUNCTIONS.items()}
+"""Signatures of the functions, from their annotations."""

@@ -13,8 +13,9 @@ import warnings
 from dataclasses import dataclass, field
 
 from sb3_tgrpo.rewards.facts.errors import Problem, RewardError, shorten
+from sb3_tgrpo.rewards.facts.helpers import HELPERS
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
-from sb3_tgrpo.rewards.facts.vocabulary import HELPERS, ValueType
+from sb3_tgrpo.rewards.facts.vocabulary import ValueType
 
 FILENAME = "<reward>"
 MAX_SOURCE = 32_768

@@ -47,7 +47,7 @@ def first_failure(
         return "schema"
     verifier = Verifier(program, traces, facts, seed)
     for check_id in _MUTANT_CHECKS:
-        if getattr(verifier, check_id.lower())()[0] is False:
+        if verifier.check(check_id)[0] is False:
             return check_id
     return None
 

@@ -212,9 +212,8 @@ def _plot_ladders(program: RewardProgram, played: Sequence[tuple[Trace, Played]]
         variable = SpecCompiler(spec, facts).variable(stage.ladder.variable)
         for kind in ("hover", "random", "expert"):
             if kind in chosen:
-                states = chosen[kind].states
-                start: dict[str, Any] = {name: states[0][f"{name}_pos"] for name in facts.names("object")}
-                axis.plot([variable(state, start) for state in states], color=_COLOURS[kind], label=kind)
+                start = chosen[kind].start(facts)
+                axis.plot([variable(state, start) for state in chosen[kind].states], color=_COLOURS[kind], label=kind)
         for rung in stage.ladder.rungs:
             axis.axhline(rung.threshold, color="tab:blue", linestyle=":", linewidth=1.0)
         axis.set_ylabel(f"{stage.ladder.variable.kind}", fontsize=8)

@@ -1,7 +1,7 @@
 """Where an episode passed a spec's stages and rungs."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sb3_tgrpo.rewards.episodes.play import Played
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
@@ -27,7 +27,7 @@ def completions(played: Played, track: str, n_stages: int) -> list[int | None]:
 def missed_rungs(spec: RewardSpec, facts: TaskFacts, played: Played) -> list[SpecPart]:
     """Rungs that no step of an episode passes while their stage is on, up to the step that completes it."""
     compiler = SpecCompiler(spec, facts)
-    start: dict[str, Any] = {name: played.states[0][f"{name}_pos"] for name in facts.names("object")}
+    start = played.start(facts)
     missed = []
     for i, track in enumerate(spec.tracks):
         at = [step.terms[f"stage_{track.name}"] for step in played.steps]
@@ -53,7 +53,7 @@ NOISE = 0.004
 def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[SpecPart]:
     """Requirements that hold before anything is done, and rungs that are passed when their stage begins: they do nothing."""
     compiler = SpecCompiler(spec, facts)
-    start: dict[str, Any] = {name: played.states[0][f"{name}_pos"] for name in facts.names("object")}
+    start = played.start(facts)
     for i, track in enumerate(spec.tracks):
         done = completions(played, track.name, len(track.stages))
         for j, stage in enumerate(track.stages):
