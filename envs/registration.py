@@ -19,6 +19,19 @@ def gym_id(suite: str, task: int) -> str:
     return TaskName(suite, task).gym_id
 
 
+def task_names(names: Iterable[str]) -> list[TaskName]:
+    """
+    Tasks by their names.
+
+    :param names: Tasks such as ``libero_object-3``, and suites such as ``libero_object`` for all of their tasks.
+    :raises ValueError: If a name is neither.
+    """
+    found: list[TaskName] = []
+    for name in names:
+        found += [TaskName(name, task) for task in range(SUITES[name])] if name in SUITES else [TaskName.parse(name)]
+    return found
+
+
 def env_ids(names: Iterable[str]) -> list[str]:
     """
     Gymnasium ids, each once.
@@ -27,7 +40,7 @@ def env_ids(names: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     for name in names:
-        found += [gym_id(name, task) for task in range(SUITES[name])] if name in SUITES else [env_id(name)]
+        found += [task.gym_id for task in task_names([name])] if name in SUITES else [env_id(name)]
     return list(dict.fromkeys(found))
 
 

@@ -19,11 +19,13 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 import sb3_tgrpo.envs.experts.scripted as experts_module
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
-from sb3_tgrpo.envs.libero.assets import resolve_assets, write_atomically
+from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.env import LiberoEnv
 from sb3_tgrpo.envs.libero.tasks import get_task
-from sb3_tgrpo.envs.registration import SUITES
-from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, parse_task_id
+from sb3_tgrpo.envs.registration import task_names
+from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,13 @@ class Settings:
 
 def expert_code() -> str:
     """A digest of the experts' source: results of other code are not continued."""
+    files = sorted(Path(str(experts_module.__file__)).parent.glob("*.py"))
+    if Path(str(experts_module.__file__)) not in files:
+        raise FileNotFoundError(
+            f"{experts_module.__file__}: the experts' source is missing, so results have no version."
+        )
     digest = hashlib.sha256()
-    for path in sorted(Path(str(experts_module.__file__)).parent.glob("*.py")):
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -79,7 +86,7 @@ class Result:
         lengths, n = self.lengths(), len(self.steps)
         length = f"{np.median(lengths):.0f} ({max(lengths)})" if lengths else "-"
         low, high = binomtest(len(lengths), n).proportion_ci(method="wilson")
-        task = get_task(*parse_task_id(self.task))
+        task = get_task(*TaskName.parse(self.task))
         rate = f"{100 * len(lengths) / n:.0f} % | {100 * low:.0f} to {100 * high:.0f} %"
         return f"| {task.index} | {task.instruction} | {len(lengths)}/{n} | {rate} | {length} | {task.step_cap} |"
 
@@ -101,7 +108,7 @@ def table(results: Iterable[Result]) -> str:
     lines: list[str] = []
     before = ""
     for result in results:
-        suite = parse_task_id(result.task)[0]
+        suite = TaskName.parse(result.task).suite
         if suite != before:
             lines += ["", f"### {suite}, {result.settings.assets} assets", "", *_HEADER]
             before = suite
@@ -124,8 +131,8 @@ def evaluate(task: str, starts: Iterable[int], settings: Settings, file: Path | 
     :param file: where each episode is kept as soon as it is over, and looked up.
     :raises ValueError: if the file holds episodes of other settings or other code.
     """
-    suite, index = parse_task_id(task)
-    result = Result(f"{suite}-{index}", settings, {})
+    name = TaskName.parse(task)
+    result = Result(str(name), settings, {})
     if file is not None and file.exists():
         kept = Result.from_json(file.read_bytes())
         if kept.settings != settings:
@@ -134,13 +141,13 @@ def evaluate(task: str, starts: Iterable[int], settings: Settings, file: Path | 
     starts = list(starts)
     missing = [start for start in starts if start not in result.steps]
     if missing:
-        env = LiberoEnv(suite, index, observations=(), assets=settings.assets)  # type: ignore[arg-type]
+        env = LiberoEnv(*name, observations=(), assets=settings.assets)  # type: ignore[arg-type]
         expert = ScriptedExpert(task, noise=settings.noise, detour=settings.detour)
         try:
             for start in missing:
                 result.steps[start] = _play(env, expert, start, settings.seed + start)
                 if file is not None:
-                    write_atomically(file, result.to_json())
+                    atomic_write(file, result.to_json())
         finally:
             env.close()
     return replace(result, steps={start: result.steps[start] for start in starts})
@@ -169,14 +176,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 1 <= args.starts <= 50:
         raise ValueError(f"--starts must be between 1 and 50, got {args.starts}.")
-    tasks = [
-        task
-        for name in args.tasks or SHIPPED_SUITES
-        for task in ([f"{name}-{index}" for index in range(SUITES[name])] if name in SUITES else [name])
-    ]
+    tasks = list(map(str, task_names(args.tasks or SHIPPED_SUITES)))
     settings = Settings(resolve_assets(args.assets).kind, args.noise, args.detour, args.seed, expert_code())
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for task in tasks:
         file = None if args.out is None else args.out / f"{task}.json"

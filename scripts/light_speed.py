@@ -15,6 +15,7 @@ from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.render import OffscreenRenderer
 from sb3_tgrpo.envs.libero.scene import LiberoScene
 from sb3_tgrpo.envs.libero.tasks import get_task
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 def drawn_faces(model: mujoco.MjModel) -> int:
@@ -55,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=20)
     options = parser.parse_args(arguments)
     for name in options.tasks:
-        suite, _, index = name.rpartition("-")
-        scenes = [LiberoScene(get_task(suite, int(index)), resolve_assets(kind)) for kind in ("full", "light")]
+        scenes = [LiberoScene(get_task(*TaskName.parse(name)), resolve_assets(kind)) for kind in ("full", "light")]
         for scene in scenes:
             scene.reset(0)
         print(f"{name}: mesh faces drawn {drawn_faces(scenes[0].model)} full, {drawn_faces(scenes[1].model)} light")

@@ -18,9 +18,9 @@ import numpy as np
 from sb3_tgrpo.envs.experts.motion import CLOSE, OPEN
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
 from sb3_tgrpo.envs.libero.env import LiberoEnv
-from sb3_tgrpo.envs.registration import SUITES
+from sb3_tgrpo.envs.registration import task_names
 from sb3_tgrpo.rewards.episodes.traces import Trace, TraceKind, save_traces
-from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, TaskFacts, data_folder, load_task_facts, parse_task_id
+from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, TaskFacts, data_folder, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 N_EXPERTS = 5
@@ -216,10 +216,9 @@ class Recorder:
     """
 
     def __init__(self, task: str, assets: Any = "auto") -> None:
-        suite, index = parse_task_id(task)
         self.facts = load_task_facts(task)
         self.task = self.facts.task_id
-        self.env = LiberoEnv(suite, index, observations=(), assets=assets)
+        self.env = LiberoEnv(self.facts.suite, self.facts.index, observations=(), assets=assets)
 
     def _trace(self, kind: TraceKind, episode: Episode, label: str = "") -> Trace:
         meta = {
@@ -312,11 +311,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     parser.add_argument("--out", type=Path, default=None, help="folder; default: the package's own")
     args = parser.parse_args(argv)
-    tasks = args.tasks or [f"{suite}-{index}" for suite in SHIPPED_SUITES for index in range(SUITES[suite])]
     folder = args.out or Path(str(data_folder("traces")))
-    folder.mkdir(parents=True, exist_ok=True)
     without = []
-    for task in tasks:
+    for task in map(str, task_names(args.tasks or SHIPPED_SUITES)):
         recorder = Recorder(task, args.assets)
         try:
             traces = recorder.record()

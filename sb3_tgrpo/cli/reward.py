@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.program.level import Payment
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def expand(names: list[str]) -> list[str]:
         return tasks
     expanded = []
     for name in names:
-        suite = [task for task in tasks if task.rsplit("-", 1)[0] == name]
+        suite = [task for task in tasks if TaskName.parse(task).suite == name]
         expanded += suite or [name]
     return expanded
 
