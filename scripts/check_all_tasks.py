@@ -21,10 +21,10 @@ N_STEPS = 5
 
 def check_task(name: TaskName, assets: AssetsChoice = "auto") -> dict[str, float]:
     """
-    Build a task; reset it to a drawn and to the last stored start; step; render.
+    Build a task; reset it to a drawn and to the last stored initial state; step; render.
 
-    :return: seconds to build, seconds per reset, and the mean brightness of the picture.
-    :raises Exception: whatever fails.
+    :return: Seconds to build, seconds per reset, and the mean brightness of the picture.
+    :raises Exception: Whatever fails.
     """
     import gymnasium as gym
 
@@ -57,7 +57,7 @@ def check_task(name: TaskName, assets: AssetsChoice = "auto") -> dict[str, float
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: number of tasks that failed."""
+    """:return: Number of tasks that failed."""
     parser = argparse.ArgumentParser(prog="python scripts/check_all_tasks.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="SUITE_OR_TASK")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))

@@ -1,8 +1,8 @@
 """
 How well the scripted experts do: ``python scripts/evaluate_experts.py [TASK ...] --out FOLDER``.
 
-Plays each task from LIBERO's stored start states within the suite's step limit and prints tables in Markdown. Every episode is
-kept in ``FOLDER/<task>.json``, so that an interrupted evaluation continues, and one that is complete only prints.
+Plays each task from LIBERO's stored initial states within the suite's step limit and prints tables in Markdown. Every episode
+is kept in ``FOLDER/<task>.json``: an interrupted evaluation continues, and one that is complete only prints.
 """
 
 import argparse
@@ -34,9 +34,9 @@ class Settings:
     What an episode depends on besides its task and start.
 
     :param assets: ``"full"`` or ``"light"``.
-    :param noise: see :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`, also for ``detour``.
-    :param seed: the episode from start k is seeded with ``seed + k``.
-    :param code: of the experts, see :func:`expert_code`.
+    :param noise: Argument of :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`, also for ``detour``.
+    :param seed: The episode from start k is seeded with ``seed + k``.
+    :param code: Digest of the experts' source, see :func:`expert_code`.
     """
 
     assets: str
@@ -50,9 +50,7 @@ def expert_code() -> str:
     """A digest of the experts' source: results of other code are not continued."""
     files = sorted(Path(str(experts_module.__file__)).parent.glob("*.py"))
     if Path(str(experts_module.__file__)) not in files:
-        raise FileNotFoundError(
-            f"{experts_module.__file__}: the experts' source is missing, so results have no version."
-        )
+        raise FileNotFoundError(f"{experts_module.__file__}: the experts' source is missing, so results have no version.")
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())
@@ -65,8 +63,8 @@ class Result:
     One task's episodes.
 
     :param task: ``libero_object-3``.
-    :param settings: how they were played.
-    :param steps: by stored start, steps to success, None for a failure.
+    :param settings: Settings of the episodes.
+    :param steps: Steps to success by initial state, None for a failure.
     """
 
     task: str
@@ -78,7 +76,7 @@ class Result:
         return [steps for steps in self.steps.values() if steps is not None]
 
     def failed(self) -> list[int]:
-        """Stored starts of the others."""
+        """Stored initial states of the others."""
         return [start for start, steps in self.steps.items() if steps is None]
 
     def row(self) -> str:
@@ -124,12 +122,12 @@ _HEADER = (
 
 def evaluate(task: str, starts: Iterable[int], settings: Settings, file: Path | None = None) -> Result:
     """
-    Play a task from stored starts.
+    Play a task from stored initial states.
 
     :param task: ``libero_object-3``.
-    :param starts: stored starts to play from.
-    :param file: where each episode is kept as soon as it is over, and looked up.
-    :raises ValueError: if the file holds episodes of other settings or other code.
+    :param starts: Stored initial states to play from.
+    :param file: File that keeps each episode as soon as it is over.
+    :raises ValueError: If the file holds episodes of other settings or other code.
     """
     name = TaskName.parse(task)
     result = Result(str(name), settings, {})
@@ -154,7 +152,7 @@ def evaluate(task: str, starts: Iterable[int], settings: Settings, file: Path | 
 
 
 def _play(env: LiberoEnv, expert: ScriptedExpert, start: int, seed: int) -> int | None:
-    """:return: steps to success, None for a failure."""
+    """:return: Steps to success, None for a failure."""
     env.reset(seed=0, options={"init_state_id": start})
     expert.reset(seed)
     for step in range(1, env.task.step_cap + 1):
@@ -164,10 +162,10 @@ def _play(env: LiberoEnv, expert: ScriptedExpert, start: int, seed: int) -> int 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status."""
+    """:return: Exit status."""
     parser = argparse.ArgumentParser(prog="python scripts/evaluate_experts.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="libero_object-3, or a suite; default: the 40 shipped tasks")
-    parser.add_argument("--starts", type=int, default=50, help="the first so many stored starts (default %(default)s)")
+    parser.add_argument("--starts", type=int, default=50, help="the first so many stored initial states (default %(default)s)")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     parser.add_argument("--noise", type=float, default=0.0, help="std of noise on the motion (action units)")
     parser.add_argument("--detour", type=float, default=0.0, help="metres by which ways vary")

@@ -20,7 +20,7 @@ from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 def drawn_faces(model: mujoco.MjModel) -> int:
     """
-    :return: triangles of the visible meshes
+    :return: Triangles of the visible meshes.
     """
     seen = (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH) & (model.geom_group == 1)
     return int(model.mesh_facenum[model.geom_dataid[seen]].sum())
@@ -28,11 +28,11 @@ def drawn_faces(model: mujoco.MjModel) -> int:
 
 def milliseconds(scenes: Sequence[LiberoScene], size: int, offsamples: int, pictures: int) -> list[float]:
     """
-    :param scenes: what to draw, in turns
-    :param size: height and width in pixels
-    :param offsamples: MuJoCo's samples per pixel; LIBERO's models have 4
-    :param pictures: pictures per scene
-    :return: median time of an agentview picture, by scene
+    :param scenes: Scenes, drawn in turns.
+    :param size: Height and width in pixels.
+    :param offsamples: MuJoCo's samples per pixel; LIBERO's models have 4.
+    :param pictures: Pictures per scene.
+    :return: Median time of an agentview picture, by scene.
     """
     renderers = []
     for scene in scenes:

@@ -33,9 +33,9 @@ class Start:
     """
     How an episode starts.
 
-    :param seed: of the scene, and of the expert's variation.
-    :param init_state_id: a stored start, or None for one drawn with ``seed``.
-    :param detour: see :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`.
+    :param seed: Seed of the scene, and of the expert's variation.
+    :param init_state_id: A stored initial state, or None for one drawn with ``seed``.
+    :param detour: Argument of :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`.
     """
 
     seed: int
@@ -134,7 +134,7 @@ def lift_and_drop(facts: TaskFacts, start: Start, name: str) -> Controller:
 
 
 def facts_start_z(facts: TaskFacts, name: str) -> float:
-    """Height of an object at the nominal start."""
+    """Height of an object at the nominal initial state."""
     return next(thing for thing in facts.objects if thing.name == name).start_pos[2]
 
 
@@ -230,7 +230,7 @@ class Recorder:
         return Trace(self.task, kind, episode.states, np.array(episode.actions), label, "simulated", meta)
 
     def experts(self) -> list[Episode]:
-        """Successful episodes: from stored starts as it is, and from drawn ones with detours."""
+        """Successful episodes: from stored initial states as it is, and from drawn ones with detours."""
         found: list[Episode] = []
         stored = (Start(0, k) for k in range(_TRIES))
         drawn = (Start(seed, None, 0.03) for seed in range(1, _TRIES))
@@ -247,7 +247,7 @@ class Recorder:
         """
         All traces of the task; without a successful expert, those that need none.
 
-        :return: at least noop and random episodes.
+        :return: At least noop and random episodes.
         """
         start = Start(0, 0)
         experts = self.experts()
@@ -305,7 +305,7 @@ class Recorder:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status; 1 if a task has no successful expert episode."""
+    """:return: Exit status; 1 if a task has no successful expert episode."""
     parser = argparse.ArgumentParser(prog="python scripts/record_traces.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as libero_object-3; default: the 40 shipped tasks")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))

@@ -31,9 +31,9 @@ def fit(spec: RewardSpec, facts: TaskFacts, traces: Sequence[Trace]) -> RewardSp
     """
     Drop rungs that some successful episode does not pass, or that all of them have passed when their stage begins.
 
-    :param spec: from a template.
-    :param facts: the task.
-    :param traces: its episodes.
+    :param spec: Spec from a template.
+    :param facts: The task.
+    :param traces: Its episodes.
     """
     experts = [trace for trace in traces if trace.kind == "expert"]
     while experts:
@@ -88,7 +88,7 @@ def write_task(task: str) -> tuple[RewardSpec, VerificationReport, dict[str, Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status: 1 if a spec fails a hard check, or with ``--check`` differs from the file."""
+    """:return: Exit status: 1 if a spec fails a hard check, or with ``--check`` differs from the file."""
     parser = argparse.ArgumentParser(prog="python scripts/write_specs.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as libero_object-3; default: all that have facts")
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")

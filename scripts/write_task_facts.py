@@ -22,7 +22,7 @@ def measure(task: str, assets: Any = "auto") -> dict[str, Any]:
     """
     :param task: ``libero_object-3``.
     :param assets: ``"full"``, ``"light"`` or ``"auto"``; both kinds give the same facts.
-    :return: the facts as plain JSON values.
+    :return: The facts as plain JSON values.
     """
     env = LiberoEnv(*TaskName.parse(task), observations=(), assets=assets)
     try:
@@ -32,7 +32,7 @@ def measure(task: str, assets: Any = "auto") -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status."""
+    """:return: Exit status."""
     parser = argparse.ArgumentParser(prog="python scripts/write_task_facts.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as libero_object-3; default: the 40 shipped tasks")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))

@@ -22,8 +22,8 @@ def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
     """
     The handle and joint behind an atom's argument.
 
-    :param name: a region that moves with a joint, or a fixture that has one.
-    :raises ValueError: if there is none.
+    :param name: A region that moves with a joint, or a fixture that has one.
+    :raises ValueError: If there is none.
     """
     site = next((site for site in facts.sites if site.name == name), None)
     for joint in facts.joints:
@@ -219,7 +219,7 @@ class Push:
 
     Behind the thing the hand would often meet what stands there.
 
-    :param k: index of an ``on`` atom whose region belongs to the table.
+    :param k: Index of an ``on`` atom whose region belongs to the table.
     """
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:

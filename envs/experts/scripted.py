@@ -46,10 +46,10 @@ class ScriptedExpert:
                 break
 
     :param task: ``"libero_object-3"``, a gym id, or task facts.
-    :param noise: standard deviation of a trembling of the motion, in action units (first-order autoregressive, 0.7).
-    :param detour: metres by which ways vary from episode to episode: side steps, heights, where an object is held and put.
-    :param seed: of everything random; the same seed gives the same episode.
-    :raises ValueError: for an unknown task or one with an atom that no skill works on.
+    :param noise: Standard deviation of a trembling of the motion, in action units (first-order autoregressive, 0.7).
+    :param detour: Metres by which ways vary from episode to episode: side steps, heights, where an object is held and put.
+    :param seed: Seed of everything random; the same seed gives the same episode.
+    :raises ValueError: For an unknown task or one with an atom that no skill works on.
     """
 
     def __init__(self, task: str | TaskFacts, *, noise: float = 0.0, detour: float = 0.0, seed: int | None = None) -> None:
@@ -61,11 +61,7 @@ class ScriptedExpert:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
-        """
-        Prepare for a new episode.
-
-        :param seed: of the episode's variation.
-        """
+        """Prepare for a new episode; ``seed`` decides its variation."""
         rng = np.random.default_rng(seed)
         self._noise = ActionNoise(self.noise, rng)
         facts = self.task_facts
@@ -74,10 +70,7 @@ class ScriptedExpert:
         self.stage = "start"
 
     def act(self, state: State) -> Vector:
-        """
-        :param state: the facts of the current state, ``LiberoEnv.facts()``.
-        :return: the action, float32 (7,) in [-1, 1].
-        """
+        """The action, float32 (7,) in [-1, 1], in a state from ``LiberoEnv.facts()``."""
         command = self.command(state)
         rotation = lean(command.position, np.array(self.task_facts.eef_start_pos)) @ command.rotation
         eef = np.array(state["eef_pos"]), rotation_of(state["eef_quat"])  # type: ignore[arg-type]

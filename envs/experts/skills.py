@@ -14,10 +14,10 @@ PUSHED: tuple[str, ...] = ("plate",)
 
 def make_skill(facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> Skill:
     """
-    :param k: index of the atom.
-    :param rng: source of the episode's variation.
-    :param detour: how much it varies, metres.
-    :raises ValueError: if no skill works on such an atom.
+    :param k: Index of the atom.
+    :param rng: Source of the episode's variation.
+    :param detour: Size of the variation, metres.
+    :raises ValueError: If no skill works on such an atom.
     """
     atom = facts.goal[k]
     if atom.predicate in ("in", "on"):
@@ -42,8 +42,8 @@ class OpenFirst:
     """
     Put something into a drawer: open it before, should it be shut.
 
-    :param opening: of the drawer.
-    :param then: what is done once it is open.
+    :param opening: Skill that opens the drawer.
+    :param then: Skill for the open drawer.
     """
 
     def __init__(self, opening: OpenDrawer, then: Skill) -> None:

@@ -33,8 +33,8 @@ class Assets:
     """
     A folder in LIBERO's asset layout.
 
-    :param kind: ``"full"`` (LIBERO's own meshes and textures) or ``"light"`` (built in, primitives only)
-    :param path: the folder
+    :param kind: ``"full"`` (LIBERO's own meshes and textures) or ``"light"`` (built in, primitives only).
+    :param path: Folder.
     """
 
     kind: AssetsKind
@@ -43,7 +43,7 @@ class Assets:
 
 def resolve_assets(kind: str = "auto") -> Assets:
     """
-    Find the folder LIBERO's models are loaded from.
+    Find the folder that LIBERO's models are loaded from.
 
     ``"full"`` takes the first of: the folder named by ``SB3_TGRPO_LIBERO_ASSETS``; the folder LIBERO itself would use
     (set by the running program, inside the installed package, or its own download folder); the Hugging Face cache of
@@ -52,11 +52,11 @@ def resolve_assets(kind: str = "auto") -> Assets:
 
     The choice is logged once per process.
 
-    :param kind: ``"full"``, ``"light"`` or ``"auto"``
-    :return: the kind found (never ``"auto"``) and its folder
-    :raises ValueError: for another ``kind``
-    :raises FileNotFoundError: when the folder named by ``SB3_TGRPO_LIBERO_ASSETS`` does not exist or lacks files, or
-        when ``"full"`` is asked for and can't be downloaded
+    :param kind: ``"auto"``, ``"full"`` or ``"light"``.
+    :return: The kind found (never ``"auto"``) and its folder.
+    :raises ValueError: If there is no such kind.
+    :raises FileNotFoundError: If the folder named by ``SB3_TGRPO_LIBERO_ASSETS`` is missing or lacks files, or if ``"full"``
+        can't be downloaded.
     """
     if kind not in get_args(AssetsChoice):
         raise ValueError(f"assets={kind!r}: choose one of {', '.join(map(repr, get_args(AssetsChoice)))}.")
@@ -78,10 +78,7 @@ def _resolve(kind: str, named_folder: str | None) -> Assets:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """
-    :param folder: a folder in LIBERO's asset layout
-    :return: the files that LIBERO's 130 tasks load and ``folder`` lacks, as relative paths
-    """
+    """Files that LIBERO's 130 tasks load and ``folder`` lacks, as paths relative to it."""
     names = (files("sb3_tgrpo.envs") / "data" / "full_assets.txt").read_text(encoding="utf-8").split()
     return [name for name in names if not os.path.isfile(os.path.join(folder, name))]
 

@@ -37,7 +37,7 @@ _of_parent_process: list[Any] = []  # simulators inherited by a fork: freeing th
 
 class LiberoEnv(gym.Env[Observation, np.ndarray]):
     """
-    One LIBERO task: the physics, start states, success and camera image of LIBERO's own environment.
+    One LIBERO task: the physics, initial states, success and camera image of LIBERO's own environment.
 
     Trajectories are equal to LIBERO's bit for bit; ``reset`` takes milliseconds because the model is built once, and only
     what is observed is rendered. The simulator is created at the first ``reset``, in the process that calls it.
@@ -57,24 +57,23 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     :param suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10`` or ``libero_90``; or a task of
         :func:`~sb3_tgrpo.envs.libero.tasks.get_task`.
-    :param task: index in the suite, in LIBERO's own order.
-    :param target: another object of the scene to ask for, such as ``"ketchup"``; None = the task's own
-        (:mod:`~sb3_tgrpo.envs.libero.target_variants`). Instruction, goal and success change, the scene and its starts do not.
+    :param task: Index in the suite, in LIBERO's own order.
+    :param target: Another object of the scene to ask for, such as ``"ketchup"``; None = the task's own
+        (:mod:`~sb3_tgrpo.envs.libero.target_variants`).
     :param reward: None = 1 at the step that succeeds, else 0; or a reward program, the name of a shipped one such as
         ``"libero_object-3"``, or a path to a reward specification.
     :param assets: ``"full"`` = LIBERO's own meshes and textures, ``"light"`` = built-in primitives, ``"auto"`` = full if
         found on this machine, else light.
-    :param observations: which of ``image``, ``wrist_image`` and ``state`` to observe besides the instruction.
-    :param image_size: height and width of the images in pixels.
+    :param observations: Some of ``image``, ``wrist_image`` and ``state``, besides the instruction.
+    :param image_size: Height and width of the images in pixels.
     :param render_mode: ``"rgb_array"`` or None.
-    :param start_noise: drawn starts are widened by up to this many metres along x and y, per movable object.
-    :param joint_noise: standard deviation of noise on the arm's joints in drawn starts, radians. LIBERO's sampler always puts
-        the arm into the same posture; in its stored starts the joints vary by 0.02.
-    :param max_episode_steps: step limit; None = the suite's (220/280/300/520/400). Under ``gym.make``, its own argument of
+    :param start_noise: Metres by which drawn initial states are widened along x and y, at most, per movable object.
+    :param joint_noise: Standard deviation of noise on the arm's joints in drawn initial states, radians. LIBERO's sampler
+        always puts the arm into the same posture; in its stored initial states the joints vary by 0.02.
+    :param max_episode_steps: Step limit; None = the suite's (220/280/300/520/400). Under ``gym.make``, its own argument of
         the same name decides.
-    :raises ValueError: for an unknown suite, task, target, observation, assets or render mode, listing the valid ones, or for
-        a shipped reward, which is of the task's own target, together with another target.
-    :raises FileNotFoundError: if assets are asked for that are not there or not complete.
+    :raises ValueError: If an argument is not valid, listing what is; or if a reward belongs to another task or target.
+    :raises FileNotFoundError: If assets are asked for that are missing or not complete.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium's own declaration)
@@ -176,17 +175,15 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         What a reward may know about the current state, by the names of :data:`~sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
 
-        :return: a new dictionary of floats, bools and tuples.
+        :return: A new dictionary of floats, bools and tuples.
         """
         return self.sim.facts()
 
     def task_facts(self) -> dict[str, Any]:
         """
-        What is known about the task before any step, as :class:`~sb3_tgrpo.rewards.facts.task_facts.TaskFacts` in plain
-        values.
+        What is known about the task before any step: :class:`~sb3_tgrpo.rewards.facts.task_facts.TaskFacts` as plain values.
 
-        They are measured at the first stored initial state (of a task without any, at the one drawn with seed 0): the current
-        episode is over afterwards.
+        They are measured at the first stored initial state, or the one drawn with seed 0: the current episode is over then.
         """
         from sb3_tgrpo.envs.libero.task_facts import measure_task_facts
 
@@ -207,8 +204,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         Set the simulator's state, as LIBERO's ``set_init_state`` does, without settling. Call ``reset`` first.
 
-        :param flat: what :meth:`flat_state` returned, or a row of a demonstration's ``states``.
-        :raises ValueError: if its length is wrong or a value is not finite.
+        :param flat: State from :meth:`flat_state`, or a row of a demonstration's ``states``.
+        :raises ValueError: If its length is wrong or a value is not finite.
         """
         self._check_started("set_state")
         self.sim.set_state(flat)
@@ -219,18 +216,18 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         Start an episode.
 
-        Without options a start is drawn from LIBERO's own sampler, widened by ``start_noise`` and ``joint_noise``: the same
-        ``seed`` gives the same start in every process; without one, starts follow from the last seed given. Objects then
-        settle for 10 steps.
+        Without options an initial state is drawn from LIBERO's own sampler, widened by ``start_noise`` and ``joint_noise``.
+        The same ``seed`` gives the same one in every process; without a seed, initial states follow from the last seed given.
+        Objects then settle for 10 steps.
 
         :param seed: 0 to 2**32 - 1.
-        :param options: ``{"init_state_id": k}`` restores the k-th stored start instead. Fixtures are then placed by
-            ``seed`` (0 if None), as in LIBERO's evaluation, where the stored state does not hold them. Two more go with it:
-            ``"start_noise"``, metres by which the stored start is widened (``"noise_seed"``, 0 by default, draws it); and
-            ``"earlier_resets"``, the number of resets that LIBERO's environment would have had since ``seed``, as the
-            official evaluation seeds once per task: fixtures then stand where its random numbers have got to.
-        :return: observation and info; the latter names the ``scene_seed`` used and the ``init_state_id``.
-        :raises ValueError: for an unknown option, a seed or an ``init_state_id`` out of range.
+        :param options: ``{"init_state_id": k}`` restores the k-th stored initial state instead. Fixtures are then placed by
+            ``seed`` (0 if None), as in LIBERO's evaluation, where the stored state does not hold them. Three more go with it:
+            ``"start_noise"``, metres by which the stored state is widened, with ``"noise_seed"`` (0 by default); and
+            ``"earlier_resets"``, the number of resets that LIBERO's environment would have had since ``seed``: the official
+            evaluation seeds once per task, and the random numbers of each reset place the fixtures of the next.
+        :return: Observation and info; the latter names the ``scene_seed`` used and the ``init_state_id``.
+        :raises ValueError: If an option is unknown, or if a seed or an ``init_state_id`` is out of range.
         """
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}.")
@@ -264,11 +261,11 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         One control step, 50 ms.
 
-        :param action: shape (7,), finite; clipped to [-1, 1] by LIBERO's controller.
-        :return: observation, reward, terminated (success), truncated (step limit), info with ``is_success`` and, under a
+        :param action: Shape (7,), finite; clipped to [-1, 1] by LIBERO's controller.
+        :return: Observation, reward, terminated (success), truncated (step limit), info with ``is_success`` and, under a
             reward program, ``stage``, ``n_stages``, ``progress``, ``step_signal`` and the program's terms.
-        :raises ValueError: if the action has the wrong shape or is not finite.
-        :raises RuntimeError: before ``reset`` and after the episode's end.
+        :raises ValueError: If the action has the wrong shape or is not finite.
+        :raises RuntimeError: Before ``reset`` and after the episode's end.
         """
         self._check_started("step")
         array = np.asarray(action, np.float64)
@@ -332,13 +329,13 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         state_id = options.get("init_state_id")
         if state_id is None:
             if options.keys() - {"init_state_id"}:
-                raise ValueError(f"The reset options {sorted(options)} belong to a stored start: pass init_state_id too.")
+                raise ValueError(f"Reset options {sorted(options)} belong to a stored initial state: pass init_state_id too.")
             return None, {}
         if isinstance(state_id, bool) or not isinstance(state_id, int | np.integer):
             raise ValueError(f"init_state_id must be an integer, got {state_id!r}.")
         count = len(stored_starts(self.task))
         if not 0 <= state_id < count:
-            raise ValueError(f"init_state_id={state_id}: {self.task.name} has stored starts 0 to {count - 1}.")
+            raise ValueError(f"init_state_id={state_id}: {self.task.name} has stored initial states 0 to {count - 1}.")
         _start_noise(options.get("start_noise", 0.0))
         for name in ("noise_seed", "earlier_resets"):
             value = options.get(name, 0)
@@ -398,6 +395,3 @@ def _stage_info(step: Any) -> dict[str, Any]:
         "step_signal": float(getattr(step, "signal", step.progress)),
     }
     return {**{name: float(value) for name, value in getattr(step, "terms", {}).items()}, **info}
-
-
-__all__ = ["LiberoEnv"]

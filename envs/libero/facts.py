@@ -24,12 +24,12 @@ class Handle:
     """
     What is pulled, pushed or turned to move a joint.
 
-    :param name: such as ``wooden_cabinet_1_top_handle``.
-    :param fixture: the fixture it belongs to.
-    :param joint: the joint it moves.
-    :param body: body id.
-    :param center: its centre in the body's frame.
-    :param geoms: ids of the geoms it consists of.
+    :param name: Such as ``wooden_cabinet_1_top_handle``.
+    :param fixture: The fixture it belongs to.
+    :param joint: The joint it moves.
+    :param body: Body id.
+    :param center: Its centre in the body's frame.
+    :param geoms: Ids of the geoms it consists of.
     """
 
     name: str
@@ -163,8 +163,8 @@ class FactsReader:
     """
     Reads the state in terms of :data:`sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
 
-    :param scene: the scene.
-    :param goal: its goal.
+    :param scene: The scene.
+    :param goal: Its goal.
     """
 
     def __init__(self, scene: LiberoScene, goal: GoalPredicates) -> None:
@@ -215,8 +215,8 @@ class FactsReader:
 
     def read(self, atoms: list[bool]) -> State:
         """
-        :param atoms: truth of the goal's atoms now.
-        :return: the state as plain floats, bools and tuples.
+        :param atoms: Truth of the goal's atoms now.
+        :return: The state as plain floats, bools and tuples.
         """
         data = self._data
         _collect(*self._arrays, data.contact.geom, *self._labels)

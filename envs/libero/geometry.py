@@ -18,7 +18,7 @@ def geom_extent(model: mujoco.MjModel, geom: int, rotation: np.ndarray) -> tuple
     Exact extent of a collision geom around its own centre.
 
     :param rotation: (3, 3), from the geom's frame to the frame of the result.
-    :return: lower and upper corner, each (3,).
+    :return: Lower and upper corner, each (3,).
     """
     size, kind = model.geom_size[geom], model.geom_type[geom]
     shapes = mujoco.mjtGeom
@@ -46,8 +46,8 @@ def box_of_geoms(model: mujoco.MjModel, data: mujoco.MjData, geoms: Sequence[int
     """
     Axis-aligned box around geoms in the frame of a body, relative to its origin.
 
-    :param data: with current poses.
-    :return: lower and upper corner, each (3,), metres.
+    :param data: Data with current poses.
+    :return: Lower and upper corner, each (3,), metres.
     """
     to_body = data.xmat[body].reshape(3, 3).T
     lows, highs = [], []

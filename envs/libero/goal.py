@@ -19,8 +19,8 @@ class GoalPredicates:
     ``In`` takes the absolute value of the rotated size, and ``Close`` of a drawer is strict, so that one which rests
     closed is not.
 
-    :param scene: the scene.
-    :raises ValueError: for a predicate that LIBERO does not define or arguments that it can't judge.
+    :param scene: The scene.
+    :raises ValueError: For a predicate that LIBERO does not define or arguments that it can't judge.
     """
 
     def __init__(self, scene: LiberoScene) -> None:

@@ -27,8 +27,9 @@ _libero_lock = threading.RLock()
 
 def libero_root() -> Path:
     """
-    :return: the folder of the installed ``libero.libero`` package.
-    :raises ImportError: if it is not installed.
+    The folder of the installed ``libero.libero`` package.
+
+    :raises ImportError: If it is not installed.
     """
     spec = importlib.util.find_spec("libero")
     if spec is None or not spec.submodule_search_locations:
@@ -84,8 +85,8 @@ def import_libero() -> Any:
     LIBERO asks for its dataset folder when it finds no configuration file. Ours is shown to it during the import; a
     configuration of the user's own, if there is one, is in force afterwards.
 
-    :return: the module ``libero.libero``
-    :raises ImportError: if LIBERO is not installed
+    :return: The module ``libero.libero``.
+    :raises ImportError: If LIBERO is not installed.
     """
     with _libero_lock:
         if "libero.libero" in sys.modules:
@@ -133,9 +134,9 @@ def libero_assets(path: str | os.PathLike[str]) -> Iterator[Any]:
     the construction (and a ``reset`` that rebuilds the model), not the use. LIBERO is imported on entry if need be (see
     :func:`import_libero`). Threads take turns; entering again inside is allowed.
 
-    :param path: a folder in LIBERO's asset layout, e.g. ``resolve_assets("light").path``
-    :return: a context manager that yields the module ``libero.libero``
-    :raises FileNotFoundError: if ``path`` is not a folder
+    :param path: A folder in LIBERO's asset layout, e.g. ``resolve_assets("light").path``.
+    :return: A context manager that yields the module ``libero.libero``.
+    :raises FileNotFoundError: If ``path`` is not a folder.
     """
     if not os.path.isdir(path):
         raise FileNotFoundError(f"LIBERO assets folder {os.fspath(path)!r} does not exist.")

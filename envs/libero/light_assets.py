@@ -38,7 +38,7 @@ def light_assets_folder() -> Path:
     The folder's name holds the package version and a hash of its content. Files appear whole, so any number of processes
     may ask at once; one that was damaged or deleted is written anew.
 
-    :return: a folder in LIBERO's asset layout
+    :return: Folder in LIBERO's asset layout.
     """
     content = asset_files()
     digest = hashlib.sha256()
@@ -61,9 +61,9 @@ def lighten_model(xml: str) -> str:
     the first ones of a body become its primitives, the rest are hidden. Meshes, materials and textures that nothing uses any
     more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default.
 
-    :param xml: MJCF of a LIBERO task
-    :return: the same model without visual meshes
-    :raises ValueError: if a visual mesh belongs to a body that ``data/light_assets/robot.toml`` has no primitives for
+    :param xml: MJCF of a LIBERO task.
+    :return: The same model without visual meshes.
+    :raises ValueError: If a visual mesh belongs to a body that ``data/light_assets/robot.toml`` has no primitives for.
     """
     root = ET.fromstring(xml)
     worldbody = root.find("worldbody")
@@ -124,8 +124,8 @@ def require_light(bddl_file: str | os.PathLike[str]) -> None:
     """
     Check that light assets cover a task.
 
-    :param bddl_file: the task's BDDL file
-    :raises ValueError: naming what is not in the tables, and the remedy
+    :param bddl_file: The task's BDDL file.
+    :raises ValueError: If something is not in the tables, with its name and the remedy.
     """
     import_libero()
     from libero.libero.envs.bddl_utils import robosuite_parse_problem

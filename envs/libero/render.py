@@ -35,8 +35,8 @@ class OffscreenRenderer:
 
     :param model: MuJoCo model.
     :param data: MuJoCo data.
-    :param height: height of the pictures in pixels.
-    :param width: width of the pictures in pixels.
+    :param height: Height of the pictures in pixels.
+    :param width: Width of the pictures in pixels.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int) -> None:
@@ -90,7 +90,7 @@ class OffscreenRenderer:
     def render(self, camera: int) -> np.ndarray:
         """
         :param camera: Camera id.
-        :return: uint8 of shape (height, width, 3), bottom row first, as OpenGL reads it and LIBERO stores it.
+        :return: Array uint8 of shape (height, width, 3), bottom row first, as OpenGL reads it and LIBERO stores it.
         :raises GLError: If OpenGL can't be used.
         """
         if self._context is None or self._pid != os.getpid():

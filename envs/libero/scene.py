@@ -73,10 +73,10 @@ def _build_problem(domain: Any, task: LiberoTask, assets: Assets, process_xml: C
     Construct LIBERO's own environment object for a task, without cameras or renderer.
 
     :param domain: LIBERO's class for this kind of scene.
-    :param task: the task.
-    :param assets: the assets folder.
-    :param process_xml: applied to the final MJCF document before it is compiled.
-    :return: an instance of LIBERO's ``BDDLBaseDomain``.
+    :param task: The task.
+    :param assets: The assets folder.
+    :param process_xml: Applied to the final MJCF document before it is compiled.
+    :return: An instance of LIBERO's ``BDDLBaseDomain``.
     """
     with libero_assets(assets.path), global_numpy_seed():
         import robosuite
@@ -110,8 +110,8 @@ class LiberoScene:
     """
     The model of a task, its data, and the placement of everything in it.
 
-    :param task: the task.
-    :param assets: the assets folder.
+    :param task: The task.
+    :param assets: The assets folder.
     """
 
     def __init__(self, task: LiberoTask, assets: Assets) -> None:
@@ -142,7 +142,7 @@ class LiberoScene:
         Place robot, fixtures and objects as ``seed(seed); reset()`` of a fresh LIBERO environment would.
 
         :param seed: 0 to 2**32 - 1.
-        :param earlier_resets: how often that environment has been reset since it was seeded: its random numbers go on from
+        :param earlier_resets: Number of resets of that environment since it was seeded: its random numbers go on from
             there, and each reset adds to its samplers.
         """
         from robosuite.utils.errors import RandomizationError
@@ -206,8 +206,8 @@ class LiberoScene:
         """
         Restore a flattened simulator state, as LIBERO's ``set_init_state``; fixtures stay where they are.
 
-        :param flat: time, qpos, qvel.
-        :raises ValueError: if the length is wrong or a value is not finite.
+        :param flat: Time, qpos, qvel.
+        :raises ValueError: If the length is wrong or a value is not finite.
         """
         state = np.asarray(flat, np.float64)
         expected = (1 + self.model.nq + self.model.nv,)

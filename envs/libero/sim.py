@@ -66,7 +66,7 @@ class ObservationClock:
         """
         Advance by one control step.
 
-        :return: the physics step, from 0, after which its last observation is taken; None if it takes none.
+        :return: The physics step, from 0, after which its last observation is taken; None if it takes none.
         """
         last = None
         for substep in range(SUBSTEPS):
@@ -86,9 +86,9 @@ class LiberoSim:
     """
     A task's simulator.
 
-    :param task: the task.
-    :param assets: the assets folder.
-    :param image_size: height and width of pictures.
+    :param task: The task.
+    :param assets: The assets folder.
+    :param image_size: Height and width of pictures.
     """
 
     def __init__(self, task: LiberoTask, assets: Assets, image_size: int) -> None:
@@ -124,12 +124,12 @@ class LiberoSim:
         """
         Place everything; nothing has settled yet.
 
-        :param seed: of LIBERO's sampler.
-        :param start: a flattened state to restore afterwards.
-        :param start_noise: metres.
-        :param noise_seed: of the noise; None = ``seed``.
-        :param earlier_resets: see :meth:`LiberoScene.reset`.
-        :param joint_noise: radians.
+        :param seed: Seed of LIBERO's sampler.
+        :param start: A flattened state to restore afterwards.
+        :param start_noise: Metres.
+        :param noise_seed: Seed of the noise; None = ``seed``.
+        :param earlier_resets: Argument of :meth:`LiberoScene.reset`.
+        :param joint_noise: Radians.
         """
         self.scene.reset(seed, earlier_resets)
         self.controller.reset()
@@ -154,8 +154,8 @@ class LiberoSim:
         """
         One control step.
 
-        :param action: float64 (7,).
-        :param pictures: names of observations and their cameras, to be taken when LIBERO takes them.
+        :param action: Array float64 of shape (7,).
+        :param pictures: Names of observations and their cameras, to be taken when LIBERO takes them.
         """
         self.controller.set_action(action)
         sample = self.clock.next_step()

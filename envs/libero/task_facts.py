@@ -42,11 +42,7 @@ def _quat(values: Any) -> Quat:
 
 
 def object_aabb(scene: LiberoScene, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Axis-aligned box of an object's collision geoms in its own frame, relative to its origin.
-
-    :return: lower and upper corner, each (3,).
-    """
+    """Box of an object's collision geoms in its own frame, relative to its origin: lower and upper corner, each (3,)."""
     model, data = scene.model, scene.data
     body = scene.problem.obj_body_id[name]
     geoms = np.flatnonzero(geom_mask(model, scene.problem.objects_dict[name].contact_geoms))
@@ -73,7 +69,7 @@ def _support_z(scene: LiberoScene) -> float:
         if {owner(contact.geom1), owner(contact.geom2)} & objects and 0 in (owner(contact.geom1), owner(contact.geom2))
     ]
     if not heights:
-        raise RuntimeError(f"{scene.task.name}: no object stands on the table or floor at its first stored start.")
+        raise RuntimeError(f"{scene.task.name}: no object stands on the table or floor at its first stored initial state.")
     return float(np.median(heights))
 
 

@@ -1,4 +1,4 @@
-"""LIBERO's suites and tasks: names, sentences, BDDL files and stored start states, without importing LIBERO."""
+"""LIBERO's suites and tasks: names, sentences, BDDL files and stored initial states, without importing LIBERO."""
 
 import codecs
 import importlib.util
@@ -29,14 +29,14 @@ class LiberoTask:
     """
     One task.
 
-    :param suite: suite, ``""`` for a BDDL file of the user's.
-    :param index: position in the suite, in LIBERO's own task order.
-    :param name: the BDDL file's name without its suffix.
-    :param instruction: the sentence for the policy, LIBERO's ``Task.language``.
-    :param bddl_file: problem definition.
-    :param init_file: stored start states, None if there are none.
-    :param step_cap: control steps per episode.
-    :param bddl_text: the problem definition itself where it differs from the file (see
+    :param suite: Suite, ``""`` for a BDDL file of the user's.
+    :param index: Position in the suite, in LIBERO's own task order.
+    :param name: The BDDL file's name without its suffix.
+    :param instruction: The sentence for the policy, LIBERO's ``Task.language``.
+    :param bddl_file: Problem definition.
+    :param init_file: Stored initial states, None if there are none.
+    :param step_cap: Control steps per episode.
+    :param bddl_text: The problem definition itself where it differs from the file (see
         :mod:`~sb3_tgrpo.envs.libero.target_variants`); None = the file's.
     """
 
@@ -75,10 +75,12 @@ def instruction_of(name: str) -> str:
 
 def get_task(suite: str, task: int = 0) -> LiberoTask:
     """
-    :param suite: one of :data:`~sb3_tgrpo.envs.registration.SUITES`.
-    :param task: index in the suite, in LIBERO's own task order.
-    :raises ValueError: for an unknown suite or index, listing the valid ones.
-    :raises TypeError: if ``task`` is not an integer.
+    A task of one of LIBERO's suites.
+
+    :param suite: One of :data:`~sb3_tgrpo.envs.registration.SUITES`.
+    :param task: Index in the suite, in LIBERO's own task order.
+    :raises ValueError: If the suite or the index is unknown, listing the valid ones.
+    :raises TypeError: If ``task`` is not an integer.
     """
     if suite not in SUITES:
         raise ValueError(f"Unknown LIBERO suite {suite!r}. Available: {', '.join(SUITES)}.")
@@ -151,7 +153,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     """
     Reads a pickled numpy array and nothing else.
 
-    LIBERO saved its start states with ``torch.save``, which is a zip file around a pickle. Read this way, a worker need not
+    LIBERO saved its initial states with ``torch.save``, which is a zip file around a pickle. Read this way, a worker need not
     import torch, nor trust the file.
     """
 
@@ -165,18 +167,18 @@ class _ArrayUnpickler(pickle.Unpickler):
         ):
             # numpy 2 has moved the module that files written by numpy 1 name.
             return super().find_class(module.replace("numpy.core", "numpy._core") if _NUMPY_2 else module, name)
-        raise pickle.UnpicklingError(f"start states may hold arrays only, found {module}.{name}.")
+        raise pickle.UnpicklingError(f"initial states may hold arrays only, found {module}.{name}.")
 
 
 @cache
 def stored_starts(task: LiberoTask) -> np.ndarray:
     """
-    The stored start states of a task, one flattened simulator state (time, qpos, qvel) per row, read-only.
+    The stored initial states of a task, one flattened simulator state (time, qpos, qvel) per row, read-only.
 
-    :raises ValueError: if the task has none.
+    :raises ValueError: If the task has none.
     """
     if task.init_file is None:
-        raise ValueError(f"{task.name} has no stored start states: omit init_state_id to draw starts.")
+        raise ValueError(f"{task.name} has no stored initial states: omit init_state_id to draw initial states.")
     with zipfile.ZipFile(task.init_file) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         states = np.array(_ArrayUnpickler(io.BytesIO(archive.read(name))).load(), dtype=np.float64)

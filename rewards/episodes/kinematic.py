@@ -199,9 +199,9 @@ def kinematic_traces(facts: TaskFacts, n_experts: int = 3, seed: int = 0) -> lis
     """
     Episodes of every kind.
 
-    :param facts: the task.
-    :param n_experts: successful episodes, from starts that differ by up to 2 cm.
-    :param seed: of the starts and of the random episode.
+    :param facts: The task.
+    :param n_experts: Successful episodes, from initial states that differ by up to 2 cm.
+    :param seed: Seed of the initial states and of the random episode.
     """
     rng = np.random.default_rng(seed)
     order = _order(facts)

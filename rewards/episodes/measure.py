@@ -23,11 +23,11 @@ class MeasuredGrasp:
     """
     How an object is held.
 
-    :param height: of the gripper over the object's origin when the grasp closes.
-    :param radius: horizontal distance of the gripper from the origin then: the rim of a bowl, about 0 for a can.
-    :param opening: of the gripper while carrying; NaN if not measured.
-    :param lift: smallest greatest rise of the object over its start; NaN if not measured.
-    :param episodes: successful episodes it was measured on, 0 for a guess from the object's size.
+    :param height: Height of the gripper over the object's origin when the grasp closes.
+    :param radius: Horizontal distance of the gripper from the origin then: the rim of a bowl, about 0 for a can.
+    :param opening: Opening of the gripper while carrying; NaN if not measured.
+    :param lift: Smallest greatest rise of the object over its start; NaN if not measured.
+    :param episodes: Successful episodes it was measured on, 0 for a guess from the object's size.
     """
 
     height: float
@@ -98,8 +98,8 @@ def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
     """
     Numbers from the successful episodes among ``traces``; guesses from sizes where there are none.
 
-    :param facts: the task.
-    :param traces: its recorded episodes.
+    :param facts: The task.
+    :param traces: Its recorded episodes.
     """
     experts = [trace for trace in traces if trace.kind == "expert" and trace.success_step is not None]
     grasps = {}

@@ -18,8 +18,8 @@ class Played:
     """
     An episode and what a reward made of it.
 
-    :param states: the reset state, then one per step.
-    :param steps: one result per state; the first is the reset state's, which pays nothing but under ``per_step``.
+    :param states: The reset state, then one per step.
+    :param steps: One result per state; the first is the reset state's, which pays nothing but under ``per_step``.
     """
 
     states: Sequence[State]
@@ -53,8 +53,8 @@ def play(program: RewardProgram, states: Sequence[State]) -> Played:
     """
     Run a reward over an episode.
 
-    :param program: the reward.
-    :param states: the reset state, then one per control step.
+    :param program: The reward.
+    :param states: The reset state, then one per control step.
     """
     memory = program.reset()
     steps = []
@@ -196,7 +196,7 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
     """
     The episode with its two sub-goals in the other order, cut at the step where the first is reached.
 
-    :param first: object of the sub-goal that the episode reaches first, atom ``k_first``; likewise ``second``.
+    :param first: Object of the sub-goal that the episode reaches first, atom ``k_first``; likewise ``second``.
     :return: None if the episode does not reach both.
     """
     states = trace.states

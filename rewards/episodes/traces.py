@@ -42,11 +42,11 @@ class Trace:
     One episode.
 
     :param task: ``"libero_object-3"``.
-    :param kind: what was done, see :data:`TraceKind`.
-    :param states: the reset state, then one state per control step; every state has the same keys.
+    :param kind: Kind of behaviour, see :data:`TraceKind`.
+    :param states: The reset state, then one state per control step; every state has the same keys.
     :param actions: (n_steps, 7), optional.
-    :param label: distinguishes traces of one kind, e.g. which stage a partial one stops at.
-    :param source: where the states come from, see :data:`TraceSource`.
+    :param label: Distinguishes traces of one kind, e.g. which stage a partial one stops at.
+    :param source: Origin of the states, see :data:`TraceSource`.
     :param meta: JSON values: seed, init_state_id, assets, ...
     """
 
@@ -89,8 +89,8 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     Write the traces of one task, atomically.
 
     :param path: An ``.npz`` file; its folder is made.
-    :param traces: traces of one task, all with the same keys.
-    :raises ValueError: if there are none, or tasks or keys differ.
+    :param traces: Traces of one task, all with the same keys.
+    :raises ValueError: If there are none, or tasks or keys differ.
     """
     traces = list(traces)
     if not traces:
@@ -120,8 +120,8 @@ def load_traces(path_or_task: str | os.PathLike[str]) -> list[Trace]:
     """
     Read a file of traces, or the shipped traces of a task.
 
-    :param path_or_task: a path ending in ``.npz``, or ``"libero_object-3"``.
-    :raises ValueError: if there is no such file or its format is another.
+    :param path_or_task: A path ending in ``.npz``, or ``"libero_object-3"``.
+    :raises ValueError: If there is no such file or its format is another.
     """
     name = os.fspath(path_or_task)
     if not name.endswith(".npz"):

@@ -133,7 +133,7 @@ def ladder_below(x: float, *rungs: float) -> float:
     """
     Value of the last rung that ``x`` is below; 0 if none.
 
-    :param rungs: threshold, value, threshold, value, ... from far to near.
+    :param rungs: Threshold, value, threshold, value, ... from far to near.
     """
     value = 0.0
     for i in range(0, len(rungs), 2):

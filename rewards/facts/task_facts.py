@@ -32,8 +32,8 @@ class GoalAtom:
     One atom of the (conjunctive) goal.
 
     :param predicate: LIBERO's predicate in lower case: ``on``, ``in``, ``open``, ``close``, ``turnon``, ...
-    :param args: its arguments as the BDDL file names them.
-    :param true_at_start: it already holds at reset, as the stove that is on in libero_10 task 8.
+    :param args: Its arguments as the BDDL file names them.
+    :param true_at_start: It already holds at reset, as the stove that is on in libero_10 task 8.
     """
 
     predicate: str
@@ -46,12 +46,12 @@ class ObjectFacts:
     """
     A movable object.
 
-    :param name: instance name, ``ketchup_1``.
-    :param kind: category, ``ketchup``.
-    :param aabb_lo: lower corner of its collision geometry in the body's own frame, relative to the body origin.
-    :param aabb_hi: upper corner.
-    :param start_pos: body origin after the settling steps of the first stored start.
-    :param start_quat: orientation there.
+    :param name: Instance name, ``ketchup_1``.
+    :param kind: Category, ``ketchup``.
+    :param aabb_lo: Lower corner of its collision geometry in the body's own frame, relative to the body origin.
+    :param aabb_hi: Upper corner.
+    :param start_pos: Body origin after the settling steps of the first stored initial state.
+    :param start_quat: Orientation there.
     """
 
     name: str
@@ -67,10 +67,10 @@ class SiteFacts:
     """
     A region.
 
-    :param name: site name, ``basket_1_contain_region``.
-    :param half_size: half extents along the site's own axes.
-    :param parent: the object or fixture that it belongs to, ``""`` for a zone of the table or floor.
-    :param joint: the joint that moves it (a drawer's), or ``""``.
+    :param name: Site name, ``basket_1_contain_region``.
+    :param half_size: Half extents along the site's own axes.
+    :param parent: The object or fixture that it belongs to, ``""`` for a zone of the table or floor.
+    :param joint: The joint that moves it (a drawer's), or ``""``.
     """
 
     name: str
@@ -97,7 +97,7 @@ class JointThreshold:
     What a predicate asks of a joint.
 
     :param predicate: ``open``, ``close``, ``turnon`` or ``turnoff``.
-    :param op: the joint's position must be below or above ``value`` (strictly, except ``turnon``, which is at least).
+    :param op: The joint's position must be below or above ``value`` (strictly, except ``turnon``, which is at least).
     """
 
     predicate: str
@@ -110,11 +110,11 @@ class JointFacts:
     """
     A drawer, door or knob.
 
-    :param name: the name that ``{joint}_qpos`` takes.
-    :param fixture: the fixture it belongs to.
+    :param name: The name that ``{joint}_qpos`` takes.
+    :param fixture: The fixture it belongs to.
     :param type: ``slide`` in metres or ``hinge`` in radians.
-    :param range: lower and upper limit.
-    :param start: position at the nominal start.
+    :param range: Lower and upper limit.
+    :param start: Position at the nominal initial state.
     """
 
     name: str
@@ -142,13 +142,13 @@ class TaskFacts:
 
     :param suite: ``libero_object``.
     :param index: LIBERO's own task order.
-    :param name: the BDDL file's name without its suffix.
-    :param instruction: the sentence given to the policy (LIBERO's ``Task.language``, from the file name).
-    :param bddl_instruction: the BDDL file's own ``:language`` sentence.
-    :param support_z: height of the surface that objects stand on.
+    :param name: The BDDL file's name without its suffix.
+    :param instruction: The sentence given to the policy (LIBERO's ``Task.language``, from the file name).
+    :param bddl_instruction: The BDDL file's own ``:language`` sentence.
+    :param support_z: Height of the surface that objects stand on.
     :param gripper_range: (closed on nothing, fully open) distance between the fingers.
-    :param horizon: step limit used in evaluation.
-    :param control_freq: control steps a second.
+    :param horizon: Step limit used in evaluation.
+    :param control_freq: Control steps a second.
     """
 
     suite: str
@@ -209,7 +209,7 @@ class TaskFacts:
         """
         The inverse of :meth:`to_dict`.
 
-        :raises ValueError: naming the field that is missing, unknown or of the wrong type.
+        :raises ValueError: Naming the field that is missing, unknown or of the wrong type.
         """
         facts = _build(cls, data, "TaskFacts")
         if facts.schema_version != SCHEMA_VERSION:
@@ -277,7 +277,7 @@ def load_task_facts(task: str) -> TaskFacts:
     The shipped facts of a task.
 
     :param task: ``"libero_object-3"`` or the gym id.
-    :raises ValueError: if the task is unknown or its file is malformed.
+    :raises ValueError: If the task is unknown or its file is malformed.
     """
     path = data_folder("task_facts") / f"{TaskName.parse(task)}.json"
     if not path.is_file():
@@ -286,7 +286,7 @@ def load_task_facts(task: str) -> TaskFacts:
 
 
 def nominal_state(facts: TaskFacts) -> State:
-    """The task's state at the nominal start, from the facts alone: nothing touched, gripper open."""
+    """The task's state at the nominal initial state, from the facts alone: nothing touched, gripper open."""
     state: State = {
         "eef_pos": facts.eef_start_pos,
         "eef_quat": facts.eef_start_quat,

@@ -20,9 +20,9 @@ class Term:
     """
     One row of the vocabulary.
 
-    :param type: what the value is; ``vec3`` and ``quat`` are tuples of 3 and 4 floats.
-    :param unit: physical unit, empty where there is none.
-    :param doc: meaning, in one sentence.
+    :param type: Type of the value; ``vec3`` and ``quat`` are tuples of 3 and 4 floats.
+    :param unit: Physical unit, empty where there is none.
+    :param doc: Meaning, in one sentence.
     """
 
     type: ValueType

@@ -36,11 +36,11 @@ class Answer:
     """
     An answer as it came.
 
-    :param text: all text blocks.
+    :param text: All text blocks.
     :param stop_reason: ``end_turn``, ``max_tokens``, ``refusal``, ...; None if a stream ended early.
-    :param usage: tokens, with those of cut-off answers to the same question before it.
-    :param refusal: category of a refusal.
-    :param cost_usd: of these tokens, estimated from list prices; None if the model's price is not known.
+    :param usage: Tokens, with those of cut-off answers to the same question before it.
+    :param refusal: Category of a refusal.
+    :param cost_usd: Cost of these tokens, estimated from list prices; None if the model's price is not known.
     """
 
     text: str
@@ -61,8 +61,8 @@ def make_client() -> Any:
     """
     A client with the environment's credentials.
 
-    :raises ImportError: naming the extra, if anthropic is not installed.
-    :raises FatalAPIError: if it finds no credentials.
+    :raises ImportError: Naming the extra, if anthropic is not installed.
+    :raises FatalAPIError: If it finds no credentials.
     """
     try:
         import anthropic

@@ -9,8 +9,8 @@ PRICES_AS_OF = "2026-11-20"
 @dataclass(frozen=True)
 class Price:
     """
-    :param input: per million uncached input tokens.
-    :param output: per million output tokens, thinking included.
+    :param input: Per million uncached input tokens.
+    :param output: Per million output tokens, thinking included.
     """
 
     input: float
@@ -31,7 +31,7 @@ def estimate_cost(model: str, usage: Mapping[str, int]) -> float | None:
     """
     Dollars for one call, estimated from list prices.
 
-    :param model: model id; unknown ids have no estimate.
+    :param model: Model id; unknown ids have no estimate.
     :param usage: ``input_tokens``, ``output_tokens``, ``cache_read_input_tokens`` and ``cache_creation_input_tokens``
         (one-hour cache) of the answer.
     :return: None if the model's price is not known.

@@ -57,10 +57,10 @@ class GeneratedReward:
     """
     The best verified reward and how it came about.
 
-    :param program: the reward.
-    :param report: its verification.
-    :param cost_usd: estimate for all attempts, cut-off answers included; None if the model's price is not known.
-    :param provenance: model, prompt hash, SDK version, rounds, tokens.
+    :param program: The reward.
+    :param report: Its verification.
+    :param cost_usd: Estimate for all attempts, cut-off answers included; None if the model's price is not known.
+    :param provenance: Model, prompt hash, SDK version, rounds, tokens.
     """
 
     program: RewardProgram
@@ -97,24 +97,24 @@ def generate_reward(
     Generate a verified reward for a task.
 
     :param task: ``"libero_object-3"``.
-    :param client: an ``anthropic.Anthropic``; None = one with the environment's credentials.
-    :param model: model id; None = ``SB3_TGRPO_MODEL`` or :data:`DEFAULT_MODEL`.
-    :param candidates: independent attempts; there is no temperature to set, so their difference is the model's own.
-    :param max_rounds: answers per candidate; each after the first has seen the verifier's table of the one before.
-    :param facts: facts of the task, for one that ships none: ``TaskFacts.from_dict(LiberoEnv(...).task_facts())``.
-    :param traces: recorded episodes to verify on; None = the shipped ones, or kinematic ones
+    :param client: An ``anthropic.Anthropic``; None = one with the environment's credentials.
+    :param model: Model id; None = ``SB3_TGRPO_MODEL`` or :data:`DEFAULT_MODEL`.
+    :param candidates: Independent attempts; there is no temperature to set, so their difference is the model's own.
+    :param max_rounds: Answers per candidate; each after the first has seen the verifier's table of the one before.
+    :param facts: Facts of the task, for one that ships none: ``TaskFacts.from_dict(LiberoEnv(...).task_facts())``.
+    :param traces: Recorded episodes to verify on; None = the shipped ones, or kinematic ones
         where none ships.
-    :param out: folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
+    :param out: Folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
         task, model and prompt) uses them instead of asking again. None = nothing is kept.
-    :param again: ask even so; the earlier answers stay in the folder.
-    :param payment: rule that episodes are paid by.
-    :param deadline: seconds that the whole call may spend waiting for the API.
-    :param stream: ask for streamed answers.
+    :param again: Ask even so; the earlier answers stay in the folder.
+    :param payment: Rule that episodes are paid by.
+    :param deadline: Seconds that the whole call may spend waiting for the API.
+    :param stream: Ask for streamed answers.
     :param sleep: Function that waits between retries; tests pass their own.
     :param tell: Function that gets a line for each answer, with the cost so far, and for each retry, with its reason.
-    :raises RewardError: if no candidate passes every hard check; answers are kept in ``out``.
-    :raises FatalAPIError: a RewardError: the API cannot be used, and asking for other tasks will not help either.
-    :raises ValueError: if an argument is out of range, the task is unknown, or a kept answer is damaged.
+    :raises RewardError: If no candidate passes every hard check; answers are kept in ``out``.
+    :raises FatalAPIError: A RewardError: the API cannot be used, and asking for other tasks will not help either.
+    :raises ValueError: If an argument is out of range, the task is unknown, or a kept answer is damaged.
     """
     if candidates < 1 or max_rounds < 1:
         raise ValueError(f"candidates and max_rounds must be at least 1, got {candidates} and {max_rounds}.")
@@ -323,7 +323,7 @@ def _read_answer(path: Path, question: str) -> api.Answer | None:
     """
     A kept answer; None if it is to another question, or was cut off.
 
-    :raises ValueError: if the file is damaged.
+    :raises ValueError: If the file is damaged.
     """
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -89,8 +89,8 @@ def facts_block(facts: TaskFacts, measured: Measurements) -> str:
     """
     What a reward's author may know about a task.
 
-    :param facts: the task.
-    :param measured: what its successful episodes measured.
+    :param facts: The task.
+    :param measured: Measurements of its successful episodes.
     """
     lines = [
         f"task: {facts.task_id}",

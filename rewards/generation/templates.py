@@ -64,8 +64,8 @@ class Author:
     """
     Writes the spec of one task.
 
-    :param facts: the task.
-    :param measured: what its successful episodes measured.
+    :param facts: The task.
+    :param measured: Measurements of its successful episodes.
     """
 
     def __init__(self, facts: TaskFacts, measured: Measurements) -> None:
@@ -293,7 +293,7 @@ def write_spec(facts: TaskFacts, measured: Measurements) -> RewardSpec:
     """
     The spec of a task from templates.
 
-    :param facts: the task.
-    :param measured: what its successful episodes measured, :func:`sb3_tgrpo.rewards.episodes.measure.measure`.
+    :param facts: The task.
+    :param measured: Measurements of its successful episodes, from :func:`sb3_tgrpo.rewards.episodes.measure.measure`.
     """
     return Author(facts, measured).spec()

@@ -41,11 +41,11 @@ class Checked:
     """
     A function that passed, rewritten to return (level, stage, shaping, *memory).
 
-    :param tree: module with the rewritten function.
-    :param keys: state keys that it reads.
-    :param start_objects: objects whose position at reset it reads.
-    :param memory: names of its memory variables.
-    :param declared: values of the declarations.
+    :param tree: Module with the rewritten function.
+    :param keys: State keys that it reads.
+    :param start_objects: Objects whose position at reset it reads.
+    :param memory: Names of its memory variables.
+    :param declared: Values of the declarations.
     """
 
     tree: ast.Module
@@ -60,8 +60,8 @@ def check_source(source: str, facts: TaskFacts) -> Checked:
     Check the text of one ``def compute_reward(state, info)``.
 
     :param source: Python source.
-    :param facts: facts of the task whose state keys may be read.
-    :raises RewardError: naming the line, what was found and what is allowed.
+    :param facts: Facts of the task whose state keys may be read.
+    :raises RewardError: Naming the line, what was found and what is allowed.
     """
     function = _parse(source)
     return _Checker(facts, function).check()

@@ -24,9 +24,9 @@ class Counters(NamedTuple):
     """
     A track's memory.
 
-    :param at: stage the track is in.
-    :param held: steps in a row for which the stage has been done.
-    :param lost: steps in a row for which what the stage requires has been missing.
+    :param at: Stage the track is in.
+    :param held: Steps in a row for which the stage has been done.
+    :param lost: Steps in a row for which what the stage requires has been missing.
     """
 
     at: int = 0

@@ -161,7 +161,7 @@ def spec_to_python(spec: s.RewardSpec, facts: TaskFacts) -> str:
     """
     Source of ``compute_reward(state, info)`` for a checked spec.
 
-    :param spec: the spec.
-    :param facts: facts of its task.
+    :param spec: The spec.
+    :param facts: Facts of its task.
     """
     return _Printer(spec, facts).program()

@@ -39,12 +39,12 @@ class RewardStep(NamedTuple):
     """
     One step's result.
 
-    :param reward: what is paid.
-    :param stage: stages that are done, over all tracks.
-    :param n_stages: how many there are.
-    :param progress: the level as a share of its maximum, in [0, 1]; 1 at success.
-    :param signal: what the step level of the advantage compares, for ``info["step_signal"]``.
-    :param terms: named parts, for ``info`` and logs.
+    :param reward: Reward.
+    :param stage: Stages that are done, over all tracks.
+    :param n_stages: Number of stages.
+    :param progress: The level as a share of its maximum, in [0, 1]; 1 at success.
+    :param signal: Quantity that the step level of the advantage compares, for ``info["step_signal"]``.
+    :param terms: Named parts, for ``info`` and logs.
     """
 
     reward: float
@@ -59,12 +59,12 @@ class RewardMemory(NamedTuple):
     """
     What a program remembers between steps; immutable.
 
-    :param core: the stage machine's counters, or the variables of a program written in Python.
-    :param start: positions of objects at reset; None before the first state.
-    :param best: highest level so far.
-    :param level: level of the last state.
-    :param succeeded: the success bonus has been paid.
-    :param failures: steps at which the program had no finite result and paid nothing.
+    :param core: The stage machine's counters, or the variables of a program written in Python.
+    :param start: Positions of objects at reset; None before the first state.
+    :param best: Highest level so far.
+    :param level: Level of the last state.
+    :param succeeded: The success bonus has been paid.
+    :param failures: Steps at which the program had no finite result and paid nothing.
     """
 
     core: tuple[Any, ...]
@@ -124,10 +124,10 @@ class RewardProgram:
         """
         Check and compile a declarative reward.
 
-        :param source: a :class:`~sb3_tgrpo.rewards.program.spec.RewardSpec`, a mapping, a JSON text or a path.
-        :param facts: facts of the task; None = the shipped ones of the task that the spec names.
-        :param payment: how the level is paid.
-        :raises RewardError: naming each field that is wrong, its value and the valid choices.
+        :param source: A :class:`~sb3_tgrpo.rewards.program.spec.RewardSpec`, a mapping, a JSON text or a path.
+        :param facts: Facts of the task; None = the shipped ones of the task that the spec names.
+        :param payment: Rule that turns the level into a reward.
+        :raises RewardError: Naming each field that is wrong, its value and the valid choices.
         """
         spec = RewardSpec.parse(source)
         if facts is None:
@@ -148,10 +148,10 @@ class RewardProgram:
         Compile ``def compute_reward(state, info)`` written in the subset of Python of docs/rewards.md; nothing else runs.
 
         :param source: Python source of that one function.
-        :param task: the task whose state keys may be read, e.g. ``"libero_object-3"``.
-        :param facts: its facts; None = the shipped ones.
-        :param payment: how the level that it returns is paid.
-        :raises RewardError: naming the line, what was found and what is allowed.
+        :param task: The task whose state keys may be read, e.g. ``"libero_object-3"``.
+        :param facts: Its facts; None = the shipped ones.
+        :param payment: Rule that turns the level into a reward.
+        :raises RewardError: Naming the line, what was found and what is allowed.
         """
         if facts is None:
             if task is None:
@@ -179,7 +179,7 @@ class RewardProgram:
         """
         The same program under another payment rule.
 
-        :raises ValueError: if there is no such rule.
+        :raises ValueError: If there is no such rule.
         """
         return _rebuild(self.spec, self.source, self._facts, payment)
 
@@ -187,7 +187,7 @@ class RewardProgram:
         """
         Memory for a new episode.
 
-        :param state: the reset state, against which progress is counted; None = the first state that the program is called
+        :param state: The reset state, against which progress is counted; None = the first state that the program is called
             with, whose step then pays nothing under ``latched`` and ``potential``.
         """
         memory = RewardMemory(self._core)
@@ -197,10 +197,10 @@ class RewardProgram:
         """
         One step. Neither argument is changed.
 
-        :param state: vocabulary keys of :attr:`keys` at least.
+        :param state: Vocabulary keys of :attr:`keys` at least.
         :param info: ``{"step": steps since reset}``.
-        :param memory: what :meth:`reset` or the last call returned.
-        :raises RewardError: if the state lacks a key. A result that is not finite or out of bounds raises nothing: the step
+        :param memory: Memory from :meth:`reset` or the last call.
+        :raises RewardError: If the state lacks a key. A result that is not finite or out of bounds raises nothing: the step
             pays nothing and counts in ``terms["failures"]``.
         """
         try:
@@ -278,8 +278,8 @@ def load_reward(task_or_path: str | os.PathLike[str], *, payment: Payment = DEFA
     The shipped reward of a task, or a spec from a file.
 
     :param task_or_path: ``"libero_object-3"``, the gym id, or a path ending in ``.json``.
-    :param payment: how the level is paid.
-    :raises RewardError: if there is none or it is malformed.
+    :param payment: Rule that turns the level into a reward.
+    :raises RewardError: If there is none or it is malformed.
     """
     name = os.fspath(task_or_path)
     if name.endswith(".json"):

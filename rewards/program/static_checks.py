@@ -16,9 +16,9 @@ def check_spec(spec: s.RewardSpec, facts: TaskFacts) -> list[Problem]:
     """
     Names and payments of a spec (checks V1 and V2).
 
-    :param spec: a parsed spec.
-    :param facts: facts of the task it names.
-    :return: everything found wrong, empty if the spec can be compiled.
+    :param spec: A parsed spec.
+    :param facts: Facts of the task it names.
+    :return: Everything found wrong, empty if the spec can be compiled.
     """
     return check_names(spec, facts) + check_payments(spec, facts)
 

@@ -39,7 +39,7 @@ def first_failure(
     """
     The first check that rejects a spec, cheapest first; ``schema`` if it does not even parse, None if it passes them all.
 
-    :param document: the spec as JSON values.
+    :param document: The spec as JSON values.
     """
     try:
         program = RewardProgram.from_spec(document, facts=facts, payment=payment)

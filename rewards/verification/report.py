@@ -38,11 +38,11 @@ class Check:
     One check's outcome.
 
     :param id: ``V1`` to ``V20``.
-    :param title: its name.
+    :param title: Its name.
     :param passed: None if it does not apply, and ``numbers["why"]`` says why.
-    :param hard: a failure fails the report.
-    :param numbers: what was measured.
-    :param counterexample: the first episode and step that fails, or the first problem.
+    :param hard: A failure fails the report.
+    :param numbers: Measurements.
+    :param counterexample: The first episode and step that fails, or the first problem.
     """
 
     id: str
@@ -58,12 +58,12 @@ class VerificationReport:
     """
     What verification found; :meth:`to_dict` is the JSON that ships beside a spec, :meth:`table` is for people.
 
-    :param task: the task.
-    :param payment: rule under which episodes were paid.
-    :param sha256: of the spec, ``""`` for Python.
-    :param trace_sources: where the episodes come from, see :data:`~sb3_tgrpo.rewards.episodes.traces.TraceSource`.
-    :param returns: per kind of episode: number, least, mean and largest return.
-    :param stages: per stage of the first expert episode: when it was entered and done, its points, its ladder's variable.
+    :param task: The task.
+    :param payment: Rule under which episodes were paid.
+    :param sha256: Digest of the spec, ``""`` for Python.
+    :param trace_sources: Origins of the episodes, see :data:`~sb3_tgrpo.rewards.episodes.traces.TraceSource`.
+    :param returns: Per kind of episode: number, least, mean and largest return.
+    :param stages: Per stage of the first expert episode: when it was entered and done, its points, its ladder's variable.
     """
 
     task: str

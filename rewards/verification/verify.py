@@ -34,13 +34,13 @@ def verify_reward(
     """
     Run the checks V1 to V20 under the program's payment rule.
 
-    :param program: the reward; ``program.with_payment(...)`` for another rule.
-    :param traces: recorded episodes of its task: experts and as many of the other kinds as there are.
-    :param facts: facts of the task; None = the shipped ones.
-    :param mutation: also compute the mutation score (V20): some seconds.
+    :param program: The reward; ``program.with_payment(...)`` for another rule.
+    :param traces: Recorded episodes of its task: experts and as many of the other kinds as there are.
+    :param facts: Facts of the task; None = the shipped ones.
+    :param mutation: Whether to compute the mutation score (V20) too, which takes some seconds.
     :param other_process: V5 also compares with another process under another hash seed.
-    :param seed: of the random states and perturbations.
-    :raises ValueError: if there are no traces or they are of another task.
+    :param seed: Seed of the random states and perturbations.
+    :raises ValueError: If there are no traces or they are of another task.
     """
     facts = facts or load_task_facts(program.task)
     if not traces:

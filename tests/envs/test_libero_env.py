@@ -335,7 +335,7 @@ def test_own_bddl_file(tmp_path: Path) -> None:
     other = make(7)
     other.reset(seed=0)
     np.testing.assert_array_equal(start, other.flat_state())
-    with pytest.raises(ValueError, match="no stored start states"):
+    with pytest.raises(ValueError, match="no stored initial states"):
         env.reset(options={"init_state_id": 0})
     with pytest.raises(TypeError, match="image_sise"):
         LiberoEnv.from_bddl(path, assets="light", image_sise=64)
