@@ -47,7 +47,7 @@ class Spot:
     One place on the object where the fingers go.
 
     :param point: Position in the body's frame, metres.
-    :param axis: Along which the fingers close, in the body's frame.
+    :param axis: Direction along which the fingers close, in the body's frame.
     """
 
     point: tuple[float, float, float]
@@ -86,8 +86,8 @@ class Grasp:
     """
     A grasp of an object, pointing down.
 
-    :param point: Between the fingertips, in the object's frame, (3,).
-    :param axis: Along which the fingers close, in the object's frame, (3,).
+    :param point: Point between the fingertips, in the object's frame, (3,).
+    :param axis: Direction along which the fingers close, in the object's frame, (3,).
     """
 
     point: Vector

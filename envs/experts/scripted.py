@@ -49,7 +49,7 @@ class ScriptedExpert:
     :param noise: Standard deviation of a trembling of the motion, in action units (first-order autoregressive, 0.7).
     :param detour: Metres by which ways vary from episode to episode: side steps, heights, where an object is held and put.
     :param seed: Seed of everything random; the same seed gives the same episode.
-    :raises ValueError: For an unknown task or one with an atom that no skill works on.
+    :raises ValueError: If the task is unknown, or has an atom that no skill works on.
     """
 
     def __init__(self, task: str | TaskFacts, *, noise: float = 0.0, detour: float = 0.0, seed: int | None = None) -> None:

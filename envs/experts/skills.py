@@ -39,12 +39,7 @@ def make_skill(facts: TaskFacts, k: int, rng: np.random.Generator, detour: float
 
 
 class OpenFirst:
-    """
-    Put something into a drawer: open it before, should it be shut.
-
-    :param opening: Skill that opens the drawer.
-    :param then: Skill for the open drawer.
-    """
+    """Put something into a drawer: open it before, should it be shut."""
 
     def __init__(self, opening: OpenDrawer, then: Skill) -> None:
         self._opening, self._then = opening, then

@@ -55,7 +55,7 @@ class SmoothExpert:
     :param gain: Units of action per 5 cm of distance; small values make positions matter less.
     :param detour: Metres by which the height of the approach varies from episode to episode.
     :param seed: Seed of that variation.
-    :raises ValueError: For another kind of task, naming it, or an object that is too wide for the gripper.
+    :raises ValueError: If the task is of another kind, or the object too wide for the gripper.
     """
 
     def __init__(self, task: str | TaskFacts, *, gain: float = 0.8, detour: float = 0.0, seed: int | None = None) -> None:

@@ -202,7 +202,7 @@ class ArmController:
 
     :param model: MuJoCo model.
     :param data: MuJoCo data; its arrays are kept as views.
-    :param robot: Robosuite's robot right after LIBERO's reset, whose gains, limits and initial state are taken over.
+    :param robot: Robot of robosuite right after LIBERO's reset, whose gains, limits and initial state are taken over.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot: Any) -> None:

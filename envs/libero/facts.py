@@ -21,22 +21,13 @@ _HANDLE_DEPTH = 0.025
 
 @dataclass(frozen=True)
 class Handle:
-    """
-    What is pulled, pushed or turned to move a joint.
-
-    :param name: Such as ``wooden_cabinet_1_top_handle``.
-    :param fixture: The fixture it belongs to.
-    :param joint: The joint it moves.
-    :param body: Body id.
-    :param center: Its centre in the body's frame.
-    :param geoms: Ids of the geoms it consists of.
-    """
+    """What is pulled, pushed or turned to move a joint."""
 
     name: str
     fixture: str
     joint: str
     body: int
-    center: np.ndarray
+    center: np.ndarray  # in the frame of the body
     geoms: tuple[int, ...]
 
 
@@ -160,12 +151,7 @@ def _collect(
 
 
 class FactsReader:
-    """
-    Reads the state in terms of :data:`sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
-
-    :param scene: The scene.
-    :param goal: Its goal.
-    """
+    """Reads the state in terms of :data:`sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`."""
 
     def __init__(self, scene: LiberoScene, goal: GoalPredicates) -> None:
         model, data, robot = scene.model, scene.data, scene.robot

@@ -67,7 +67,7 @@ def check_gl_variables(backend: str) -> None:
     Refuse settings of the environment under which nothing can be rendered, before OpenGL is asked.
 
     :param backend: Backend in force, from :func:`choose_gl`.
-    :raises GLError: Naming the variable, its value and what is valid.
+    :raises GLError: If a variable's value can't work, naming it and what is valid.
     """
     if backend in _OFF:
         raise GLError(f"MUJOCO_GL={backend} turns rendering off. {_CHOOSE}")

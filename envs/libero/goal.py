@@ -20,7 +20,7 @@ class GoalPredicates:
     closed is not.
 
     :param scene: The scene.
-    :raises ValueError: For a predicate that LIBERO does not define or arguments that it can't judge.
+    :raises ValueError: If LIBERO does not define a predicate, or can't judge its arguments.
     """
 
     def __init__(self, scene: LiberoScene) -> None:

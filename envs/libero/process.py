@@ -26,14 +26,18 @@ def prepare_process() -> None:
     _find_numba_a_cache()
     # robosuite advises every new process to write a file of private macros.
     logging.getLogger("robosuite_logs").addFilter(_no_macro_advice)
-    with _no_log_file(), _without("CUDA_VISIBLE_DEVICES"):
-        # robosuite asserts at import that MUJOCO_EGL_DEVICE_ID is one of CUDA_VISIBLE_DEVICES, but EGL counts its own way.
+    # robosuite asserts at import that MUJOCO_EGL_DEVICE_ID is one of CUDA_VISIBLE_DEVICES, but EGL counts devices its own way.
+    visible = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with _no_log_file():
         try:
             import robosuite  # noqa: F401
         except (AttributeError, ImportError) as error:  # what PyOpenGL raises without the library depends on the library
             if isinstance(error, ModuleNotFoundError):
                 raise
             raise GLError(f"OpenGL can't be loaded with MUJOCO_GL={backend}: {error}. {why_not(backend)}") from error
+        finally:
+            if visible is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = visible
     if backend:
         os.environ["MUJOCO_GL"] = backend  # robosuite overwrites the user's choice when it is imported
 
@@ -54,16 +58,6 @@ def _no_log_file() -> Iterator[None]:
         yield
     finally:
         logging.FileHandler = real  # type: ignore[misc]
-
-
-@contextmanager
-def _without(variable: str) -> Iterator[None]:
-    value = os.environ.pop(variable, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[variable] = value
 
 
 def _find_numba_a_cache() -> None:

@@ -107,12 +107,7 @@ def _build_problem(domain: Any, task: LiberoTask, assets: Assets, process_xml: C
 
 
 class LiberoScene:
-    """
-    The model of a task, its data, and the placement of everything in it.
-
-    :param task: The task.
-    :param assets: The assets folder.
-    """
+    """The model of a task, its data, and the placement of everything in it."""
 
     def __init__(self, task: LiberoTask, assets: Assets) -> None:
         process_xml: Callable[[str], str] | None = None

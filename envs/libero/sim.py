@@ -83,13 +83,7 @@ class ObservationClock:
 
 
 class LiberoSim:
-    """
-    A task's simulator.
-
-    :param task: The task.
-    :param assets: The assets folder.
-    :param image_size: Height and width of pictures.
-    """
+    """A task's simulator."""
 
     def __init__(self, task: LiberoTask, assets: Assets, image_size: int) -> None:
         if mujoco.__version__ != PINNED_MUJOCO:

@@ -39,13 +39,7 @@ def _touching_pairs(scene: LiberoScene, owner: np.ndarray) -> set[tuple[int, int
 
 
 def turn_joints(scene: LiberoScene, seed: int | Sequence[int], joint_noise: float) -> None:
-    """
-    Turn each joint of the arm by normal noise, as the robot stands in LIBERO's stored initial states, not in drawn ones.
-
-    :param scene: Scene right after its ``reset``.
-    :param seed: Number or several; the noise follows from it alone.
-    :param joint_noise: Standard deviation, radians.
-    """
+    """Turn each joint of the arm by normal noise, as the robot stands in LIBERO's stored initial states, not in drawn ones."""
     rng = np.random.default_rng([_JOINT_STREAM, *([seed] if isinstance(seed, int) else seed)])
     joints = scene.robot._ref_joint_pos_indexes
     scene.data.qpos[joints] += rng.normal(0.0, joint_noise, len(joints))

@@ -99,12 +99,7 @@ def _gripper_range(sim: LiberoSim) -> tuple[float, float]:
 
 
 def measure_task_facts(task: LiberoTask, sim: LiberoSim) -> TaskFacts:
-    """
-    Facts about a task at an initial state.
-
-    :param task: Task.
-    :param sim: Its simulator, reset and settled; the gripper is moved.
-    """
+    """Facts about a task at an initial state."""
     scene, state, entities, problem = sim.scene, sim.facts(), sim.facts_reader.entities, sim.scene.problem
     goal = tuple(
         GoalAtom(atom[0].lower(), tuple(atom[1:]), true) for atom, true in zip(sim.goal.atoms, sim.goal_atoms(), strict=True)

@@ -95,12 +95,7 @@ def guess_grasp(thing: ObjectFacts) -> MeasuredGrasp:
 
 
 def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
-    """
-    Numbers from the successful episodes among ``traces``; guesses from sizes where there are none.
-
-    :param facts: The task.
-    :param traces: Its recorded episodes.
-    """
+    """Numbers from the successful episodes among ``traces``; guesses from sizes where there are none."""
     experts = [trace for trace in traces if trace.kind == "expert" and trace.success_step is not None]
     grasps = {}
     for thing in facts.objects:

@@ -50,12 +50,7 @@ class Played:
 
 
 def play(program: RewardProgram, states: Sequence[State]) -> Played:
-    """
-    Run a reward over an episode.
-
-    :param program: The reward.
-    :param states: The reset state, then one per control step.
-    """
+    """Run a reward over an episode."""
     memory = program.reset()
     steps = []
     for t, state in enumerate(states):

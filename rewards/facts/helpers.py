@@ -104,17 +104,17 @@ def tanh(x: float) -> float:
     return math.tanh(x)
 
 
-def absolute(x: float) -> float:
+def abs_(x: float) -> float:
     """Absolute value."""
     return abs(x)
 
 
-def minimum(a: float, b: float) -> float:
+def min_(a: float, b: float) -> float:
     """The smaller of two numbers."""
     return a if a < b else b
 
 
-def maximum(a: float, b: float) -> float:
+def max_(a: float, b: float) -> float:
     """The larger of two numbers."""
     return a if a > b else b
 
@@ -151,29 +151,11 @@ def ladder_above(x: float, *rungs: float) -> float:
     return value
 
 
-FUNCTIONS: dict[str, Callable[..., object]] = {
-    "distance": distance,
-    "distance_xy": distance_xy,
-    "vec3": vec3,
-    "add": add,
-    "sub": sub,
-    "scale": scale,
-    "rotate": rotate,
-    "tilt": tilt,
-    "angle": angle,
-    "outside": outside,
-    "outside_xy": outside_xy,
-    "sqrt": sqrt,
-    "exp": exp,
-    "tanh": tanh,
-    "abs": absolute,
-    "min": minimum,
-    "max": maximum,
-    "clip": clip,
-    "closeness": closeness,
-    "ladder_below": ladder_below,
-    "ladder_above": ladder_above,
-}
+_ALL = (
+    distance, distance_xy, vec3, add, sub, scale, rotate, tilt, angle, outside, outside_xy, sqrt, exp, tanh, abs_, min_, max_,
+    clip, closeness, ladder_below, ladder_above,
+)  # fmt: skip
+FUNCTIONS: dict[str, Callable[..., object]] = {function.__name__.rstrip("_"): function for function in _ALL}
 """Names in a reward program -> functions."""
 
 

@@ -177,14 +177,7 @@ class TaskFacts:
 
     def names(self, group: Literal["object", "site", "fixture", "joint", "handle"]) -> tuple[str, ...]:
         """Names of one kind of thing, in the file's order."""
-        things: tuple[ObjectFacts | SiteFacts | FixtureFacts | JointFacts | HandleFacts, ...] = {  # type: ignore[assignment]
-            "object": self.objects,
-            "site": self.sites,
-            "fixture": self.fixtures,
-            "joint": self.joints,
-            "handle": self.handles,
-        }[group]
-        return tuple(thing.name for thing in things)
+        return tuple(thing.name for thing in getattr(self, f"{group}s"))
 
     @functools.cached_property
     def state_types(self) -> dict[str, ValueType]:
@@ -209,7 +202,7 @@ class TaskFacts:
         """
         The inverse of :meth:`to_dict`.
 
-        :raises ValueError: Naming the field that is missing, unknown or of the wrong type.
+        :raises ValueError: If a field is missing, unknown or of the wrong type, naming it.
         """
         facts = _build(cls, data, "TaskFacts")
         if facts.schema_version != SCHEMA_VERSION:

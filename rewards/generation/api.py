@@ -61,7 +61,7 @@ def make_client() -> Any:
     """
     A client with the environment's credentials.
 
-    :raises ImportError: Naming the extra, if anthropic is not installed.
+    :raises ImportError: If anthropic is not installed, naming the extra.
     :raises FatalAPIError: If it finds no credentials.
     """
     try:

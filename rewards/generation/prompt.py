@@ -86,12 +86,7 @@ def prompt_hash() -> str:
 
 
 def facts_block(facts: TaskFacts, measured: Measurements) -> str:
-    """
-    What a reward's author may know about a task.
-
-    :param facts: The task.
-    :param measured: Measurements of its successful episodes.
-    """
+    """What a reward's author may know about a task."""
     lines = [
         f"task: {facts.task_id}",
         f"instruction: {facts.instruction}",

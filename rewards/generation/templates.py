@@ -61,12 +61,7 @@ def _ladder(variable: Json, op: str, thresholds: list[float]) -> Json | None:
 
 
 class Author:
-    """
-    Writes the spec of one task.
-
-    :param facts: The task.
-    :param measured: Measurements of its successful episodes.
-    """
+    """Writes the spec of one task."""
 
     def __init__(self, facts: TaskFacts, measured: Measurements) -> None:
         self.facts, self.measured = facts, measured
@@ -290,10 +285,5 @@ class Author:
 
 
 def write_spec(facts: TaskFacts, measured: Measurements) -> RewardSpec:
-    """
-    The spec of a task from templates.
-
-    :param facts: The task.
-    :param measured: Measurements of its successful episodes, from :func:`sb3_tgrpo.rewards.episodes.measure.measure`.
-    """
+    """The spec of a task from templates."""
     return Author(facts, measured).spec()

@@ -38,15 +38,7 @@ Types = dict[str, ValueType]
 
 @dataclass
 class Checked:
-    """
-    A function that passed, rewritten to return (level, stage, shaping, *memory).
-
-    :param tree: Module with the rewritten function.
-    :param keys: State keys that it reads.
-    :param start_objects: Objects whose position at reset it reads.
-    :param memory: Names of its memory variables.
-    :param declared: Values of the declarations.
-    """
+    """A function that passed, rewritten to return (level, stage, shaping, *memory)."""
 
     tree: ast.Module
     keys: set[str] = field(default_factory=set)
@@ -61,7 +53,7 @@ def check_source(source: str, facts: TaskFacts) -> Checked:
 
     :param source: Python source.
     :param facts: Facts of the task whose state keys may be read.
-    :raises RewardError: Naming the line, what was found and what is allowed.
+    :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
     """
     function = _parse(source)
     return _Checker(facts, function).check()

@@ -155,12 +155,7 @@ class SpecCompiler:
 
 
 def compile_spec(spec: s.RewardSpec, facts: TaskFacts) -> Compiled:
-    """
-    Compile a spec that :func:`sb3_tgrpo.rewards.program.static_checks.check_spec` found nothing wrong with.
-
-    :param spec: Spec.
-    :param facts: Facts of its task, for the sizes of sites.
-    """
+    """Compile a spec that :func:`sb3_tgrpo.rewards.program.static_checks.check_spec` found nothing wrong with."""
     compiler = SpecCompiler(spec, facts)
     names = [track.name for track in spec.tracks]
     tracks = tuple(compiler.track(track, names) for track in spec.tracks)

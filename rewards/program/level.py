@@ -18,7 +18,7 @@ class StateLevel(NamedTuple):
     """
     What one state is worth.
 
-    :param level: F1 + f2 of the paper's equation 1: stages, rungs and pose shaping, less broken guards.
+    :param level: The sum f1 + f2 of the paper's equation 1: stages, rungs and pose shaping, less broken guards.
     :param shaping: The part f2, points for nearness to key poses.
     :param stage: Number of stages that are done, over all tracks.
     :param at: Stage number of each track, by the track's name.

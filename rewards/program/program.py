@@ -127,7 +127,7 @@ class RewardProgram:
         :param source: A :class:`~sb3_tgrpo.rewards.program.spec.RewardSpec`, a mapping, a JSON text or a path.
         :param facts: Facts of the task; None = the shipped ones of the task that the spec names.
         :param payment: Rule that turns the level into a reward.
-        :raises RewardError: Naming each field that is wrong, its value and the valid choices.
+        :raises RewardError: If a field is wrong, naming it, its value and the valid choices.
         """
         spec = RewardSpec.parse(source)
         if facts is None:
@@ -151,7 +151,7 @@ class RewardProgram:
         :param task: The task whose state keys may be read, e.g. ``"libero_object-3"``.
         :param facts: Its facts; None = the shipped ones.
         :param payment: Rule that turns the level into a reward.
-        :raises RewardError: Naming the line, what was found and what is allowed.
+        :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
         """
         if facts is None:
             if task is None:

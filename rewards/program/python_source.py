@@ -30,7 +30,7 @@ def compile_python(source: str, facts: TaskFacts) -> Compiled:
 
     :param source: One ``def compute_reward(state, info)``.
     :param facts: Facts of its task.
-    :raises RewardError: Naming the line, what was found and what is allowed.
+    :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
     """
     checked = check_source(source, facts)
     module = compile(checked.tree, FILENAME, "exec", dont_inherit=True, optimize=2)
@@ -65,7 +65,7 @@ def check_bytecode(code: types.CodeType) -> None:
     """
     Refuse bytecode that the allowed syntax cannot have produced.
 
-    :raises RewardError: Naming the operation; it would be a hole in the allow-list.
+    :raises RewardError: If there is any, naming the operation; it would be a hole in the allow-list.
     """
     for instruction in dis.get_instructions(code):
         if any(part in instruction.opname for part in _FORBIDDEN):

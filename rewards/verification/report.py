@@ -7,28 +7,12 @@ from typing import Any
 from sb3_tgrpo.rewards.episodes.traces import TraceKind
 
 OTHER_KINDS: tuple[TraceKind, ...] = ("noop", "random", "hover", "oscillate", "wrong-object", "partial")
-TITLES = {
-    "V1": "names",
-    "V2": "payments rise",
-    "V3": "dominance",
-    "V4": "finite and bounded",
-    "V5": "deterministic",
-    "V6": "pure",
-    "V7": "nothing for nothing",
-    "V8": "expert replay",
-    "V9": "separation",
-    "V10": "partial order",
-    "V11": "rank agreement",
-    "V12": "oscillation",
-    "V13": "flicker",
-    "V14": "noise",
-    "V15": "invariance",
-    "V16": "wrong object",
-    "V17": "goal agreement",
-    "V18": "order of sub-goals",
-    "V19": "cost",
-    "V20": "mutation score",
-}
+_TITLES = (
+    "names", "payments rise", "dominance", "finite and bounded", "deterministic", "pure", "nothing for nothing",
+    "expert replay", "separation", "partial order", "rank agreement", "oscillation", "flicker", "noise", "invariance",
+    "wrong object", "goal agreement", "order of sub-goals", "cost", "mutation score",
+)  # fmt: skip
+TITLES = {f"V{number}": title for number, title in enumerate(_TITLES, start=1)}
 REPORT_ONLY = {"V20"}
 
 
