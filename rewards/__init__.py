@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 from sb3_tgrpo.lazy import lazy_attributes
 
 if __name__ != "sb3_tgrpo.rewards":
-    raise ImportError(
-        f"Import this package as sb3_tgrpo.rewards, not as {__name__}: two copies of its classes would not be equal."
-    )
+    raise ImportError(f"Import this package as sb3_tgrpo.rewards, not as {__name__}: two copies of a class are not equal.")
 
 if TYPE_CHECKING:  # what type checkers and editors see
     from sb3_tgrpo.rewards.episodes.traces import Trace, load_traces, save_traces

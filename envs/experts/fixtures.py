@@ -19,12 +19,7 @@ _HOLLOW, _PRESS = 0.006, 0.006
 
 
 def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
-    """
-    The handle and joint behind an atom's argument.
-
-    :param name: A region that moves with a joint, or a fixture that has one.
-    :raises ValueError: If there is none.
-    """
+    """Handle and joint behind an atom's argument, a region or a fixture; ValueError if it has none."""
     site = next((site for site in facts.sites if site.name == name), None)
     for joint in facts.joints:
         if joint.name == (site.joint if site is not None else "") or joint.fixture == name:

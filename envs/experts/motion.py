@@ -99,12 +99,7 @@ def about_axis(axis: Vector, angle: float) -> Vector:
 
 
 def finger_yaw(direction: Vector, near: float = 0.0) -> float:
-    """
-    The yaw at which the fingers open along a horizontal direction. There are two, half a turn apart.
-
-    :param direction: (2,) or (3,), its vertical part is ignored.
-    :param near: The one closer to this yaw is returned.
-    """
+    """The yaw, of two half a turn apart, nearer to ``near`` at which the fingers open along a horizontal direction."""
     yaw = float(np.arctan2(direction[1], direction[0])) - np.pi / 2
     return near + (yaw - near + np.pi / 2) % np.pi - np.pi / 2
 
@@ -140,13 +135,7 @@ class Skill(Protocol):
 
 
 def action_towards(command: Command, eef_pos: Vector, eef_rotation: Vector) -> Vector:
-    """
-    The action that moves the gripper towards a commanded pose: proportional, within the action space.
-
-    :param eef_pos: Gripper's position, (3,).
-    :param eef_rotation: Gripper's rotation, (3, 3).
-    :return: Array float32 of shape (7,), each in [-1, 1].
-    """
+    """The action, float32 (7,) in [-1, 1], that moves the gripper towards a commanded pose: proportional to the way."""
     # Each axis on its own: the arm drifts sideways on its way down, and this keeps all authority for correcting it.
     shift = np.clip((command.position - eef_pos) * (_POSITION_GAIN / POSITION_SCALE), -command.speed, command.speed)
     turn = rotation_vector(command.rotation @ eef_rotation.T) * (_ROTATION_GAIN / ROTATION_SCALE)

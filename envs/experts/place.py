@@ -121,9 +121,7 @@ class Place:
         return pos, float(pos[2] + heights(self.target_object, rotation)[1])
 
     def goal(self, state: State) -> tuple[Vector, float]:
-        """
-        Where the object's origin is to be when the gripper opens, and how high its lowest point must be on the way there.
-        """
+        """Where the object's origin is to be when the gripper opens, and how high its lowest point must be on the way."""
         _, rotation = pose(state, self.thing.name)
         below = -heights(self.thing, rotation)[0]
         point, top = self._surface(state)

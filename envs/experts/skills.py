@@ -13,12 +13,7 @@ PUSHED: tuple[str, ...] = ("plate",)
 
 
 def make_skill(facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> Skill:
-    """
-    :param k: Index of the atom.
-    :param rng: Source of the episode's variation.
-    :param detour: Size of the variation, metres.
-    :raises ValueError: If no skill works on such an atom.
-    """
+    """The skill that works on atom ``k``, varied by up to ``detour`` metres; ValueError if there is none."""
     atom = facts.goal[k]
     if atom.predicate in ("in", "on"):
         site = next((site for site in facts.sites if site.name == atom.args[-1]), None)

@@ -264,11 +264,7 @@ class ArmController:
         self._command.stale[0] = 1
 
     def set_action(self, action: np.ndarray) -> None:
-        """
-        Take over an action; it comes into force with the next physics step.
-
-        :param action: Array float64 of shape (7,): position and rotation change and the gripper command.
-        """
+        """Take over an action, float64 (7,); it comes into force with the next physics step."""
         scaled = np.clip(action[:6], self._input_low, self._input_high)
         self._delta = (scaled - self._input_offset) * self._scale + self._output_offset
         self._rotation = transform_utils.quat2mat(transform_utils.axisangle2quat(self._delta[3:]))

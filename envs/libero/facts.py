@@ -200,10 +200,7 @@ class FactsReader:
         self._goal_keys = [f"goal_{k}" for k in range(len(goal.atoms))]
 
     def read(self, atoms: list[bool]) -> State:
-        """
-        :param atoms: Truth of the goal's atoms now.
-        :return: The state as plain floats, bools and tuples.
-        """
+        """The state as plain floats, bools and tuples; ``atoms`` is the truth of the goal's atoms now."""
         data = self._data
         _collect(*self._arrays, data.contact.geom, *self._labels)
         pos, quat, touch = self._pos.tolist(), self._quat.tolist(), self._touch.tolist()

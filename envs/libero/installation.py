@@ -33,9 +33,7 @@ def libero_root() -> Path:
     """
     spec = importlib.util.find_spec("libero")
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            'LIBERO is not installed: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.'
-        )
+        raise ImportError('LIBERO is missing: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.')
     return Path(spec.submodule_search_locations[0]) / "libero"
 
 

@@ -69,15 +69,7 @@ def _problem_class(task: LiberoTask) -> Any:
 
 
 def _build_problem(domain: Any, task: LiberoTask, assets: Assets, process_xml: Callable[[str], str] | None) -> Any:
-    """
-    Construct LIBERO's own environment object for a task, without cameras or renderer.
-
-    :param domain: LIBERO's class for this kind of scene.
-    :param task: The task.
-    :param assets: The assets folder.
-    :param process_xml: Applied to the final MJCF document before it is compiled.
-    :return: An instance of LIBERO's ``BDDLBaseDomain``.
-    """
+    """LIBERO's own environment object for a task, without cameras or renderer; ``process_xml`` edits the final MJCF."""
     with libero_assets(assets.path), global_numpy_seed():
         import robosuite
 

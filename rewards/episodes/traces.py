@@ -101,9 +101,7 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     head = []
     for i, trace in enumerate(traces):
         if trace.task != task or sorted(trace.states[0]) != keys:
-            raise ValueError(
-                f"traces must share task and keys: trace {i} ({trace.name}) of {trace.task!r} differs from {task!r}."
-            )
+            raise ValueError(f"traces must share task and keys: trace {i} ({trace.name} of {trace.task}) differs from {task}.")
         rows = np.array([[x for key in keys for x in _flat(state[key])] for state in trace.states], dtype=np.float64)
         ticks = np.rint(rows / RESOLUTION).astype(np.int64)
         arrays[f"states_{i}"] = np.diff(ticks, axis=0, prepend=0).astype(np.int32).T

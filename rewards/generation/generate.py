@@ -320,19 +320,13 @@ def _number(path: Path) -> int:
 
 
 def _read_answer(path: Path, question: str) -> api.Answer | None:
-    """
-    A kept answer; None if it is to another question, or was cut off.
-
-    :raises ValueError: If the file is damaged.
-    """
+    """A kept answer; None if it is to another question, or was cut off. ValueError if the file is damaged."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return api.Answer(**kept["answer"]) if kept["question"] == question and kept["complete"] else None
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path} is no kept answer, or a damaged one ({reason}): delete it and it is asked for again."
-        ) from error
+        raise ValueError(f"{path} is no kept answer, or damaged ({reason}): delete it and it is asked for again.") from error
 
 
 def _verdict(attempt: Attempt) -> dict[str, Any]:

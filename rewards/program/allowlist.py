@@ -145,9 +145,7 @@ class _Checker:
         plain = not (a.posonlyargs or a.kwonlyargs or a.vararg or a.kwarg or a.defaults or a.kw_defaults)
         plain = plain and not (f.decorator_list or f.returns or f.type_comment or getattr(f, "type_params", None))
         if f.name != "compute_reward" or [arg.arg for arg in a.args] != ["state", "info"] or not plain:
-            raise _Refused(
-                f, "the signature must be def compute_reward(state, info), without decorators, defaults, annotations"
-            )
+            raise _Refused(f, "the signature must be def compute_reward(state, info): no decorators, defaults, annotations")
         if any(arg.annotation or arg.type_comment for arg in a.args):
             raise _Refused(f, "arguments take no annotations")
         if len(self.memory) > MAX_MEMORY:
@@ -340,9 +338,8 @@ class _Checker:
         value, kind = self._expression(node.value, types)
         width = {"vec3": 3, "quat": 4}.get(kind, 0)
         if type(index) is not int or not 0 <= index < width:
-            raise _Refused(
-                node, f"a {kind} takes a literal index from 0 to {width - 1}" if width else f"a {kind} has no parts"
-            )
+            message = f"a {kind} takes a literal index from 0 to {width - 1}" if width else f"a {kind} has no parts"
+            raise _Refused(node, message)
         return ast.Subscript(value, ast.Constant(index), ast.Load()), "scalar"
 
     def _state_key(self, node: ast.AST, key: str) -> ValueType:

@@ -30,9 +30,7 @@ from sb3_tgrpo.rewards.program.python_source import compile_python
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.program.static_checks import check_spec
 
-_OWN_FACTS = (
-    "For another task: RewardProgram.from_spec(path, facts=TaskFacts.from_dict(env.task_facts())), with an environment of it."
-)
+_OWN_FACTS = "For another task: RewardProgram.from_spec(path, facts=TaskFacts.from_dict(env.task_facts())) with its env."
 
 
 class RewardStep(NamedTuple):
@@ -176,11 +174,7 @@ class RewardProgram:
         return spec_to_python(self.spec, self._facts)
 
     def with_payment(self, payment: Payment) -> "RewardProgram":
-        """
-        The same program under another payment rule.
-
-        :raises ValueError: If there is no such rule.
-        """
+        """The same program under another payment rule; ValueError if there is no such rule."""
         return _rebuild(self.spec, self.source, self._facts, payment)
 
     def reset(self, state: State | None = None) -> RewardMemory:

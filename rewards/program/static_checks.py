@@ -1,6 +1,4 @@
-"""
-What can be said about a spec without running it: names against the task's facts, and the order of its payments.
-"""
+"""Checks of a spec that need no run: names against the task's facts, and the order of its payments."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -68,9 +66,7 @@ class _Names:
             yield from _known(f"{where}.after[{k}]", name, earlier, "tracks may only follow tracks listed before them")
         yield from _twice(f"{where}.stages", [stage.name for stage in track.stages])
         if track.stages[0].requires:
-            yield Problem(
-                f"{where}.stages[0].requires", "", "the first stage can require nothing: it is where a track falls back to"
-            )
+            yield Problem(f"{where}.stages[0].requires", "", "the first stage can require nothing: tracks fall back to it")
         last = track.stages[-1]
         wanted = {("goal", index) for index in track.goal}
         if {(c.kind, getattr(c, "index", None)) for c in last.done} != wanted or last.hold_steps != 1:
@@ -181,9 +177,8 @@ def _stage_payments(where: str, stage: s.Stage, ranges: dict[str, tuple[float, f
                 place = f"{where}.{field}[{k}].value"
                 yield from _reachable(place, condition.variable, condition.op, condition.value, ranges)
     if most >= stage.points:
-        yield Problem(
-            f"{where}.points", str(stage.points), f"being done must pay more than the last rung and the pose ({most:g})"
-        )
+        message = f"being done must pay more than the last rung and the pose ({most:g})"
+        yield Problem(f"{where}.points", str(stage.points), message)
 
 
 def _reachable(where: str, variable: Any, op: str, value: float, ranges: dict[str, tuple[float, float]]) -> Iterator[Problem]:

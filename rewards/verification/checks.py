@@ -41,12 +41,7 @@ class Verifier:
         self.least = min((p.total for _, p in self.experts), default=0.0)
 
     def check(self, check_id: str) -> Result:
-        """
-        Run one check.
-
-        :param check_id: ``V1`` to ``V19``.
-        :return: Whether it passed (None if it does not apply), what was measured, and the first counter-example.
-        """
+        """Whether V1 to V19 passed (None: it does not apply), what was measured, and the first counter-example."""
         title = TITLES[check_id].replace(" ", "_").replace("-", "_")
         method: Callable[[], Result] = getattr(self, f"check_{title}")
         return method()

@@ -36,11 +36,7 @@ def mutation_check(program: RewardProgram, traces: Sequence[Trace], facts: TaskF
 def first_failure(
     document: dict[str, Any], traces: Sequence[Trace], facts: TaskFacts, payment: Any = "latched", seed: int = 0
 ) -> str | None:
-    """
-    The first check that rejects a spec, cheapest first; ``schema`` if it does not even parse, None if it passes them all.
-
-    :param document: The spec as JSON values.
-    """
+    """The first check that rejects a spec as JSON, cheapest first; ``schema`` if it does not parse, None if it passes all."""
     try:
         program = RewardProgram.from_spec(document, facts=facts, payment=payment)
     except ValueError:

@@ -118,21 +118,15 @@ def occupancy(program: RewardProgram, played: Sequence[tuple[Trace, Played]]) ->
 
 
 def stage_returns(played: Sequence[tuple[Trace, Played]]) -> list[tuple[str, int, float]]:
-    """
-    What is paid for how far an episode gets.
-
-    :param played: Episodes and what the reward made of them.
-    :return: Per episode: kind, most stages done at one time, return.
-    """
+    """What is paid for how far an episode gets: kind, most stages done at one time and return of each."""
     return [(trace.kind, result.most_stages, result.total) for trace, result in played]
 
 
 def mutation_bars(check: Check) -> dict[str, int]:
     """
-    How many mutants each check rejects, and how many survive.
+    How many mutants each check rejects, and how many survive; empty if V20 was not run.
 
-    :param check: V20, with its numbers; empty if it was not run.
-    :return: Counts by check in the order V1 to V19, then ``survived``; they sum to the number of mutants.
+    :param check: V20, with its numbers.
     """
     killed = check.numbers.get("killed by")
     if killed is None:

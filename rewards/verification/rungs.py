@@ -69,9 +69,8 @@ def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[S
             for k, rung in enumerate(stage.ladder.rungs):
                 way = value - rung.threshold if stage.ladder.op == "below" else rung.threshold - value
                 if way < NOISE:
-                    yield SpecPart(
-                        i, j, k, f"rung {rung.threshold:g} of {track.name}.{stage.name} is passed when the stage begins"
-                    )
+                    text = f"rung {rung.threshold:g} of {track.name}.{stage.name} is passed when the stage begins"
+                    yield SpecPart(i, j, k, text)
 
 
 def before_contact(track: Track, facts: TaskFacts) -> float:

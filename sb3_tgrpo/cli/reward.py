@@ -33,9 +33,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "Costs money: ANTHROPIC_API_KEY is read from the environment. Exit status 1 if a task gets no verified reward.",
     )
     generate.add_argument("tasks", nargs="+", metavar="TASK", help="libero_object-3, or a suite such as libero_object")
-    generate.add_argument(
-        "--out", type=Path, default=Path("rewards-generated"), help="folder, one sub-folder per task (rewards-generated)"
-    )
+    out = Path("rewards-generated")
+    generate.add_argument("--out", type=Path, default=out, help=f"folder, one sub-folder per task ({out})")
     generate.add_argument("--model", default=None, help="model id; default SB3_TGRPO_MODEL or the package's default")
     generate.add_argument("--candidates", type=int, default=2, help="independent attempts per task (2)")
     generate.add_argument("--max-rounds", type=int, default=3, help="answers per candidate (3)")
@@ -54,13 +53,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     verify.add_argument("rewards", nargs="*", metavar="REWARD", help="task, suite, or path to a spec; default: all shipped")
     verify.add_argument("--payment", choices=PAYMENTS, default="latched", help="how the level is paid (latched)")
-    verify.add_argument(
-        "--traces", type=Path, default=None, metavar="FILE", help=".npz of episodes instead of the shipped ones"
-    )
+    verify.add_argument("--traces", type=Path, metavar="FILE", help=".npz of episodes instead of the shipped ones")
     verify.add_argument("--mutation", action="store_true", help="also the mutation score, some seconds per task")
-    verify.add_argument(
-        "--plots", type=Path, default=None, metavar="FOLDER", help="write plots there, with --mutation also of the mutants"
-    )
+    verify.add_argument("--plots", type=Path, metavar="FOLDER", help="write plots there; of mutants, too, with --mutation")
     verify.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the reports there")
     verify.add_argument("--seed", type=int, default=0, help="of random states and perturbations (0)")
     verify.set_defaults(run=run_verify)
