@@ -99,7 +99,7 @@ def _find_full(named_folder: str | None) -> Path | None:
             raise FileNotFoundError(f"{ASSETS_VARIABLE}={named_folder}: {_describe(missing)}. {remedy}")
         return path.resolve()
     for path in _candidates():
-        if not path.is_dir():
+        if not os.path.isdir(path):  # Path.is_dir raises where this user may not look
             continue
         if missing := missing_files(path):
             logger.warning("Skipping the LIBERO assets in %s: %s.", path, _describe(missing))
@@ -119,7 +119,7 @@ def _candidates() -> Iterator[Path]:
     home = os.path.expanduser("~")
     if os.path.isabs(home):
         yield Path(home) / ".cache" / "libero" / "assets"
-    if not (_hub_cache() / f"datasets--{HUB_REPOSITORY.replace('/', '--')}").is_dir():
+    if not os.path.isdir(_hub_cache() / f"datasets--{HUB_REPOSITORY.replace('/', '--')}"):
         return  # spares every worker process the import
     try:
         from huggingface_hub import snapshot_download

@@ -45,7 +45,7 @@ def user_cache() -> Path | None:
 
 def is_writable(folder: Path) -> bool:
     """Whether files can be made in a folder, or in the nearest one above it that exists."""
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.exists(folder) and folder != folder.parent:  # Path.exists raises where this user may not look
         folder = folder.parent
     try:
         with tempfile.TemporaryFile(dir=folder):
@@ -101,7 +101,7 @@ def import_libero() -> Any:
                 del os.environ["LIBERO_CONFIG_PATH"]
             else:
                 os.environ["LIBERO_CONFIG_PATH"] = previous
-        if (own / "config.yaml").is_file():
+        if os.path.isfile(own / "config.yaml"):
             module.libero_config_path, module.config_file = str(own), str(own / "config.yaml")  # type: ignore[attr-defined]
         return module
 

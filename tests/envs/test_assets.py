@@ -11,7 +11,7 @@ import pytest
 
 from sb3_tgrpo.envs.libero import assets as assets_module
 from sb3_tgrpo.envs.libero.assets import ASSETS_VARIABLE, missing_files, resolve_assets
-from sb3_tgrpo.envs.libero.installation import CACHE_VARIABLE, import_libero, libero_assets, writable_cache_folder
+from sb3_tgrpo.envs.libero.installation import CACHE_VARIABLE, import_libero, is_writable, libero_assets, writable_cache_folder
 from sb3_tgrpo.envs.libero.light_mjcf import asset_files
 
 
@@ -187,6 +187,19 @@ def test_a_user_without_a_home_has_a_cache_and_light_assets(monkeypatch: pytest.
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("os.getuid", lambda: 4_000_000)  # as in a container: the system knows no such user
     assert resolve_assets("auto").kind == "light"
+
+
+def test_a_home_that_may_not_be_searched_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stat = Path.stat
+
+    def denied(self: Path, **kwargs: bool) -> os.stat_result:
+        if tmp_path / "home" in (self, *self.parents):
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    assert resolve_assets("auto").kind == "light"
+    assert is_writable(tmp_path / "home" / "new")  # asked by writing, not by looking
 
 
 def test_many_processes_generate_light_assets_at_once(tmp_path: Path) -> None:
