@@ -1,9 +1,9 @@
 """
 Record the episodes that rewards are verified on: ``python scripts/record_traces.py [TASK ...]``.
 
-One file of state traces per task, ``rewards/data/traces/<suite>-<index>.npz``; which kinds of episodes there are, and what
-they mean, is said in :data:`sb3_tgrpo.rewards.episodes.traces.TraceKind`. All are played in the simulator. Without
-arguments, all tasks of the four suites that ship. The same command writes the same episodes.
+One file of state traces per task, ``rewards/data/traces/<suite>-<index>.npz``, with episodes of every
+:data:`~sb3_tgrpo.rewards.episodes.traces.TraceKind`, played in the simulator. Without arguments, all tasks of the four suites
+that ship. The same command writes the same episodes.
 """
 
 import argparse

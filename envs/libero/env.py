@@ -173,7 +173,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def facts(self) -> State:
         """
-        What a reward may know about the current state, by the names of :data:`~sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
+        The current state as rewards see it, by the names of :data:`~sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
 
         :return: A new dictionary of floats, bools and tuples.
         """
@@ -377,7 +377,7 @@ def _load_reward(reward: Any) -> Any:
 
 
 def _check_reward(program: Any, task: LiberoTask) -> None:
-    """A program knows its task and, as a scene may have several targets, its sentence; a callable of the user's neither."""
+    """A program has a task and a sentence, as a scene may have several targets; a callable of the user's has neither."""
     own = str(TaskName(task.suite, task.index))
     rewarded = getattr(program, "task", own)
     if rewarded != own:

@@ -1,4 +1,4 @@
-"""What rewards, experts and key poses may know about a LIBERO scene: the live state, read in microseconds."""
+"""What rewards, experts and key poses may use of a LIBERO scene: the live state, read in microseconds."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +46,7 @@ def find_entities(scene: LiberoScene, goal: GoalPredicates) -> Entities:
     """
     The entities of a task.
 
-    Sites are those of the goal. Joints are those that the goal moves, directly (``Open``, ``Turnon``) or because a region
+    Sites are the goal's. Joints are the ones that the goal moves, directly (``Open``, ``Turnon``) or because a region
     of the goal moves with them (a bowl that goes into a drawer); each has a handle.
     """
     problem = scene.problem

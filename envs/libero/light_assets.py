@@ -141,7 +141,7 @@ def require_light(bddl_file: str | os.PathLike[str]) -> None:
         raise ValueError(
             f'assets="light" does not cover {os.path.basename(bddl_file)}: no light version of {", ".join(missing)}. '
             'Use assets="full" (LIBERO\'s own, downloaded on first use), or add rows to the tables in '
-            "envs/data/light_assets (docs/light_assets.md says how)."
+            "envs/data/light_assets (see docs/light_assets.md)."
         )
 
 

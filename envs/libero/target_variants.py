@@ -79,7 +79,7 @@ def write_target_variant(task: LiberoTask, target: str, folder: str | os.PathLik
 
 def target_facts(facts: TaskFacts, target: str) -> TaskFacts:
     """
-    The facts of a variant, from those of the task: what an expert needs to know.
+    The facts of a variant, from the task's facts, for an expert.
 
     :param facts: Facts of the task.
     :param target: Object to ask for, as for :func:`target_variant`.

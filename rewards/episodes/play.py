@@ -191,7 +191,7 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
     """
     The episode with its two sub-goals in the other order, cut at the step where the first is reached.
 
-    :param first: Object of the sub-goal that the episode reaches first, atom ``k_first``; likewise ``second``.
+    :param first: Object of the sub-goal that the episode reaches first, atom ``k_first``; ``second`` is the other one's.
     :return: None if the episode does not reach both.
     """
     states = trace.states

@@ -38,7 +38,7 @@ class Answer:
 
     :param text: All text blocks.
     :param stop_reason: ``end_turn``, ``max_tokens``, ``refusal``, ...; None if a stream ended early.
-    :param usage: Tokens, with those of cut-off answers to the same question before it.
+    :param usage: Tokens, cut-off answers to the same question before it included.
     :param refusal: Category of a refusal.
     :param cost_usd: Cost of these tokens, estimated from list prices; None if the model's price is not known.
     """
@@ -117,7 +117,7 @@ def ask(
     :param sleep: Function that waits; tests pass their own.
     :param on_answer: Function that gets every answer, the cut-off ones too, before anything is made of it.
     :param tell: Function that gets a line for each retry: what went wrong, and the pause.
-    :return: The last answer; its tokens and cost include those of a cut-off one before it.
+    :return: The last answer; its tokens and cost include a cut-off one before it.
     :raises FatalAPIError: If asking again will not help.
     :raises DeadlineError: If the deadline passes first.
     """
@@ -191,7 +191,7 @@ def _once(client: Any, question: Question, max_tokens: int, stream: bool, timeou
     except (anthropic.APIError, httpx2.HTTPError):
         raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, TypeError) and "authentication" in str(error):  # the SDK's way to say so
+        if isinstance(error, TypeError) and "authentication" in str(error):  # raised by the SDK without a key
             raise FatalAPIError(f"no credentials: set ANTHROPIC_API_KEY, or pass client= ({error})") from error
         # The SDK does not check what it receives: a proxy's page or a cut-off body fails somewhere in it, or in _to_answer.
         raise _MalformedError(f"{type(error).__name__}: {error}".strip(": ")) from error
@@ -233,7 +233,7 @@ def _worth_retrying(error: Any) -> bool:
 
     if isinstance(error, anthropic.ContractSpendLimitReachedError | anthropic.EnforcedSpendLimitReachedError):
         return False
-    # An error event inside a stream comes with the stream's status, 200: its type says what it is.
+    # An error event inside a stream comes with the stream's status, 200: only its type is of use.
     if error.type in ("overloaded_error", "rate_limit_error", "api_error", "timeout_error"):
         return True
     return error.status_code in (408, 409, 429) or error.status_code >= 500

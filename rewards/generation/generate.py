@@ -1,6 +1,6 @@
 """
-Have a language model write a reward, verify it on recorded episodes, and tell it what failed: the paper's section IV-A
-with the part that it leaves to the reader.
+Have a language model write a reward, verify it on recorded episodes, and return what failed: the paper's section IV-A
+and the part that it leaves open.
 """
 
 import hashlib
@@ -238,7 +238,7 @@ class _Run:
         return Attempt(candidate, round_, outcome, answer, report, spec=program.spec)
 
     def result(self, attempts: list[Attempt], failure: RewardError | None) -> GeneratedReward:
-        """The best verified attempt, or an error that says why there is none."""
+        """The best verified attempt, or an error with the reasons why there is none."""
         answers = [*(attempt.answer for attempt in attempts), *self.lost]
         cost = _cost(answers)
         good = [attempt for attempt in attempts if attempt.outcome == "verified" and attempt.report]

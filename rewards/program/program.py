@@ -153,7 +153,7 @@ class RewardProgram:
         """
         if facts is None:
             if task is None:
-                raise ValueError("from_python needs task= or facts=: they say which state keys there are.")
+                raise ValueError("from_python needs task= or facts=, which define the state keys.")
             facts = load_task_facts(task)
         return cls(compile_python(source, facts), facts, payment, source=source)
 

@@ -23,7 +23,7 @@ class Check:
 
     :param id: ``V1`` to ``V20``.
     :param title: Its name.
-    :param passed: None if it does not apply, and ``numbers["why"]`` says why.
+    :param passed: None if it does not apply, for the reason in ``numbers["why"]``.
     :param hard: A failure fails the report.
     :param numbers: Measurements.
     :param counterexample: The first episode and step that fails, or the first problem.

@@ -2,7 +2,7 @@
 Does a reward do what a reward must? Twenty named checks on recorded episodes, with numbers and the first counter-example.
 
 Checks are played under the program's own payment rule. ``per_step`` cannot pass dominance (V3), separation (V9) or oscillation
-(V12) in general; the report then says by how much.
+(V12) in general; the report has the numbers.
 """
 
 from collections.abc import Sequence
