@@ -102,24 +102,10 @@ def _find_handle(scene: LiberoScene, joint: str, owner: Any) -> Handle:
 
 
 @njit(cache=True)
-def _collect(
-    xpos: np.ndarray,
-    xquat: np.ndarray,
-    xmat: np.ndarray,
-    site_xpos: np.ndarray,
-    site_xmat: np.ndarray,
-    bodies: np.ndarray,
-    sites: np.ndarray,
-    handle_bodies: np.ndarray,
-    handle_centers: np.ndarray,
-    contact_geom: np.ndarray,
-    label: np.ndarray,
-    grip: np.ndarray,
-    pos: np.ndarray,
-    quat: np.ndarray,
-    touch: np.ndarray,
-) -> None:
+def _collect(reads: tuple[np.ndarray, ...], contact_geom: np.ndarray, writes: tuple[np.ndarray, ...]) -> None:
     """Positions and (x, y, z, w) quaternions of bodies, then sites, then positions of handles; who touches the gripper."""
+    xpos, xquat, xmat, site_xpos, site_xmat, bodies, sites, handle_bodies, handle_centers = reads
+    label, grip, pos, quat, touch = writes
     n_bodies, n_sites = bodies.shape[0], sites.shape[0]
     wxyz = np.empty(4)
     for i in range(n_bodies):
@@ -202,7 +188,7 @@ class FactsReader:
     def read(self, atoms: list[bool]) -> State:
         """The state as plain floats, bools and tuples; ``atoms`` is the truth of the goal's atoms now."""
         data = self._data
-        _collect(*self._arrays, data.contact.geom, *self._labels)
+        _collect(self._arrays, data.contact.geom, self._labels)
         pos, quat, touch = self._pos.tolist(), self._quat.tolist(), self._touch.tolist()
         qpos = data.qpos
         eef = self._eef_row
