@@ -7,17 +7,20 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes.util import find_library
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import mujoco
 import numpy as np
 import pytest
+from filelock import FileLock
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common import env_checker
 
@@ -585,6 +588,24 @@ def test_the_simulator_is_created_by_the_first_reset(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_controller_is_compiled_by_one_process_at_a_time(
+    env: LiberoEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sb3_tgrpo.envs.libero import controller
+
+    sim, compiled = env.sim, threading.Event()
+    stub = SimpleNamespace(signatures=[], stats=SimpleNamespace(cache_path=str(tmp_path)))
+    monkeypatch.setattr(controller, "_advance", stub)
+    monkeypatch.setattr(controller.ArmController, "advance", lambda *args, **kwargs: compiled.set())
+    make_controller = threading.Thread(target=controller.ArmController, args=(sim.model, sim.data, sim.scene.robot))
+    with FileLock(tmp_path / "libero_controller.lock"):  # as another process that compiles
+        make_controller.start()
+        assert not compiled.wait(0.3)
+    make_controller.join()
+    assert compiled.is_set()
+
+
+@pytest.mark.slow
 def test_simulators_that_start_together_compile_the_controller_once(tmp_path: Path) -> None:
     code = (
         "from sb3_tgrpo.envs import LiberoEnv\n"
