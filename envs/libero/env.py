@@ -185,9 +185,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
         They are measured at the first stored initial state, or the one drawn with seed 0: the current episode is over then.
         """
-        from sb3_tgrpo.envs.libero.task_facts import measure_task_facts
-
         self.reset(seed=0, options={"init_state_id": 0} if self.task.init_file is not None else None)
+        from sb3_tgrpo.envs.libero.task_facts import measure_task_facts  # imports robosuite: after prepare_process
+
         self._phase = "new"
         return measure_task_facts(self.task, self.sim).to_dict()
 
