@@ -32,6 +32,16 @@ class Reply:
     cache_read: int = 0
 
 
+ODD: dict[str, tuple[str, bytes | dict[str, Any]]] = {
+    "wrong_body": ("application/json", b'{"hello": "world"}'),
+    "page": ("text/html", b"<html>Log in</html>"),
+    "no_json": ("application/json", b'{"id": "msg_1", "content": ['),
+    "no_content": ("application/json", {"content": None}),
+    "odd_usage": ("application/json", {"usage": {"input_tokens": "many"}}),
+}
+"""Bodies with status 200 that are no messages: bytes, or what replaces parts of a message."""
+
+
 def error(status: int, error_type: str, **headers: str) -> Reply:
     """An error reply that asks to be retried after 10 ms."""
     return Reply("error", status=status, error_type=error_type, headers={"retry-after-ms": "10"} | headers)
@@ -121,16 +131,10 @@ def fake_api(*replies: Reply) -> Iterator[FakeAPI]:
                 self.send(reply.status, {"type": "error", "error": problem, "request_id": "req_1"}, reply.headers)
             elif reply.kind == "html":
                 self.send(502, b"<html>Bad gateway</html>", {"content-type": "text/html", "retry-after-ms": "10"})
-            elif reply.kind == "wrong_body":
-                self.send(200, {"hello": "world"}, {})
-            elif reply.kind == "page":
-                self.send(200, b"<html>Log in</html>", {"content-type": "text/html"})
-            elif reply.kind == "no_json":
-                self.send(200, b'{"id": "msg_1", "content": [', {})
-            elif reply.kind == "no_content":
-                self.send(200, message(reply, body["model"]) | {"content": None}, {})
-            elif reply.kind == "odd_usage":
-                self.send(200, message(reply, body["model"]) | {"usage": {"input_tokens": "many"}}, {})
+            elif reply.kind in ODD:
+                content_type, odd = ODD[reply.kind]
+                data = odd if isinstance(odd, bytes) else message(reply, body["model"]) | odd
+                self.send(200, data, {"content-type": content_type})
             elif body.get("stream"):
                 self.stream(reply, body["model"])
             else:
