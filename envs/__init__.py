@@ -1,5 +1,7 @@
 """Environments for TGRPO: groups that start alike and step together, and LIBERO."""
 
+# ruff: noqa: F401
+
 from typing import TYPE_CHECKING
 
 from sb3_tgrpo.lazy import lazy_attributes
@@ -7,7 +9,7 @@ from sb3_tgrpo.lazy import lazy_attributes
 if __name__ != "sb3_tgrpo.envs":
     raise ImportError(f"Import this package as sb3_tgrpo.envs, not as {__name__}: two copies of a class are not equal.")
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what type checkers and editors see
     from sb3_tgrpo.envs.demos.collection import CollectionSettings, collect_demos
     from sb3_tgrpo.envs.demos.files import Demo, Demos, load_demos
     from sb3_tgrpo.envs.demos.key_poses import KeyPoses, key_poses
@@ -34,20 +36,5 @@ _LAZY = {
     "register_envs": "sb3_tgrpo.envs.registration",
 }
 
-__all__ = [
-    "CollectionSettings",
-    "Demo",
-    "Demos",
-    "GroupVecEnv",
-    "KeyPoses",
-    "LiberoEnv",
-    "ScriptedExpert",
-    "SyncGroupVectorEnv",
-    "collect_demos",
-    "key_poses",
-    "load_demos",
-    "make_group_env",
-    "register_envs",
-]
-
+__all__ = list(_LAZY)
 __getattr__ = lazy_attributes(__name__, _LAZY)

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from types import MappingProxyType
 
+from sb3_tgrpo.rewards.facts.task_name import TaskName
+
 SUITES = MappingProxyType({"libero_spatial": 10, "libero_object": 10, "libero_goal": 10, "libero_10": 10, "libero_90": 90})
 """Number of tasks per suite."""
 
@@ -13,30 +15,43 @@ STEP_CAPS = MappingProxyType(
 
 
 def gym_id(suite: str, task: int) -> str:
-    """``LIBERO/libero_object-3-v0`` for suite ``libero_object`` and task 3."""
-    return f"LIBERO/{suite}-{task}-v0"
+    """Gymnasium id of a task, such as ``LIBERO/libero_object-3-v0``."""
+    return TaskName(suite, task).gym_id
 
 
-def env_id(task: str) -> str:
+def task_names(names: Iterable[str]) -> list[TaskName]:
     """
-    A Gymnasium id as it is asked for on the command line.
+    Tasks by their names.
 
-    :param task: such as ``libero_object-3``, LIBERO's own; ids are left as they are.
+    :param names: Tasks such as ``libero_object-3``, and suites such as ``libero_object`` for all of their tasks.
+    :raises ValueError: If a name is neither.
     """
-    suite, _, index = task.rpartition("-")
-    return gym_id(suite, int(index)) if suite in SUITES and index.isdecimal() else task
+    found: list[TaskName] = []
+    for name in names:
+        found += [TaskName(name, task) for task in range(SUITES[name])] if name in SUITES else [TaskName.parse(name)]
+    return found
 
 
-def env_ids(tasks: Iterable[str]) -> list[str]:
+def env_ids(names: Iterable[str]) -> list[str]:
     """
     Gymnasium ids, each once.
 
-    :param tasks: such as ``libero_object-3``, a suite's name for all of its tasks, or ids.
+    :param names: Tasks such as ``libero_object-3``, suites such as ``libero_object`` for all of their tasks, or ids.
     """
     found: list[str] = []
-    for task in tasks:
-        found += [gym_id(task, index) for index in range(SUITES[task])] if task in SUITES else [env_id(task)]
+    for name in names:
+        found += [task.gym_id for task in task_names([name])] if name in SUITES else [env_id(name)]
     return list(dict.fromkeys(found))
+
+
+def env_id(name: str) -> str:
+    """
+    Gymnasium id of an environment that the command line names.
+
+    :param name: Task such as ``libero_object-3``; other ids are left as they are.
+    """
+    suite, _, task = name.rpartition("-")
+    return gym_id(suite, int(task)) if suite in SUITES and task.isdecimal() else name
 
 
 def register_envs() -> None:
@@ -48,7 +63,7 @@ def register_envs() -> None:
             if gym_id(suite, task) not in registry:
                 register(
                     gym_id(suite, task),
-                    entry_point="sb3_tgrpo.envs.libero:LiberoEnv",
+                    entry_point="sb3_tgrpo.envs.libero.env:LiberoEnv",
                     max_episode_steps=STEP_CAPS[suite],
                     kwargs={"suite": suite, "task": task},
                 )

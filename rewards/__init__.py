@@ -1,19 +1,20 @@
 """Multi-stage rewards: programs, their generation by an LLM and their verification (arXiv 2506.08440, section IV-A)."""
 
+# ruff: noqa: F401
+
 from typing import TYPE_CHECKING
 
 from sb3_tgrpo.lazy import lazy_attributes
 
 if __name__ != "sb3_tgrpo.rewards":
-    raise ImportError(
-        f"Import this package as sb3_tgrpo.rewards, not as {__name__}: two copies of its classes would not be equal."
-    )
+    raise ImportError(f"Import this package as sb3_tgrpo.rewards, not as {__name__}: two copies of a class are not equal.")
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what type checkers and editors see
     from sb3_tgrpo.rewards.episodes.traces import Trace, load_traces, save_traces
     from sb3_tgrpo.rewards.facts.errors import RewardError
+    from sb3_tgrpo.rewards.facts.helpers import HELPERS
     from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
-    from sb3_tgrpo.rewards.facts.vocabulary import HELPERS, INFO_VOCABULARY, VOCABULARY
+    from sb3_tgrpo.rewards.facts.vocabulary import INFO_VOCABULARY, VOCABULARY
     from sb3_tgrpo.rewards.generation.generate import generate_reward
     from sb3_tgrpo.rewards.program.program import RewardMemory, RewardProgram, RewardStep, load_reward
     from sb3_tgrpo.rewards.program.spec import RewardSpec
@@ -25,7 +26,7 @@ _LAZY = {
     "RewardProgram": "sb3_tgrpo.rewards.program.program",
     "RewardSpec": "sb3_tgrpo.rewards.program.spec",
     "RewardStep": "sb3_tgrpo.rewards.program.program",
-    "HELPERS": "sb3_tgrpo.rewards.facts.vocabulary",
+    "HELPERS": "sb3_tgrpo.rewards.facts.helpers",
     "INFO_VOCABULARY": "sb3_tgrpo.rewards.facts.vocabulary",
     "VOCABULARY": "sb3_tgrpo.rewards.facts.vocabulary",
     "TaskFacts": "sb3_tgrpo.rewards.facts.task_facts",
@@ -39,24 +40,5 @@ _LAZY = {
     "verify_reward": "sb3_tgrpo.rewards.verification.verify",
 }
 
-__all__ = [
-    "HELPERS",
-    "INFO_VOCABULARY",
-    "VOCABULARY",
-    "RewardError",
-    "RewardMemory",
-    "RewardProgram",
-    "RewardSpec",
-    "RewardStep",
-    "TaskFacts",
-    "Trace",
-    "VerificationReport",
-    "generate_reward",
-    "load_reward",
-    "load_task_facts",
-    "load_traces",
-    "save_traces",
-    "verify_reward",
-]
-
+__all__ = list(_LAZY)
 __getattr__ = lazy_attributes(__name__, _LAZY)

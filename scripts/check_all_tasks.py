@@ -7,28 +7,29 @@ Without arguments all 130 tasks. Prints a table; the exit status is the number o
 import argparse
 import sys
 import time
-from collections.abc import Sequence
 
 import numpy as np
 
-from sb3_tgrpo.envs.libero.env import AssetsChoice, LiberoEnv
-from sb3_tgrpo.envs.libero.tasks import stored_starts
-from sb3_tgrpo.envs.registration import SUITES, gym_id, register_envs
+from sb3_tgrpo.envs.libero.assets import AssetsChoice
+from sb3_tgrpo.envs.libero.env import LiberoEnv
+from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
+from sb3_tgrpo.envs.registration import SUITES, register_envs, task_names
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 N_STEPS = 5
 
 
-def check_task(suite: str, task: int, assets: AssetsChoice = "auto") -> dict[str, float]:
+def check_task(name: TaskName, assets: AssetsChoice = "auto") -> dict[str, float]:
     """
-    Build a task; reset it to a drawn and to the last stored start; step; render.
+    Build a task; reset it to a drawn and to the last stored initial state; step; render.
 
-    :return: seconds to build, seconds per reset, and the mean brightness of the picture.
-    :raises Exception: whatever fails.
+    :return: Seconds to build, seconds per reset, and the mean brightness of the picture.
+    :raises Exception: Whatever fails.
     """
     import gymnasium as gym
 
     started = time.perf_counter()
-    env = gym.make(gym_id(suite, task), assets=assets, render_mode="rgb_array")
+    env = gym.make(name.gym_id, assets=assets, render_mode="rgb_array")
     try:
         unwrapped = env.unwrapped
         assert isinstance(unwrapped, LiberoEnv)
@@ -55,40 +56,27 @@ def check_task(suite: str, task: int, assets: AssetsChoice = "auto") -> dict[str
     return {"build": built - started, "reset": (done - built) / 2, "brightness": float(frame.mean())}
 
 
-def select(names: Sequence[str]) -> list[tuple[str, int]]:
-    """
-    :param names: suites (``libero_goal``) and tasks (``libero_goal-3``); empty for all.
-    :raises ValueError: for an unknown one.
-    """
-    everything = [(suite, task) for suite, count in SUITES.items() for task in range(count)]
-    chosen: list[tuple[str, int]] = []
-    for name in names or SUITES:
-        found = [(suite, task) for suite, task in everything if name in (suite, f"{suite}-{task}")]
-        if not found:
-            raise ValueError(f"{name!r} is neither a suite ({', '.join(SUITES)}) nor a task such as libero_object-3.")
-        chosen += found
-    return chosen
-
-
 def main(argv: list[str] | None = None) -> int:
-    """:return: number of tasks that failed."""
+    """:return: Number of tasks that failed."""
     parser = argparse.ArgumentParser(prog="python scripts/check_all_tasks.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="SUITE_OR_TASK")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     args = parser.parse_args(argv)
     register_envs()
     failed = 0
-    tasks = select(args.tasks)
+    tasks = task_names(args.tasks or SUITES)
+    for name in tasks:
+        get_task(*name)  # an unknown one is an error before the others are played
     print(f"{'task':<18} {'build s':>8} {'episode s':>10} {'brightness':>11}  result")
-    for suite, task in tasks:
+    for name in tasks:
         try:
-            times = check_task(suite, task, args.assets)
+            times = check_task(name, args.assets)
         except Exception as error:  # a table of all tasks is the point, whatever one of them raises
             failed += 1
-            print(f"{f'{suite}-{task}':<18} {'':>8} {'':>10} {'':>11}  FAILED: {type(error).__name__}: {error}", flush=True)
+            print(f"{name!s:<18} {'':>8} {'':>10} {'':>11}  FAILED: {type(error).__name__}: {error}", flush=True)
         else:
             numbers = f"{times['build']:8.2f} {times['reset']:10.2f} {times['brightness']:11.0f}"
-            print(f"{f'{suite}-{task}':<18} {numbers}  ok", flush=True)
+            print(f"{name!s:<18} {numbers}  ok", flush=True)
     print(f"{len(tasks) - failed} of {len(tasks)} tasks work.")
     return min(failed, 125)
 

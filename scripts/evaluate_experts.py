@@ -1,8 +1,8 @@
 """
 How well the scripted experts do: ``python scripts/evaluate_experts.py [TASK ...] --out FOLDER``.
 
-Plays each task from LIBERO's stored start states within the suite's step limit and prints tables in Markdown. Every episode is
-kept in ``FOLDER/<task>.json``, so that an interrupted evaluation continues, and one that is complete only prints.
+Plays each task from LIBERO's stored initial states within the suite's step limit and prints tables in Markdown. Every episode
+is kept in ``FOLDER/<task>.json``: an interrupted evaluation continues, and one that is complete only prints.
 """
 
 import argparse
@@ -19,11 +19,13 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 
 import sb3_tgrpo.envs.experts.scripted as experts_module
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
-from sb3_tgrpo.envs.libero.assets import resolve_assets, write_atomically
+from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.env import LiberoEnv
 from sb3_tgrpo.envs.libero.tasks import get_task
-from sb3_tgrpo.envs.registration import SUITES
-from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, parse_task_id
+from sb3_tgrpo.envs.registration import task_names
+from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,9 @@ class Settings:
     What an episode depends on besides its task and start.
 
     :param assets: ``"full"`` or ``"light"``.
-    :param noise: see :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`, also for ``detour``.
-    :param seed: the episode from start k is seeded with ``seed + k``.
-    :param code: of the experts, see :func:`expert_code`.
+    :param noise: Argument of :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`, also for ``detour``.
+    :param seed: The episode from start k is seeded with ``seed + k``.
+    :param code: Digest of the experts' source, see :func:`expert_code`.
     """
 
     assets: str
@@ -46,8 +48,11 @@ class Settings:
 
 def expert_code() -> str:
     """A digest of the experts' source: results of other code are not continued."""
+    files = sorted(Path(str(experts_module.__file__)).parent.glob("*.py"))
+    if Path(str(experts_module.__file__)) not in files:
+        raise FileNotFoundError(f"{experts_module.__file__}: the experts' source is missing, so results have no version.")
     digest = hashlib.sha256()
-    for path in sorted(Path(str(experts_module.__file__)).parent.glob("*.py")):
+    for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -58,8 +63,8 @@ class Result:
     One task's episodes.
 
     :param task: ``libero_object-3``.
-    :param settings: how they were played.
-    :param steps: by stored start, steps to success, None for a failure.
+    :param settings: Settings of the episodes.
+    :param steps: Steps to success by initial state, None for a failure.
     """
 
     task: str
@@ -71,7 +76,7 @@ class Result:
         return [steps for steps in self.steps.values() if steps is not None]
 
     def failed(self) -> list[int]:
-        """Stored starts of the others."""
+        """Stored initial states of the others."""
         return [start for start, steps in self.steps.items() if steps is None]
 
     def row(self) -> str:
@@ -79,7 +84,7 @@ class Result:
         lengths, n = self.lengths(), len(self.steps)
         length = f"{np.median(lengths):.0f} ({max(lengths)})" if lengths else "-"
         low, high = binomtest(len(lengths), n).proportion_ci(method="wilson")
-        task = get_task(*parse_task_id(self.task))
+        task = get_task(*TaskName.parse(self.task))
         rate = f"{100 * len(lengths) / n:.0f} % | {100 * low:.0f} to {100 * high:.0f} %"
         return f"| {task.index} | {task.instruction} | {len(lengths)}/{n} | {rate} | {length} | {task.step_cap} |"
 
@@ -101,7 +106,7 @@ def table(results: Iterable[Result]) -> str:
     lines: list[str] = []
     before = ""
     for result in results:
-        suite = parse_task_id(result.task)[0]
+        suite = TaskName.parse(result.task).suite
         if suite != before:
             lines += ["", f"### {suite}, {result.settings.assets} assets", "", *_HEADER]
             before = suite
@@ -117,15 +122,15 @@ _HEADER = (
 
 def evaluate(task: str, starts: Iterable[int], settings: Settings, file: Path | None = None) -> Result:
     """
-    Play a task from stored starts.
+    Play a task from stored initial states.
 
     :param task: ``libero_object-3``.
-    :param starts: stored starts to play from.
-    :param file: where each episode is kept as soon as it is over, and looked up.
-    :raises ValueError: if the file holds episodes of other settings or other code.
+    :param starts: Stored initial states to play from.
+    :param file: File that keeps each episode as soon as it is over.
+    :raises ValueError: If the file holds episodes of other settings or other code.
     """
-    suite, index = parse_task_id(task)
-    result = Result(f"{suite}-{index}", settings, {})
+    name = TaskName.parse(task)
+    result = Result(str(name), settings, {})
     if file is not None and file.exists():
         kept = Result.from_json(file.read_bytes())
         if kept.settings != settings:
@@ -134,20 +139,20 @@ def evaluate(task: str, starts: Iterable[int], settings: Settings, file: Path | 
     starts = list(starts)
     missing = [start for start in starts if start not in result.steps]
     if missing:
-        env = LiberoEnv(suite, index, observations=(), assets=settings.assets)  # type: ignore[arg-type]
+        env = LiberoEnv(*name, observations=(), assets=settings.assets)  # type: ignore[arg-type]
         expert = ScriptedExpert(task, noise=settings.noise, detour=settings.detour)
         try:
             for start in missing:
                 result.steps[start] = _play(env, expert, start, settings.seed + start)
                 if file is not None:
-                    write_atomically(file, result.to_json())
+                    atomic_write(file, result.to_json())
         finally:
             env.close()
     return replace(result, steps={start: result.steps[start] for start in starts})
 
 
 def _play(env: LiberoEnv, expert: ScriptedExpert, start: int, seed: int) -> int | None:
-    """:return: steps to success, None for a failure."""
+    """:return: Steps to success, None for a failure."""
     env.reset(seed=0, options={"init_state_id": start})
     expert.reset(seed)
     for step in range(1, env.task.step_cap + 1):
@@ -157,10 +162,10 @@ def _play(env: LiberoEnv, expert: ScriptedExpert, start: int, seed: int) -> int 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status."""
+    """:return: Exit status."""
     parser = argparse.ArgumentParser(prog="python scripts/evaluate_experts.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="libero_object-3, or a suite; default: the 40 shipped tasks")
-    parser.add_argument("--starts", type=int, default=50, help="the first so many stored starts (default %(default)s)")
+    parser.add_argument("--starts", type=int, default=50, help="the first so many stored initial states (default %(default)s)")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     parser.add_argument("--noise", type=float, default=0.0, help="std of noise on the motion (action units)")
     parser.add_argument("--detour", type=float, default=0.0, help="metres by which ways vary")
@@ -169,14 +174,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 1 <= args.starts <= 50:
         raise ValueError(f"--starts must be between 1 and 50, got {args.starts}.")
-    tasks = [
-        task
-        for name in args.tasks or SHIPPED_SUITES
-        for task in ([f"{name}-{index}" for index in range(SUITES[name])] if name in SUITES else [name])
-    ]
+    tasks = list(map(str, task_names(args.tasks or SHIPPED_SUITES)))
     settings = Settings(resolve_assets(args.assets).kind, args.noise, args.detour, args.seed, expert_code())
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
     results = []
     for task in tasks:
         file = None if args.out is None else args.out / f"{task}.json"

@@ -6,17 +6,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-EGL = ["libegl1", "libgl1", "libgl1-mesa-dri"]
-OSMESA = ["libosmesa6"]  # the second choice; Mesa has it no more since 25.1
+FOLDER = Path(__file__).parents[1] / "envs" / "libero"
+sys.path.insert(0, str(FOLDER))
+from gl import EGL_PACKAGES, MISSING_GL, OSMESA_PACKAGES  # noqa: E402  (by its own name: the package is not installed yet)
 
 # opencv, a requirement of robosuite, loads libGL whether or not anything is drawn.
-CAN_RENDER = """
+CAN_RENDER = f"""
 import ctypes.util, sys
-sys.path.insert(0, {envs!r})
+sys.path.insert(0, {str(FOLDER)!r})
 from gl import has_egl_device
 found = ctypes.util.find_library
 sys.exit(not (found("GL") and (has_egl_device() or found("OSMesa"))))
-""".format(envs=str(Path(__file__).parents[1] / "envs" / "libero"))
+"""
 
 
 def can_render() -> bool:
@@ -24,7 +25,7 @@ def can_render() -> bool:
     return subprocess.run([sys.executable, "-c", CAN_RENDER]).returncode == 0
 
 
-def install(packages: list[str]) -> None:
+def install(packages: tuple[str, ...]) -> None:
     """What can't be installed is missed by :func:`can_render`."""
     print(f"Installing {' '.join(packages)}, to render without a display")
     quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
@@ -36,15 +37,12 @@ def main() -> int:
         return 0
     if shutil.which("apt-get") and os.geteuid() == 0:
         subprocess.run(["apt-get", "update"], stdout=subprocess.DEVNULL)
-        for packages in (EGL, OSMESA):
+        for packages in (EGL_PACKAGES, OSMESA_PACKAGES):
             install(packages)
             if can_render():
                 return 0
-    print(
-        "LIBERO can't be rendered: libGL with EGL or OSMesa is missing, and this user can't install it. Ask for:\n"
-        f"    sudo apt-get install {' '.join(EGL)}\nEverything that does not render works without.",
-        file=sys.stderr,
-    )
+    print(f"LIBERO can't be rendered, and this user can't install what is missing. Ask for it: {MISSING_GL}", file=sys.stderr)
+    print("Everything that does not render works without.", file=sys.stderr)
     return 0
 
 

@@ -142,11 +142,11 @@ class _Row:
 
 def import_row(kind: str, name: str) -> str:
     """
-    :param kind: folder of the assets, e.g. ``"turbosquid_objects"``
-    :param name: the object's file name without ``.xml``
-    :return: a row for ``data/light_assets/<kind>.toml``
-    :raises FileNotFoundError: without full assets, or if they have no such object
-    :raises ValueError: if the object can't be expressed: a collision mesh, or a body with unusual contact figures
+    :param kind: Folder of the assets, e.g. ``"turbosquid_objects"``.
+    :param name: The object's file name without ``.xml``.
+    :return: A row for ``data/light_assets/<kind>.toml``.
+    :raises FileNotFoundError: Without full assets, or if they have no such object.
+    :raises ValueError: If the object can't be expressed: a collision mesh, or a body with unusual contact figures.
     """
     from robosuite.models.base import MujocoXML
 

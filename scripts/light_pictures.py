@@ -21,11 +21,11 @@ _CAPTION_HEIGHT = 14
 
 def draw(task: LiberoTask, kind: str, size: int, camera: str = "agentview") -> np.ndarray:
     """
-    :param task: the task
-    :param kind: ``"full"`` or ``"light"``
-    :param size: height and width in pixels
-    :param camera: name of the camera
-    :return: its start with seed 0, uint8 of shape (size, size, 3), upright
+    :param task: The task.
+    :param kind: ``"full"`` or ``"light"``.
+    :param size: Height and width in pixels.
+    :param camera: Name of the camera.
+    :return: Its start with seed 0, uint8 of shape (size, size, 3), upright.
     """
     scene = LiberoScene(task, resolve_assets(kind))
     scene.reset(0)
@@ -38,7 +38,7 @@ def draw(task: LiberoTask, kind: str, size: int, camera: str = "agentview") -> n
 
 def pair(task: LiberoTask, size: int) -> np.ndarray:
     """
-    :return: full and light side by side under the task's sentence, uint8 of shape (size + 14, 2 * size, 3)
+    :return: Full and light side by side under the task's sentence, uint8 of shape (size + 14, 2 * size, 3).
     """
     from PIL import Image, ImageDraw
 
@@ -50,7 +50,7 @@ def pair(task: LiberoTask, size: int) -> np.ndarray:
 
 def sheet(tiles: Sequence[np.ndarray], columns: int = 2) -> np.ndarray:
     """
-    :return: the tiles in rows of ``columns``
+    :return: The tiles in rows of ``columns``.
     """
     blank = np.full_like(tiles[0], 255)
     padded = [*tiles, *[blank] * (-len(tiles) % columns)]

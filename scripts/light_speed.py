@@ -15,11 +15,12 @@ from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.render import OffscreenRenderer
 from sb3_tgrpo.envs.libero.scene import LiberoScene
 from sb3_tgrpo.envs.libero.tasks import get_task
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 def drawn_faces(model: mujoco.MjModel) -> int:
     """
-    :return: triangles of the visible meshes
+    :return: Triangles of the visible meshes.
     """
     seen = (model.geom_type == mujoco.mjtGeom.mjGEOM_MESH) & (model.geom_group == 1)
     return int(model.mesh_facenum[model.geom_dataid[seen]].sum())
@@ -27,11 +28,11 @@ def drawn_faces(model: mujoco.MjModel) -> int:
 
 def milliseconds(scenes: Sequence[LiberoScene], size: int, offsamples: int, pictures: int) -> list[float]:
     """
-    :param scenes: what to draw, in turns
-    :param size: height and width in pixels
-    :param offsamples: MuJoCo's samples per pixel; LIBERO's models have 4
-    :param pictures: pictures per scene
-    :return: median time of an agentview picture, by scene
+    :param scenes: Scenes, drawn in turns.
+    :param size: Height and width in pixels.
+    :param offsamples: MuJoCo's samples per pixel; LIBERO's models have 4.
+    :param pictures: Pictures per scene.
+    :return: Median time of an agentview picture, by scene.
     """
     renderers = []
     for scene in scenes:
@@ -55,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=20)
     options = parser.parse_args(arguments)
     for name in options.tasks:
-        suite, _, index = name.rpartition("-")
-        scenes = [LiberoScene(get_task(suite, int(index)), resolve_assets(kind)) for kind in ("full", "light")]
+        scenes = [LiberoScene(get_task(*TaskName.parse(name)), resolve_assets(kind)) for kind in ("full", "light")]
         for scene in scenes:
             scene.reset(0)
         print(f"{name}: mesh faces drawn {drawn_faces(scenes[0].model)} full, {drawn_faces(scenes[1].model)} light")

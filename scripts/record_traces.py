@@ -1,9 +1,9 @@
 """
 Record the episodes that rewards are verified on: ``python scripts/record_traces.py [TASK ...]``.
 
-One file of state traces per task, ``rewards/data/traces/<suite>-<index>.npz``; which kinds of episodes there are, and what
-they mean, is said in :data:`sb3_tgrpo.rewards.episodes.traces.TraceKind`. All are played in the simulator. Without
-arguments, all tasks of the four suites that ship. The same command writes the same episodes.
+One file of state traces per task, ``rewards/data/traces/<suite>-<index>.npz``, with episodes of every
+:data:`~sb3_tgrpo.rewards.episodes.traces.TraceKind`, played in the simulator. Without arguments, all tasks of the four suites
+that ship. The same command writes the same episodes.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import numpy as np
 from sb3_tgrpo.envs.experts.motion import CLOSE, OPEN
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
 from sb3_tgrpo.envs.libero.env import LiberoEnv
-from sb3_tgrpo.envs.registration import SUITES
+from sb3_tgrpo.envs.registration import task_names
 from sb3_tgrpo.rewards.episodes.traces import Trace, TraceKind, save_traces
-from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, TaskFacts, data_folder, load_task_facts, parse_task_id
+from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, TaskFacts, data_folder, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 N_EXPERTS = 5
@@ -33,9 +33,9 @@ class Start:
     """
     How an episode starts.
 
-    :param seed: of the scene, and of the expert's variation.
-    :param init_state_id: a stored start, or None for one drawn with ``seed``.
-    :param detour: see :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`.
+    :param seed: Seed of the scene, and of the expert's variation.
+    :param init_state_id: A stored initial state, or None for one drawn with ``seed``.
+    :param detour: Argument of :class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert`.
     """
 
     seed: int
@@ -134,7 +134,7 @@ def lift_and_drop(facts: TaskFacts, start: Start, name: str) -> Controller:
 
 
 def facts_start_z(facts: TaskFacts, name: str) -> float:
-    """Height of an object at the nominal start."""
+    """Height of an object at the nominal initial state."""
     return next(thing for thing in facts.objects if thing.name == name).start_pos[2]
 
 
@@ -216,10 +216,9 @@ class Recorder:
     """
 
     def __init__(self, task: str, assets: Any = "auto") -> None:
-        suite, index = parse_task_id(task)
         self.facts = load_task_facts(task)
         self.task = self.facts.task_id
-        self.env = LiberoEnv(suite, index, observations=(), assets=assets)
+        self.env = LiberoEnv(self.facts.suite, self.facts.index, observations=(), assets=assets)
 
     def _trace(self, kind: TraceKind, episode: Episode, label: str = "") -> Trace:
         meta = {
@@ -231,7 +230,7 @@ class Recorder:
         return Trace(self.task, kind, episode.states, np.array(episode.actions), label, "simulated", meta)
 
     def experts(self) -> list[Episode]:
-        """Successful episodes: from stored starts as it is, and from drawn ones with detours."""
+        """Successful episodes: from stored initial states as it is, and from drawn ones with detours."""
         found: list[Episode] = []
         stored = (Start(0, k) for k in range(_TRIES))
         drawn = (Start(seed, None, 0.03) for seed in range(1, _TRIES))
@@ -248,7 +247,7 @@ class Recorder:
         """
         All traces of the task; without a successful expert, those that need none.
 
-        :return: at least noop and random episodes.
+        :return: At least noop and random episodes.
         """
         start = Start(0, 0)
         experts = self.experts()
@@ -306,17 +305,15 @@ class Recorder:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status; 1 if a task has no successful expert episode."""
+    """:return: Exit status; 1 if a task has no successful expert episode."""
     parser = argparse.ArgumentParser(prog="python scripts/record_traces.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as libero_object-3; default: the 40 shipped tasks")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     parser.add_argument("--out", type=Path, default=None, help="folder; default: the package's own")
     args = parser.parse_args(argv)
-    tasks = args.tasks or [f"{suite}-{index}" for suite in SHIPPED_SUITES for index in range(SUITES[suite])]
     folder = args.out or Path(str(data_folder("traces")))
-    folder.mkdir(parents=True, exist_ok=True)
     without = []
-    for task in tasks:
+    for task in map(str, task_names(args.tasks or SHIPPED_SUITES)):
         recorder = Recorder(task, args.assets)
         try:
             traces = recorder.record()

@@ -6,21 +6,22 @@ to be out of reach or to pay for nothing. With ``--check``, compares with the fi
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.episodes.kinematic import task_traces
 from sb3_tgrpo.rewards.episodes.measure import Measurements, measure
 from sb3_tgrpo.rewards.episodes.play import play
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, load_task_facts
-from sb3_tgrpo.rewards.generation.generate import write_json
 from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
-from sb3_tgrpo.rewards.verification.rungs import Place, idle_parts, missed_rungs
+from sb3_tgrpo.rewards.verification.rungs import SpecPart, idle_parts, missed_rungs
 from sb3_tgrpo.rewards.verification.verify import VerificationReport, verify_reward
 
 ORIGIN = "written by hand against the schema, prompt and verifier; no API was reachable"
@@ -30,16 +31,16 @@ def fit(spec: RewardSpec, facts: TaskFacts, traces: Sequence[Trace]) -> RewardSp
     """
     Drop rungs that some successful episode does not pass, or that all of them have passed when their stage begins.
 
-    :param spec: from a template.
-    :param facts: the task.
-    :param traces: its episodes.
+    :param spec: Spec from a template.
+    :param facts: The task.
+    :param traces: Its episodes.
     """
     experts = [trace for trace in traces if trace.kind == "expert"]
     while experts:
         program = RewardProgram.from_spec(spec, facts=facts)
         played = [play(program, trace.states) for trace in experts]
         bad = {place[:3] for p in played for place in missed_rungs(spec, facts, p)}
-        idle: list[set[Place]] = [set(idle_parts(spec, facts, p)) for p in played]
+        idle: list[set[SpecPart]] = [set(idle_parts(spec, facts, p)) for p in played]
         bad |= {place[:3] for place in set.intersection(*idle) if place.rung >= 0}
         if not bad:
             break
@@ -87,7 +88,7 @@ def write_task(task: str) -> tuple[RewardSpec, VerificationReport, dict[str, Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status: 1 if a spec fails a hard check, or with ``--check`` differs from the file."""
+    """:return: Exit status: 1 if a spec fails a hard check, or with ``--check`` differs from the file."""
     parser = argparse.ArgumentParser(prog="python scripts/write_specs.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as libero_object-3; default: all that have facts")
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
@@ -102,10 +103,8 @@ def main(argv: list[str] | None = None) -> int:
             status |= not same
             print(f"{task}: {'same' if same else 'different'}")
             continue
-        specs.mkdir(parents=True, exist_ok=True)
-        reports.mkdir(parents=True, exist_ok=True)
-        write_json(path, spec.model_dump(mode="json"))
-        write_json(reports / f"{task}.json", document)
+        atomic_write(path, spec.to_json())
+        atomic_write(reports / f"{task}.json", json.dumps(document, indent=1) + "\n")
         status |= not report.passed
         score = report["V20"].numbers["score"]
         sources = ", ".join(report.trace_sources)

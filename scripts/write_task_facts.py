@@ -11,20 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.envs.libero.assets import write_atomically
 from sb3_tgrpo.envs.libero.env import LiberoEnv
-from sb3_tgrpo.envs.registration import SUITES
-from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, data_folder, parse_task_id
+from sb3_tgrpo.envs.registration import task_names
+from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.rewards.facts.task_facts import SHIPPED_SUITES, data_folder
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 def measure(task: str, assets: Any = "auto") -> dict[str, Any]:
     """
     :param task: ``libero_object-3``.
     :param assets: ``"full"``, ``"light"`` or ``"auto"``; both kinds give the same facts.
-    :return: the facts as plain JSON values.
+    :return: The facts as plain JSON values.
     """
-    suite, index = parse_task_id(task)
-    env = LiberoEnv(suite, index, observations=(), assets=assets)
+    env = LiberoEnv(*TaskName.parse(task), observations=(), assets=assets)
     try:
         return env.task_facts()
     finally:
@@ -32,17 +32,15 @@ def measure(task: str, assets: Any = "auto") -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """:return: exit status."""
+    """:return: Exit status."""
     parser = argparse.ArgumentParser(prog="python scripts/write_task_facts.py", description=__doc__)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="such as libero_object-3; default: the 40 shipped tasks")
     parser.add_argument("--assets", default="auto", choices=("auto", "full", "light"))
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
     args = parser.parse_args(argv)
-    tasks = args.tasks or [f"{suite}-{index}" for suite in SHIPPED_SUITES for index in range(SUITES[suite])]
     folder = Path(str(data_folder("task_facts")))
-    folder.mkdir(parents=True, exist_ok=True)
     different = []
-    for task in tasks:
+    for task in map(str, task_names(args.tasks or SHIPPED_SUITES)):
         text = json.dumps(measure(task, args.assets), indent=1) + "\n"
         path = folder / f"{task}.json"
         if args.check:
@@ -50,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             different += [] if same else [task]
             print(f"{task}: {'same' if same else 'different'}")
         else:
-            write_atomically(path, text.encode())
+            atomic_write(path, text)
             print(f"{task}: written")
     return 1 if different else 0
 

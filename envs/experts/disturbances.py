@@ -15,10 +15,10 @@ class Disturbance:
     Noise alone keeps a demonstration within millimetres of its way, and a policy that strays by centimetres, or closes on
     nothing, has never seen what to do.
 
-    :param std: standard deviation of the noise on the translation (action units).
-    :param rng: source of everything random.
-    :param pushes: probability per step that a push begins; it lasts 4 to 8 steps.
-    :param slips: probability per step that the gripper begins to do the opposite, for 4 to 11 steps.
+    :param std: Standard deviation of the noise on the translation (action units).
+    :param rng: Source of everything random.
+    :param pushes: Probability per step that a push begins; it lasts 4 to 8 steps.
+    :param slips: Probability per step that the gripper begins to do the opposite, for 4 to 11 steps.
     """
 
     def __init__(self, std: float, rng: np.random.Generator, pushes: float = 0.0, slips: float = 0.0) -> None:
@@ -32,10 +32,7 @@ class Disturbance:
         self._push_steps = self._slip_steps = 0
 
     def __call__(self, action: Vector) -> Vector:
-        """
-        :param action: (7,), what the expert wants.
-        :return: what is executed, in [-1, 1].
-        """
+        """The action (7,) to execute, in [-1, 1], instead of the expert's."""
         rng = self._rng
         if self._push_steps == 0 and self._pushes and rng.random() < self._pushes:
             direction = rng.normal(size=3)

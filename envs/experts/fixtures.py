@@ -19,12 +19,7 @@ _HOLLOW, _PRESS = 0.006, 0.006
 
 
 def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
-    """
-    The handle and joint behind an atom's argument.
-
-    :param name: a region that moves with a joint, or a fixture that has one.
-    :raises ValueError: if there is none.
-    """
+    """Handle and joint behind an atom's argument, a region or a fixture; ValueError if it has none."""
     site = next((site for site in facts.sites if site.name == name), None)
     for joint in facts.joints:
         if joint.name == (site.joint if site is not None else "") or joint.fixture == name:
@@ -219,7 +214,7 @@ class Push:
 
     Behind the thing the hand would often meet what stands there.
 
-    :param k: index of an ``on`` atom whose region belongs to the table.
+    :param k: Index of an ``on`` atom whose region belongs to the table.
     """
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:

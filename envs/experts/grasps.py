@@ -27,11 +27,11 @@ class Rim:
     """
     A hollow round object that is held by its wall.
 
-    :param center: axis of the wall in the body's frame, x and y, metres.
-    :param radius: of the middle of the wall.
-    :param depth: of the fingertips below the top.
-    :param gap: half width, in radians around ``blocked``, that is not graspable (a mug's handle).
-    :param blocked: direction of the handle in the body's frame, radians.
+    :param center: Axis of the wall in the body's frame, x and y, metres.
+    :param radius: Radius of the middle of the wall, metres.
+    :param depth: Depth of the fingertips below the top, metres.
+    :param gap: Half width, in radians around ``blocked``, that is not graspable (a mug's handle).
+    :param blocked: Direction of the handle in the body's frame, radians.
     """
 
     center: tuple[float, float]
@@ -46,8 +46,8 @@ class Spot:
     """
     One place on the object where the fingers go.
 
-    :param point: in the body's frame, metres.
-    :param axis: along which the fingers close, in the body's frame.
+    :param point: Position in the body's frame, metres.
+    :param axis: Direction along which the fingers close, in the body's frame.
     """
 
     point: tuple[float, float, float]
@@ -86,8 +86,8 @@ class Grasp:
     """
     A grasp of an object, pointing down.
 
-    :param point: between the fingertips, in the object's frame, (3,).
-    :param axis: along which the fingers close, in the object's frame, (3,).
+    :param point: Point between the fingertips, in the object's frame, (3,).
+    :param axis: Direction along which the fingers close, in the object's frame, (3,).
     """
 
     point: Vector
@@ -95,10 +95,10 @@ class Grasp:
 
     def place(self, pos: Vector, rotation: Vector, near_yaw: float) -> tuple[Vector, float]:
         """
-        :param pos: the object's position.
-        :param rotation: the object's rotation (3, 3).
-        :param near_yaw: of the two yaws half a turn apart, the one nearer to this.
-        :return: the point in the world, and the gripper's yaw.
+        :param pos: The object's position.
+        :param rotation: The object's rotation (3, 3).
+        :param near_yaw: Yaw that decides between the two solutions, which are half a turn apart.
+        :return: The point in the world, and the gripper's yaw.
         """
         return pos + rotation @ self.point, finger_yaw(rotation @ self.axis, near_yaw)
 
@@ -126,12 +126,12 @@ class Obstacle:
     """
     A box that stands in the way.
 
-    :param name: of the object or fixture.
+    :param name: Name of the object or fixture.
     :param center: (2,), horizontal, world frame.
     :param axes: (2, 2), its horizontal axes as columns.
     :param half: (2,), half sizes along them.
-    :param top: height of its top.
-    :param bottom: height of its lower side.
+    :param top: Height of its top.
+    :param bottom: Height of its lower side.
     """
 
     name: str
@@ -197,7 +197,7 @@ def _crowding(point: Vector, direction: Vector, around: Sequence[Obstacle]) -> f
 
 def check_graspable(thing: ObjectFacts) -> None:
     """
-    :raises ValueError: if an object, as it stands at the start, is too wide for the gripper and no wall or handle of its kind
+    :raises ValueError: If an object, as it stands at the start, is too wide for the gripper and no wall or handle of its kind
         is known.
     """
     if thing.kind in RIMS or thing.kind in SPOTS:
@@ -222,9 +222,9 @@ def choose_grasp(
     Where to hold an object now: across its narrower side; where that is too wide, at its wall or handle, on the side that is
     free of neighbours and near the robot's present orientation.
 
-    :param rng: for the choice among equally good ones.
-    :param spread: how much the choice varies, metres.
-    :param failed: grasps that did not work out: others are preferred.
+    :param rng: Generator for the choice among equally good grasps.
+    :param spread: Variation of the choice, metres.
+    :param failed: Grasps that did not work out: others are preferred.
     :param shift: (3,), from where the object is to where it goes: a grasp is to be free of obstacles there, too.
     """
     rotation = pose(state, thing.name)[1]

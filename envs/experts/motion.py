@@ -1,8 +1,11 @@
 """Moving the gripper: what scripted experts command, and the actions that do it."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+from sb3_tgrpo.rewards.facts.vocabulary import State
 
 Vector = np.ndarray
 """A float array of shape (3,), (4,) or (3, 3)."""
@@ -25,10 +28,7 @@ _ROTATION_GAIN = 1.0
 
 
 def rotation_of(quat: tuple[float, ...] | Vector) -> Vector:
-    """
-    :param quat: (x, y, z, w), of unit length.
-    :return: rotation matrix (3, 3).
-    """
+    """Rotation matrix (3, 3) of a unit quaternion (x, y, z, w)."""
     x, y, z, w = quat
     return np.array(
         [
@@ -49,10 +49,7 @@ def about(axis: int, angle: float) -> Vector:
 
 
 def rotation_vector(matrix: Vector) -> Vector:
-    """
-    :param matrix: rotation matrix (3, 3).
-    :return: its axis times its angle in radians, (3,).
-    """
+    """The axis of a rotation matrix (3, 3) times its angle in radians, (3,)."""
     skew = np.array([matrix[2, 1] - matrix[1, 2], matrix[0, 2] - matrix[2, 0], matrix[1, 0] - matrix[0, 1]])
     sine, cosine = float(np.linalg.norm(skew)) / 2, (float(np.trace(matrix)) - 1) / 2
     angle = float(np.arctan2(sine, cosine))
@@ -67,9 +64,9 @@ def gripper_down(yaw: float, tilt: float = 0.0) -> Vector:
     """
     A gripper that points down.
 
-    :param yaw: turn about the vertical; at 0 the fingers open along the world's y axis.
-    :param tilt: then turned about the axis along which the fingers open, radians.
-    :return: rotation matrix (3, 3).
+    :param yaw: Turn about the vertical; at 0 the fingers open along the world's y axis.
+    :param tilt: Then turned about the axis along which the fingers open, radians.
+    :return: Rotation matrix (3, 3).
     """
     return about(2, yaw) @ about(1, tilt) @ np.diag([1.0, -1.0, -1.0])
 
@@ -80,9 +77,9 @@ def lean(target: Vector, eef_start: Vector) -> Vector:
 
     A Panda whose elbow is straight is at a joint limit, and the controller does not get it out of there.
 
-    :param target: where the gripper is to go, (3,).
-    :param eef_start: where it is when the arm is at its start posture, (3,): this tells where the robot stands.
-    :return: rotation matrix (3, 3), to be applied to the gripper's rotation.
+    :param target: Position that the gripper goes to, (3,).
+    :param eef_start: Gripper's position in the arm's initial posture, (3,), from which the robot's place follows.
+    :return: Rotation matrix (3, 3), to be applied to the gripper's rotation.
     """
     shoulder = eef_start + np.array([-_START_REACH, 0.0, _SHOULDER])
     way = target + np.array([0.0, 0.0, _HAND]) - shoulder
@@ -102,12 +99,7 @@ def about_axis(axis: Vector, angle: float) -> Vector:
 
 
 def finger_yaw(direction: Vector, near: float = 0.0) -> float:
-    """
-    The yaw at which the fingers open along a horizontal direction. There are two, half a turn apart.
-
-    :param direction: (2,) or (3,), its vertical part is ignored.
-    :param near: the one closer to this yaw is returned.
-    """
+    """The yaw, of two half a turn apart, nearer to ``near`` at which the fingers open along a horizontal direction."""
     yaw = float(np.arctan2(direction[1], direction[0])) - np.pi / 2
     return near + (yaw - near + np.pi / 2) % np.pi - np.pi / 2
 
@@ -117,10 +109,10 @@ class Command:
     """
     Where the gripper is to go.
 
-    :param position: of the point between the fingertips, (3,), metres.
-    :param rotation: of the gripper, (3, 3).
+    :param position: Position of the point between the fingertips, (3,), metres.
+    :param rotation: Rotation of the gripper, (3, 3).
     :param gripper: :data:`OPEN` or :data:`CLOSE`.
-    :param speed: bound on the action's components for translation, up to 1.
+    :param speed: Bound on the action's components for translation, up to 1.
     """
 
     position: Vector
@@ -129,14 +121,21 @@ class Command:
     speed: float = 1.0
 
 
-def action_towards(command: Command, eef_pos: Vector, eef_rotation: Vector) -> Vector:
-    """
-    The action that moves the gripper towards a commanded pose: proportional, within the action space.
+class Skill(Protocol):
+    """Works on one atom of the goal."""
 
-    :param eef_pos: where it is, (3,).
-    :param eef_rotation: how it is turned, (3, 3).
-    :return: float32 (7,), each in [-1, 1].
-    """
+    stage: str
+    """What it is doing: for traces and for people."""
+
+    def command(self, state: State) -> Command:
+        """Where the gripper is to go now."""
+
+    def finished(self, state: State) -> bool:
+        """Given that its atom holds: the gripper has let go and is out of the way."""
+
+
+def action_towards(command: Command, eef_pos: Vector, eef_rotation: Vector) -> Vector:
+    """The action, float32 (7,) in [-1, 1], that moves the gripper towards a commanded pose: proportional to the way."""
     # Each axis on its own: the arm drifts sideways on its way down, and this keeps all authority for correcting it.
     shift = np.clip((command.position - eef_pos) * (_POSITION_GAIN / POSITION_SCALE), -command.speed, command.speed)
     turn = rotation_vector(command.rotation @ eef_rotation.T) * (_ROTATION_GAIN / ROTATION_SCALE)
@@ -150,9 +149,9 @@ class ActionNoise:
     """
     Noise on the motion that lasts a few steps, as a hand's trembling does: first-order autoregressive.
 
-    :param std: standard deviation of the noise on each of the three translation components (action units).
-    :param correlation: with the step before.
-    :param rng: its source.
+    :param std: Standard deviation of the noise on each of the three translation components (action units).
+    :param correlation: Correlation with the step before.
+    :param rng: Its source.
     """
 
     def __init__(self, std: float, rng: np.random.Generator, correlation: float = 0.7) -> None:
@@ -164,10 +163,7 @@ class ActionNoise:
         self._value = rng.normal(0.0, std, 3)
 
     def __call__(self, action: Vector) -> Vector:
-        """
-        :param action: (7,).
-        :return: with noise on the translation, clipped to [-1, 1].
-        """
+        """The action (7,) with noise on the translation, clipped to [-1, 1]."""
         innovation = self._rng.normal(0.0, self.std * np.sqrt(1 - self._correlation**2), 3)
         self._value = self._correlation * self._value + innovation
         noisy = np.array(action, np.float32)

@@ -53,11 +53,11 @@ class Place:
     Held or not, and where it is, decide what happens: above the object, down, close, lift, across, down, open, away. Only
     three things are remembered: the grasp chosen, for how long the gripper has been closing, and how long ago it let go.
 
-    :param facts: the task.
-    :param k: index of the atom.
-    :param rng: of this episode's variation.
-    :param detour: its size, metres.
-    :raises ValueError: if the object is too wide for the gripper.
+    :param facts: The task.
+    :param k: Index of the atom.
+    :param rng: Generator of this episode's variation.
+    :param detour: Its size, metres.
+    :raises ValueError: If the object is too wide for the gripper.
     """
 
     def __init__(self, facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> None:
@@ -121,9 +121,7 @@ class Place:
         return pos, float(pos[2] + heights(self.target_object, rotation)[1])
 
     def goal(self, state: State) -> tuple[Vector, float]:
-        """
-        Where the object's origin is to be when the gripper opens, and how high its lowest point must be on the way there.
-        """
+        """Where the object's origin is to be when the gripper opens, and how high its lowest point must be on the way."""
         _, rotation = pose(state, self.thing.name)
         below = -heights(self.thing, rotation)[0]
         point, top = self._surface(state)

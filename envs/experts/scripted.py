@@ -7,7 +7,6 @@ from the current state, so that it carries on after a perturbation, a dropped ob
 """
 
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 
@@ -15,27 +14,16 @@ from sb3_tgrpo.envs.experts.motion import (
     OPEN,
     ActionNoise,
     Command,
+    Skill,
     Vector,
     action_towards,
     gripper_down,
     lean,
     rotation_of,
 )
+from sb3_tgrpo.envs.experts.skills import make_skill
 from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State
-
-
-class Skill(Protocol):
-    """Works on one atom of the goal."""
-
-    stage: str
-    """What it is doing: for traces and for people."""
-
-    def command(self, state: State) -> Command:
-        """Where the gripper is to go now."""
-
-    def finished(self, state: State) -> bool:
-        """Given that its atom holds: the gripper has let go and is out of the way."""
 
 
 def _order(atom: GoalAtom) -> int:
@@ -58,10 +46,10 @@ class ScriptedExpert:
                 break
 
     :param task: ``"libero_object-3"``, a gym id, or task facts.
-    :param noise: standard deviation of a trembling of the motion, in action units (first-order autoregressive, 0.7).
-    :param detour: metres by which ways vary from episode to episode: side steps, heights, where an object is held and put.
-    :param seed: of everything random; the same seed gives the same episode.
-    :raises ValueError: for an unknown task or one with an atom that no skill works on.
+    :param noise: Standard deviation of a trembling of the motion, in action units (first-order autoregressive, 0.7).
+    :param detour: Metres by which ways vary from episode to episode: side steps, heights, where an object is held and put.
+    :param seed: Seed of everything random; the same seed gives the same episode.
+    :raises ValueError: If the task is unknown, or has an atom that no skill works on.
     """
 
     def __init__(self, task: str | TaskFacts, *, noise: float = 0.0, detour: float = 0.0, seed: int | None = None) -> None:
@@ -73,13 +61,7 @@ class ScriptedExpert:
         self.reset(seed)
 
     def reset(self, seed: int | None = None) -> None:
-        """
-        Prepare for a new episode.
-
-        :param seed: of the episode's variation.
-        """
-        from sb3_tgrpo.envs.experts.skills import make_skill
-
+        """Prepare for a new episode; ``seed`` decides its variation."""
         rng = np.random.default_rng(seed)
         self._noise = ActionNoise(self.noise, rng)
         facts = self.task_facts
@@ -88,10 +70,7 @@ class ScriptedExpert:
         self.stage = "start"
 
     def act(self, state: State) -> Vector:
-        """
-        :param state: the facts of the current state, ``LiberoEnv.facts()``.
-        :return: the action, float32 (7,) in [-1, 1].
-        """
+        """The action, float32 (7,) in [-1, 1], in a state from ``LiberoEnv.facts()``."""
         command = self.command(state)
         rotation = lean(command.position, np.array(self.task_facts.eef_start_pos)) @ command.rotation
         eef = np.array(state["eef_pos"]), rotation_of(state["eef_quat"])  # type: ignore[arg-type]

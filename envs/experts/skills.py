@@ -3,9 +3,8 @@
 import numpy as np
 
 from sb3_tgrpo.envs.experts.fixtures import CloseDrawer, OpenDrawer, Push, TurnKnob
-from sb3_tgrpo.envs.experts.motion import Command
+from sb3_tgrpo.envs.experts.motion import Command, Skill
 from sb3_tgrpo.envs.experts.place import Place
-from sb3_tgrpo.envs.experts.scripted import Skill
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
@@ -14,12 +13,7 @@ PUSHED: tuple[str, ...] = ("plate",)
 
 
 def make_skill(facts: TaskFacts, k: int, rng: np.random.Generator, detour: float) -> Skill:
-    """
-    :param k: index of the atom.
-    :param rng: source of the episode's variation.
-    :param detour: how much it varies, metres.
-    :raises ValueError: if no skill works on such an atom.
-    """
+    """The skill that works on atom ``k``, varied by up to ``detour`` metres; ValueError if there is none."""
     atom = facts.goal[k]
     if atom.predicate in ("in", "on"):
         site = next((site for site in facts.sites if site.name == atom.args[-1]), None)
@@ -40,12 +34,7 @@ def make_skill(facts: TaskFacts, k: int, rng: np.random.Generator, detour: float
 
 
 class OpenFirst:
-    """
-    Put something into a drawer: open it before, should it be shut.
-
-    :param opening: of the drawer.
-    :param then: what is done once it is open.
-    """
+    """Put something into a drawer: open it before, should it be shut."""
 
     def __init__(self, opening: OpenDrawer, then: Skill) -> None:
         self._opening, self._then = opening, then

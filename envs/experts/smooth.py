@@ -1,9 +1,9 @@
 """
 An expert for small networks to imitate: its action changes gradually with what a camera sees.
 
-:class:`~sb3_tgrpo.envs.experts.ScriptedExpert` decides by millimetres, counts steps and remembers. A network that sees the
-gripper to within a centimetre can't tell its stages apart. This one comes down a funnel, whose height above the object follows
-from the distance across, and remembers nothing but for how long it has felt the object.
+:class:`~sb3_tgrpo.envs.experts.scripted.ScriptedExpert` decides by millimetres, counts steps and remembers. A network that
+sees the gripper to within a centimetre can't tell its stages apart. The smooth expert comes down a funnel, whose height above
+the object follows from the distance across. It remembers nothing but for how long it has felt the object.
 """
 
 import numpy as np
@@ -52,10 +52,10 @@ class SmoothExpert:
     their scenes hold besides the target (:func:`~sb3_tgrpo.envs.libero.target_variants.target_facts`).
 
     :param task: ``"libero_object-3"``, a gym id, or task facts.
-    :param gain: units of action per 5 cm of distance; small values make positions matter less.
-    :param detour: metres by which the height of the approach varies from episode to episode.
-    :param seed: of that variation.
-    :raises ValueError: for another kind of task, naming it, or an object that is too wide for the gripper.
+    :param gain: Units of action per 5 cm of distance; small values make positions matter less.
+    :param detour: Metres by which the height of the approach varies from episode to episode.
+    :param seed: Seed of that variation.
+    :raises ValueError: If the task is of another kind, or the object too wide for the gripper.
     """
 
     def __init__(self, task: str | TaskFacts, *, gain: float = 0.8, detour: float = 0.0, seed: int | None = None) -> None:
@@ -80,10 +80,7 @@ class SmoothExpert:
         self._felt = 0
 
     def act(self, state: State) -> Vector:
-        """
-        :param state: the facts of the current state, ``LiberoEnv.facts()``.
-        :return: the action, float32 (7,) in [-1, 1].
-        """
+        """The action, float32 (7,) in [-1, 1], in a state from ``LiberoEnv.facts()``."""
         felt = bool(state[f"{self.thing.name}_grasped"])
         self._felt = min(self._felt + 1, 2 * _HELD) if felt else max(self._felt - 1, 0)
         hand = rotation_of(state["eef_quat"])  # type: ignore[arg-type]

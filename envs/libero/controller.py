@@ -169,9 +169,9 @@ def _advance(
     """
     Advance by ``n_substeps`` physics steps.
 
-    :param model: address of the ``mjModel``.
-    :param data: address of the ``mjData``.
-    :param new_goal: the first step sets the controller's goal, from ``delta`` and ``rotation``.
+    :param model: Address of the ``mjModel``.
+    :param data: Address of the ``mjData``.
+    :param new_goal: The first step sets the controller's goal, from ``delta`` and ``rotation``.
     """
     nv = views.qvel.shape[0]
     full_m = np.empty((nv, nv))
@@ -202,7 +202,7 @@ class ArmController:
 
     :param model: MuJoCo model.
     :param data: MuJoCo data; its arrays are kept as views.
-    :param robot: robosuite's robot right after LIBERO's reset, whose gains, limits and initial state are taken over.
+    :param robot: Robot of robosuite right after LIBERO's reset, whose gains, limits and initial state are taken over.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, robot: Any) -> None:
@@ -264,11 +264,7 @@ class ArmController:
         self._command.stale[0] = 1
 
     def set_action(self, action: np.ndarray) -> None:
-        """
-        Take over an action; it comes into force with the next physics step.
-
-        :param action: float64, shape (7,): position and rotation change and the gripper command.
-        """
+        """Take over an action, float64 (7,); it comes into force with the next physics step."""
         scaled = np.clip(action[:6], self._input_low, self._input_high)
         self._delta = (scaled - self._input_offset) * self._scale + self._output_offset
         self._rotation = transform_utils.quat2mat(transform_utils.axisangle2quat(self._delta[3:]))
@@ -278,8 +274,8 @@ class ArmController:
         """
         Run physics.
 
-        :param n_substeps: physics steps of 2 ms.
-        :param first: these are the first ones under the current action.
+        :param n_substeps: Physics steps of 2 ms.
+        :param first: These are the first ones under the current action.
         """
         model, data = self._addresses
         _advance(

@@ -4,17 +4,17 @@ import gc
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from sb3_tgrpo.envs.libero.assets import Assets, resolve_assets
+from sb3_tgrpo.envs.libero.assets import Assets, AssetsChoice, resolve_assets
 from sb3_tgrpo.envs.libero.target_variants import target_variant
 from sb3_tgrpo.envs.libero.tasks import LiberoTask, get_task, stored_starts, task_from_bddl
 from sb3_tgrpo.envs.spaces import InstructionSpace, encode_instruction
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-AssetsChoice = Literal["auto", "full", "light"]
 Observation = dict[str, np.ndarray]
 
 CAMERAS = {"image": "agentview", "wrist_image": "robot0_eye_in_hand"}
@@ -38,7 +37,7 @@ _of_parent_process: list[Any] = []  # simulators inherited by a fork: freeing th
 
 class LiberoEnv(gym.Env[Observation, np.ndarray]):
     """
-    One LIBERO task: the physics, start states, success and camera image of LIBERO's own environment.
+    One LIBERO task: the physics, initial states, success and camera image of LIBERO's own environment.
 
     Trajectories are equal to LIBERO's bit for bit; ``reset`` takes milliseconds because the model is built once, and only
     what is observed is rendered. The simulator is created at the first ``reset``, in the process that calls it.
@@ -56,32 +55,32 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
     Action: float32 (7,) in [-1, 1]: change of position (x 0.05 m) and rotation (x 0.5 rad) of the end effector, and the
     gripper (positive closes).
 
-    :param suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10`` or ``libero_90``.
-    :param task: index in the suite, in LIBERO's own order.
-    :param target: another object of the scene to ask for, such as ``"ketchup"``; None = the task's own
-        (:mod:`~sb3_tgrpo.envs.libero.target_variants`). Instruction, goal and success change, the scene and its starts do not.
+    :param suite: ``libero_spatial``, ``libero_object``, ``libero_goal``, ``libero_10`` or ``libero_90``; or a task of
+        :func:`~sb3_tgrpo.envs.libero.tasks.get_task`.
+    :param task: Index in the suite, in LIBERO's own order.
+    :param target: Another object of the scene to ask for, such as ``"ketchup"``; None = the task's own
+        (:mod:`~sb3_tgrpo.envs.libero.target_variants`).
     :param reward: None = 1 at the step that succeeds, else 0; or a reward program, the name of a shipped one such as
         ``"libero_object-3"``, or a path to a reward specification.
     :param assets: ``"full"`` = LIBERO's own meshes and textures, ``"light"`` = built-in primitives, ``"auto"`` = full if
         found on this machine, else light.
-    :param observations: which of ``image``, ``wrist_image`` and ``state`` to observe besides the instruction.
-    :param image_size: height and width of the images in pixels.
+    :param observations: Some of ``image``, ``wrist_image`` and ``state``, besides the instruction.
+    :param image_size: Height and width of the images in pixels.
     :param render_mode: ``"rgb_array"`` or None.
-    :param start_noise: drawn starts are widened by up to this many metres along x and y, per movable object.
-    :param joint_noise: standard deviation of noise on the arm's joints in drawn starts, radians. LIBERO's sampler always puts
-        the arm into the same posture; in its stored starts the joints vary by 0.02.
-    :param max_episode_steps: step limit; None = the suite's (220/280/300/520/400). Under ``gym.make``, its own argument of
+    :param start_noise: Metres by which drawn initial states are widened along x and y, at most, per movable object.
+    :param joint_noise: Standard deviation of noise on the arm's joints in drawn initial states, radians. LIBERO's sampler
+        always puts the arm into the same posture; in its stored initial states the joints vary by 0.02.
+    :param max_episode_steps: Step limit; None = the suite's (220/280/300/520/400). Under ``gym.make``, its own argument of
         the same name decides.
-    :raises ValueError: for an unknown suite, task, target, observation, assets or render mode, listing the valid ones, or for
-        a shipped reward, which is of the task's own target, together with another target.
-    :raises FileNotFoundError: if assets are asked for that are not there or not complete.
+    :raises ValueError: If an argument is not valid, listing what is; or if a reward belongs to another task or target.
+    :raises FileNotFoundError: If assets are asked for that are missing or not complete.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  (Gymnasium's own declaration)
 
     def __init__(
         self,
-        suite: str,
+        suite: str | LiberoTask,
         task: int = 0,
         *,
         target: str | None = None,
@@ -94,117 +93,55 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         joint_noise: float = 0.0,
         max_episode_steps: int | None = None,
     ) -> None:
-        self._setup(
-            get_task(suite, task) if target is None else target_variant(get_task(suite, task), target),
-            reward=reward,
-            assets=assets,
-            observations=observations,
-            image_size=image_size,
-            render_mode=render_mode,
-            start_noise=start_noise,
-            joint_noise=joint_noise,
-            max_episode_steps=max_episode_steps,
-        )
-
-    @classmethod
-    def from_bddl(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        instruction: str | None = None,
-        reward: Any = None,
-        assets: AssetsChoice = "auto",
-        observations: Sequence[str] = ("image",),
-        image_size: int = 256,
-        render_mode: str | None = None,
-        start_noise: float = 0.0,
-        joint_noise: float = 0.0,
-        max_episode_steps: int | None = None,
-    ) -> "LiberoEnv":
-        """
-        An environment from a BDDL file of your own, made of LIBERO's objects and scenes.
-
-        :param path: the BDDL file.
-        :param instruction: the sentence for the policy; None = the file's name as words, as LIBERO does.
-        :param max_episode_steps: step limit, 300 by default.
-        :raises FileNotFoundError: if there is no such file.
-        """
-        env = cls.__new__(cls)
-        env._setup(
-            task_from_bddl(Path(path), instruction),
-            reward=reward,
-            assets=assets,
-            observations=observations,
-            image_size=image_size,
-            render_mode=render_mode,
-            start_noise=start_noise,
-            joint_noise=joint_noise,
-            max_episode_steps=max_episode_steps,
-        )
-        return env
-
-    def _setup(
-        self,
-        task: LiberoTask,
-        *,
-        reward: Any,
-        assets: str,
-        observations: Sequence[str],
-        image_size: int,
-        render_mode: str | None,
-        start_noise: float,
-        joint_noise: float,
-        max_episode_steps: int | None,
-    ) -> None:
-        if isinstance(observations, str):
-            observations = (observations,)
-        valid = (*CAMERAS, "state")
-        if unknown := [name for name in observations if name not in valid]:
-            raise ValueError(f"observations={tuple(observations)}: unknown {unknown}. Available: {', '.join(valid)}.")
-        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size must be a positive integer (pixels), got {image_size!r}.")
+        known = suite if isinstance(suite, LiberoTask) else get_task(suite, task)
+        self.task = known if target is None else target_variant(known, target)
+        self.suite, self.task_index, self.instruction = self.task.suite, self.task.index, self.task.instruction
+        self.image_size = _image_size(image_size)
+        self.observations = _observations(observations)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode={render_mode!r}. Available: None, {', '.join(self.metadata['render_modes'])}.")
-        if not 0 <= start_noise < 1:
-            raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {start_noise!r}.")
+        self.render_mode = render_mode
+        self.start_noise = _start_noise(start_noise)
         if not 0 <= joint_noise <= 0.5:
             raise ValueError(f"joint_noise must be between 0 and 0.5 radians, got {joint_noise!r}.")
+        self.joint_noise = float(joint_noise)
         if max_episode_steps is not None and max_episode_steps < 1:
             raise ValueError(f"max_episode_steps must be positive, got {max_episode_steps!r}.")
-        self.task = task
-        self.suite, self.task_index = task.suite, task.index
-        self.instruction = task.instruction
+        self._step_cap = self.task.step_cap if max_episode_steps is None else int(max_episode_steps)
         self.assets: Assets = resolve_assets(assets)
-        self.observations = tuple(name for name in valid if name in observations)
-        self.image_size = image_size
-        self.render_mode = render_mode
-        self.start_noise = float(start_noise)
-        self.joint_noise = float(joint_noise)
-        self._step_cap = task.step_cap if max_episode_steps is None else int(max_episode_steps)
         self.reward_program = _load_reward(reward)
-        if task.suite:
-            _check_reward(self.reward_program, task)
+        if self.suite:
+            _check_reward(self.reward_program, self.task)
 
         image = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        known: dict[str, spaces.Space[Any]] = {
-            "image": image,
-            "wrist_image": image,
-            "state": spaces.Box(-np.inf, np.inf, (8,), np.float64),
-        }
+        state = spaces.Box(-np.inf, np.inf, (8,), np.float64)
         self.observation_space: spaces.Dict = spaces.Dict(  # type: ignore[assignment]
             {
-                **{name: known[name] for name in self.observations},
-                "instruction": InstructionSpace(task.suite, self.assets.kind, assets_by_name=assets != "auto"),
+                **{name: state if name == "state" else image for name in self.observations},
+                "instruction": InstructionSpace(self.suite, self.assets.kind, assets_by_name=assets != "auto"),
             }
         )
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
 
-        self._instruction = encode_instruction(task.instruction)
+        self._instruction = encode_instruction(self.instruction)
         self._sim: LiberoSim | None = None
         self._pid = -1
         self._elapsed = 0
         self._phase: Literal["new", "running", "over"] = "new"
         self._memory: Any = None
+
+    @classmethod
+    def from_bddl(cls, path: str | os.PathLike[str], *, instruction: str | None = None, **settings: Any) -> "LiberoEnv":
+        """
+        An environment from a BDDL file of your own, made of LIBERO's objects and scenes.
+
+        :param path: The BDDL file.
+        :param instruction: Sentence for the policy. None takes the file's name as words, as LIBERO does, and warns if the
+            file's ``(:language)`` asks for something else.
+        :param settings: Keyword arguments of the constructor. The step limit is 300 by default.
+        :raises FileNotFoundError: If there is no such file.
+        """
+        return cls(task_from_bddl(path, instruction), **settings)
 
     # ------------------------------------------------------------------ simulator
 
@@ -236,23 +173,23 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
 
     def facts(self) -> State:
         """
-        What a reward may know about the current state, by the names of :data:`~sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
+        The current state as rewards see it, by the names of :data:`~sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
 
-        :return: a new dictionary of floats, bools and tuples.
+        :return: A new dictionary of floats, bools and tuples.
         """
         return self.sim.facts()
 
     def task_facts(self) -> dict[str, Any]:
         """
-        What is known about the task before any step, as :class:`~sb3_tgrpo.rewards.facts.task_facts.TaskFacts` in plain
-        values.
+        What is known about the task before any step: :class:`~sb3_tgrpo.rewards.facts.task_facts.TaskFacts` as plain values.
 
-        Plays from the first stored start to measure it: the current episode is over afterwards.
+        They are measured at the first stored initial state, or the one drawn with seed 0: the current episode is over then.
         """
-        from sb3_tgrpo.envs.libero.task_facts import measure_task_facts
+        self.reset(seed=0, options={"init_state_id": 0} if self.task.init_file is not None else None)
+        from sb3_tgrpo.envs.libero.task_facts import measure_task_facts  # imports robosuite: after prepare_process
 
         self._phase = "new"
-        return measure_task_facts(self).to_dict()
+        return measure_task_facts(self.task, self.sim).to_dict()
 
     def flat_state(self) -> np.ndarray:
         """
@@ -267,8 +204,8 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         Set the simulator's state, as LIBERO's ``set_init_state`` does, without settling. Call ``reset`` first.
 
-        :param flat: what :meth:`flat_state` returned, or a row of a demonstration's ``states``.
-        :raises ValueError: if its length is wrong or a value is not finite.
+        :param flat: State from :meth:`flat_state`, or a row of a demonstration's ``states``.
+        :raises ValueError: If its length is wrong or a value is not finite.
         """
         self._check_started("set_state")
         self.sim.set_state(flat)
@@ -279,18 +216,18 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         Start an episode.
 
-        Without options a start is drawn from LIBERO's own sampler, widened by ``start_noise`` and ``joint_noise``: the same
-        ``seed`` gives the same start in every process; without one, starts follow from the last seed given. Objects then
-        settle for 10 steps.
+        Without options an initial state is drawn from LIBERO's own sampler, widened by ``start_noise`` and ``joint_noise``.
+        The same ``seed`` gives the same one in every process; without a seed, initial states follow from the last seed given.
+        Objects then settle for 10 steps.
 
         :param seed: 0 to 2**32 - 1.
-        :param options: ``{"init_state_id": k}`` restores the k-th stored start instead. Fixtures are then placed by
-            ``seed`` (0 if None), as in LIBERO's evaluation, where the stored state does not hold them. Two more go with it:
-            ``"start_noise"``, metres by which the stored start is widened (``"noise_seed"``, 0 by default, draws it); and
-            ``"earlier_resets"``, the number of resets that LIBERO's environment would have had since ``seed``, as the
-            official evaluation seeds once per task: fixtures then stand where its random numbers have got to.
-        :return: observation and info; the latter names the ``scene_seed`` used and the ``init_state_id``.
-        :raises ValueError: for an unknown option, a seed or an ``init_state_id`` out of range.
+        :param options: ``{"init_state_id": k}`` restores the k-th stored initial state instead. Fixtures are then placed by
+            ``seed`` (0 if None), as in LIBERO's evaluation, where the stored state does not hold them. Three more go with it:
+            ``"start_noise"``, metres by which the stored state is widened, with ``"noise_seed"`` (0 by default); and
+            ``"earlier_resets"``, the number of resets that LIBERO's environment would have had since ``seed``: the official
+            evaluation seeds once per task, and the random numbers of each reset place the fixtures of the next.
+        :return: Observation and info; the latter names the ``scene_seed`` used and the ``init_state_id``.
+        :raises ValueError: If an option is unknown, or if a seed or an ``init_state_id`` is out of range.
         """
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise ValueError(f"seed must be between 0 and 2**32 - 1, got {seed}.")
@@ -324,11 +261,11 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         One control step, 50 ms.
 
-        :param action: shape (7,), finite; clipped to [-1, 1] by LIBERO's controller.
-        :return: observation, reward, terminated (success), truncated (step limit), info with ``is_success`` and, under a
+        :param action: Shape (7,), finite; clipped to [-1, 1] by LIBERO's controller.
+        :return: Observation, reward, terminated (success), truncated (step limit), info with ``is_success`` and, under a
             reward program, ``stage``, ``n_stages``, ``progress``, ``step_signal`` and the program's terms.
-        :raises ValueError: if the action has the wrong shape or is not finite.
-        :raises RuntimeError: before ``reset`` and after the episode's end.
+        :raises ValueError: If the action has the wrong shape or is not finite.
+        :raises RuntimeError: Before ``reset`` and after the episode's end.
         """
         self._check_started("step")
         array = np.asarray(action, np.float64)
@@ -392,20 +329,40 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         state_id = options.get("init_state_id")
         if state_id is None:
             if options.keys() - {"init_state_id"}:
-                raise ValueError(f"The reset options {sorted(options)} belong to a stored start: pass init_state_id too.")
+                raise ValueError(f"Reset options {sorted(options)} belong to a stored initial state: pass init_state_id too.")
             return None, {}
         if isinstance(state_id, bool) or not isinstance(state_id, int | np.integer):
             raise ValueError(f"init_state_id must be an integer, got {state_id!r}.")
         count = len(stored_starts(self.task))
         if not 0 <= state_id < count:
-            raise ValueError(f"init_state_id={state_id}: {self.task.name} has stored starts 0 to {count - 1}.")
-        if not 0 <= options.get("start_noise", 0.0) < 1:
-            raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {options['start_noise']!r}.")
+            raise ValueError(f"init_state_id={state_id}: {self.task.name} has stored initial states 0 to {count - 1}.")
+        _start_noise(options.get("start_noise", 0.0))
         for name in ("noise_seed", "earlier_resets"):
             value = options.get(name, 0)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
                 raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
         return int(state_id), options
+
+
+def _image_size(size: Any) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"image_size must be a positive integer (pixels), got {size!r}.")
+    return size
+
+
+def _observations(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of observations, in the order of the observation space."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    valid = (*CAMERAS, "state")
+    if unknown := [name for name in names if name not in valid]:
+        raise ValueError(f"observations={names}: unknown {unknown}. Available: {', '.join(valid)}.")
+    return tuple(name for name in valid if name in names)
+
+
+def _start_noise(metres: float) -> float:
+    if not 0 <= metres < 1:
+        raise ValueError(f"start_noise must be a distance in metres, from 0 up to 1, got {metres!r}.")
+    return float(metres)
 
 
 def _load_reward(reward: Any) -> Any:
@@ -420,8 +377,8 @@ def _load_reward(reward: Any) -> Any:
 
 
 def _check_reward(program: Any, task: LiberoTask) -> None:
-    """A program knows its task and, as a scene may have several targets, its sentence; a callable of the user's neither."""
-    own = f"{task.suite}-{task.index}"
+    """A program has a task and a sentence, as a scene may have several targets; a callable of the user's has neither."""
+    own = str(TaskName(task.suite, task.index))
     rewarded = getattr(program, "task", own)
     if rewarded != own:
         raise ValueError(f"reward is for {rewarded}, not for {own}: pass that of {own}, or leave it out.")
@@ -438,6 +395,3 @@ def _stage_info(step: Any) -> dict[str, Any]:
         "step_signal": float(getattr(step, "signal", step.progress)),
     }
     return {**{name: float(value) for name, value in getattr(step, "terms", {}).items()}, **info}
-
-
-__all__ = ["LiberoEnv"]

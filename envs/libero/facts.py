@@ -1,4 +1,4 @@
-"""What rewards, experts and key poses may know about a LIBERO scene: the live state, read in microseconds."""
+"""What rewards, experts and key poses may use of a LIBERO scene: the live state, read in microseconds."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from numba import njit, types
 
 from sb3_tgrpo.envs.libero import controller as libero_controller  # noqa: F401  (loads MuJoCo's library for Numba)
 from sb3_tgrpo.envs.libero.geometry import box_of_geoms, geom_mask
-from sb3_tgrpo.envs.libero.goal import Goal
+from sb3_tgrpo.envs.libero.goal import GoalPredicates
 from sb3_tgrpo.envs.libero.scene import LiberoScene
 from sb3_tgrpo.rewards.facts.vocabulary import State, StateValue
 
@@ -21,22 +21,13 @@ _HANDLE_DEPTH = 0.025
 
 @dataclass(frozen=True)
 class Handle:
-    """
-    What is pulled, pushed or turned to move a joint.
-
-    :param name: such as ``wooden_cabinet_1_top_handle``.
-    :param fixture: the fixture it belongs to.
-    :param joint: the joint it moves.
-    :param body: body id.
-    :param center: its centre in the body's frame.
-    :param geoms: ids of the geoms it consists of.
-    """
+    """What is pulled, pushed or turned to move a joint."""
 
     name: str
     fixture: str
     joint: str
     body: int
-    center: np.ndarray
+    center: np.ndarray  # in the frame of the body
     geoms: tuple[int, ...]
 
 
@@ -51,11 +42,11 @@ class Entities:
     handles: tuple[Handle, ...]
 
 
-def find_entities(scene: LiberoScene, goal: Goal) -> Entities:
+def find_entities(scene: LiberoScene, goal: GoalPredicates) -> Entities:
     """
     The entities of a task.
 
-    Sites are those of the goal. Joints are those that the goal moves, directly (``Open``, ``Turnon``) or because a region
+    Sites are the goal's. Joints are the ones that the goal moves, directly (``Open``, ``Turnon``) or because a region
     of the goal moves with them (a bowl that goes into a drawer); each has a handle.
     """
     problem = scene.problem
@@ -111,24 +102,10 @@ def _find_handle(scene: LiberoScene, joint: str, owner: Any) -> Handle:
 
 
 @njit(cache=True)
-def _collect(
-    xpos: np.ndarray,
-    xquat: np.ndarray,
-    xmat: np.ndarray,
-    site_xpos: np.ndarray,
-    site_xmat: np.ndarray,
-    bodies: np.ndarray,
-    sites: np.ndarray,
-    handle_bodies: np.ndarray,
-    handle_centers: np.ndarray,
-    contact_geom: np.ndarray,
-    label: np.ndarray,
-    grip: np.ndarray,
-    pos: np.ndarray,
-    quat: np.ndarray,
-    touch: np.ndarray,
-) -> None:
+def _collect(reads: tuple[np.ndarray, ...], contact_geom: np.ndarray, writes: tuple[np.ndarray, ...]) -> None:
     """Positions and (x, y, z, w) quaternions of bodies, then sites, then positions of handles; who touches the gripper."""
+    xpos, xquat, xmat, site_xpos, site_xmat, bodies, sites, handle_bodies, handle_centers = reads
+    label, grip, pos, quat, touch = writes
     n_bodies, n_sites = bodies.shape[0], sites.shape[0]
     wxyz = np.empty(4)
     for i in range(n_bodies):
@@ -160,14 +137,9 @@ def _collect(
 
 
 class FactsReader:
-    """
-    Reads the state in terms of :data:`sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`.
+    """Reads the state in terms of :data:`sb3_tgrpo.rewards.facts.vocabulary.VOCABULARY`."""
 
-    :param scene: the scene.
-    :param goal: its goal.
-    """
-
-    def __init__(self, scene: LiberoScene, goal: Goal) -> None:
+    def __init__(self, scene: LiberoScene, goal: GoalPredicates) -> None:
         model, data, robot = scene.model, scene.data, scene.robot
         self.entities = entities = find_entities(scene, goal)
         self._data = data
@@ -214,12 +186,9 @@ class FactsReader:
         self._goal_keys = [f"goal_{k}" for k in range(len(goal.atoms))]
 
     def read(self, atoms: list[bool]) -> State:
-        """
-        :param atoms: truth of the goal's atoms now.
-        :return: the state as plain floats, bools and tuples.
-        """
+        """The state as plain floats, bools and tuples; ``atoms`` is the truth of the goal's atoms now."""
         data = self._data
-        _collect(*self._arrays, data.contact.geom, *self._labels)
+        _collect(self._arrays, data.contact.geom, self._labels)
         pos, quat, touch = self._pos.tolist(), self._quat.tolist(), self._touch.tolist()
         qpos = data.qpos
         eef = self._eef_row

@@ -14,12 +14,7 @@ def geom_mask(model: mujoco.MjModel, names: list[str]) -> np.ndarray:
 
 
 def geom_extent(model: mujoco.MjModel, geom: int, rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Exact extent of a collision geom around its own centre.
-
-    :param rotation: (3, 3), from the geom's frame to the frame of the result.
-    :return: lower and upper corner, each (3,).
-    """
+    """Corners, each (3,), of a collision geom around its own centre; ``rotation`` turns its frame to the result's."""
     size, kind = model.geom_size[geom], model.geom_type[geom]
     shapes = mujoco.mjtGeom
     if kind == shapes.mjGEOM_MESH:
@@ -43,12 +38,7 @@ def geom_extent(model: mujoco.MjModel, geom: int, rotation: np.ndarray) -> tuple
 
 
 def box_of_geoms(model: mujoco.MjModel, data: mujoco.MjData, geoms: Sequence[int], body: int) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Axis-aligned box around geoms in the frame of a body, relative to its origin.
-
-    :param data: with current poses.
-    :return: lower and upper corner, each (3,), metres.
-    """
+    """Corners, each (3,), of the box around geoms in the frame of a body, relative to its origin, at current poses."""
     to_body = data.xmat[body].reshape(3, 3).T
     lows, highs = [], []
     for geom in geoms:

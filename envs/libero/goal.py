@@ -11,7 +11,7 @@ from sb3_tgrpo.envs.libero.scene import LiberoScene
 Predicate = Callable[[], bool]
 
 
-class Goal:
+class GoalPredicates:
     """
     The goal of a task: a conjunction of atoms.
 
@@ -19,8 +19,8 @@ class Goal:
     ``In`` takes the absolute value of the rotated size, and ``Close`` of a drawer is strict, so that one which rests
     closed is not.
 
-    :param scene: the scene.
-    :raises ValueError: for a predicate that LIBERO does not define or arguments that it can't judge.
+    :param scene: The scene.
+    :raises ValueError: If LIBERO does not define a predicate, or can't judge its arguments.
     """
 
     def __init__(self, scene: LiberoScene) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from sb3_tgrpo.envs.libero.assets import import_libero, writable_cache_folder, write_atomically
+from sb3_tgrpo.envs.libero.installation import import_libero, writable_cache_folder
 from sb3_tgrpo.envs.libero.light_mjcf import OBJECT_KINDS, asset_files, expand, load_table, object_file, primitive
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.version import __version__
 
 # MuJoCo's defaults (28, 16, 4) draw three to four times the faces; these still look round and evenly lit at 256 pixels
@@ -37,7 +38,7 @@ def light_assets_folder() -> Path:
     The folder's name holds the package version and a hash of its content. Files appear whole, so any number of processes
     may ask at once; one that was damaged or deleted is written anew.
 
-    :return: a folder in LIBERO's asset layout
+    :return: Folder in LIBERO's asset layout.
     """
     content = asset_files()
     digest = hashlib.sha256()
@@ -47,8 +48,7 @@ def light_assets_folder() -> Path:
     for name, data in content.items():
         path = folder / name
         if not path.is_file() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            atomic_write(path, data)
     return folder
 
 
@@ -61,9 +61,9 @@ def lighten_model(xml: str) -> str:
     the first ones of a body become its primitives, the rest are hidden. Meshes, materials and textures that nothing uses any
     more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default.
 
-    :param xml: MJCF of a LIBERO task
-    :return: the same model without visual meshes
-    :raises ValueError: if a visual mesh belongs to a body that ``data/light_assets/robot.toml`` has no primitives for
+    :param xml: MJCF of a LIBERO task.
+    :return: The same model without visual meshes.
+    :raises ValueError: If a visual mesh belongs to a body that ``data/light_assets/robot.toml`` has no primitives for.
     """
     root = ET.fromstring(xml)
     worldbody = root.find("worldbody")
@@ -124,8 +124,8 @@ def require_light(bddl_file: str | os.PathLike[str]) -> None:
     """
     Check that light assets cover a task.
 
-    :param bddl_file: the task's BDDL file
-    :raises ValueError: naming what is not in the tables, and the remedy
+    :param bddl_file: The task's BDDL file.
+    :raises ValueError: If something is not in the tables, with its name and the remedy.
     """
     import_libero()
     from libero.libero.envs.bddl_utils import robosuite_parse_problem
@@ -141,7 +141,7 @@ def require_light(bddl_file: str | os.PathLike[str]) -> None:
         raise ValueError(
             f'assets="light" does not cover {os.path.basename(bddl_file)}: no light version of {", ".join(missing)}. '
             'Use assets="full" (LIBERO\'s own, downloaded on first use), or add rows to the tables in '
-            "envs/data/light_assets (docs/light_assets.md says how)."
+            "envs/data/light_assets (see docs/light_assets.md)."
         )
 
 

@@ -27,28 +27,19 @@ _BODY_ATTRIBUTES = ("name", "pos", "quat", "euler")
 
 @cache
 def load_table(name: str) -> dict[str, Row]:
-    """
-    :param name: a table in ``data/light_assets``, without ``.toml``
-    :return: its rows by name, ``defaults`` included; empty if there is no such table
-    """
+    """Rows by name, ``defaults`` included, of ``data/light_assets/<name>.toml``; empty if there is no such table."""
     path = files("sb3_tgrpo.envs") / "data" / "light_assets" / f"{name}.toml"
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def object_file(kind: str, name: str) -> str:
-    """
-    :param kind: one of :data:`OBJECT_KINDS`
-    :param name: the object's file name without ``.xml``
-    :return: where LIBERO's class looks for the object, relative to the assets folder
-    """
+    """Path at which LIBERO's class looks for an object of one of :data:`OBJECT_KINDS`, relative to the assets folder."""
     return f"{kind}/{name}.xml" if kind == "articulated_objects" else f"{kind}/{name}/{name}.xml"
 
 
 @cache
 def asset_files() -> Mapping[str, bytes]:
-    """
-    :return: every file of the light assets folder: relative path in LIBERO's layout -> content
-    """
+    """Every file of the light assets folder: path in LIBERO's layout -> content."""
     content: dict[str, bytes] = {}
     for kind in OBJECT_KINDS:
         table = load_table(kind)
@@ -74,18 +65,20 @@ def _inherited(table: Mapping[str, Row], name: str) -> Row:
 
 def primitive(row: Row, **extra: Any) -> ET.Element:
     """
-    :param row: one visual of a table: MJCF geom attributes, ``rgba`` as ``"rrggbb"`` or four numbers
-    :param extra: attributes that the row may overwrite
-    :return: a geom that is drawn, has no mass and touches nothing
+    A geom that is drawn, has no mass and touches nothing.
+
+    :param row: One visual of a table: MJCF geom attributes, ``rgba`` as ``"rrggbb"`` or four numbers.
+    :param extra: Attributes that the row may overwrite.
     """
     return _element("geom", {**_VISUAL, **extra, **row})
 
 
 def expand(visuals: Iterable[Row]) -> Iterator[Row]:
     """
-    :param visuals: the ``visual`` list of a row
-    :return: the same with each ring written out: ``ring = 12`` repeats a primitive 12 times around the vertical axis through
-        ``about = [x, y]`` (the body's origin, if left out)
+    Visuals with each ring written out: ``ring = 12`` repeats a primitive 12 times around the vertical axis through
+    ``about = [x, y]`` (the body's origin, if left out).
+
+    :param visuals: The ``visual`` list of a row.
     """
     for row in visuals:
         if "ring" not in row:
@@ -163,11 +156,12 @@ def _fill_body(name: str, body: ET.Element, row: Row, defaults: Row, visual: Ite
 
 def object_mjcf(name: str, row: Row, defaults: Row) -> ET.Element:
     """
-    :param name: the object's name
-    :param row: its row
-    :param defaults: the table's ``defaults``
-    :return: its MJCF document, in the form LIBERO's object classes expect
-    :raises ValueError: for a key that no row has
+    An object's MJCF document, in the form that LIBERO's object classes expect.
+
+    :param name: The object's name.
+    :param row: Its row.
+    :param defaults: The table's ``defaults``.
+    :raises ValueError: If the row has an unknown key.
     """
     root = ET.Element("mujoco", {"model": name})
     outer = ET.SubElement(ET.SubElement(root, "worldbody"), "body")

@@ -9,8 +9,10 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from sb3_tgrpo.envs.libero.gl import MISSING_GL, choose_gl
+from sb3_tgrpo.envs.libero.gl import GLError, check_gl_variables, choose_gl, why_not
 
+_first_process: int | None = None
+"""The process that OpenGL was first used in: this one, or one that this one was forked from."""
 _open_renderers: "weakref.WeakSet[OffscreenRenderer]" = weakref.WeakSet()
 
 
@@ -29,12 +31,12 @@ class OffscreenRenderer:
     """
     Renders fixed cameras into arrays, visual geoms only, as LIBERO does.
 
-    The OpenGL context is created on first use, in the process that uses it, and again after a fork.
+    The OpenGL context is created on first use, in the process that uses it.
 
     :param model: MuJoCo model.
     :param data: MuJoCo data.
-    :param height: height of the pictures in pixels.
-    :param width: width of the pictures in pixels.
+    :param height: Height of the pictures in pixels.
+    :param width: Width of the pictures in pixels.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int) -> None:
@@ -53,7 +55,17 @@ class OffscreenRenderer:
         self._pid = -1
 
     def _open(self) -> None:
+        global _first_process
+        if _first_process not in (None, os.getpid()):
+            # OpenGL's threads and locks do not survive a fork: the child would wait for them for ever.
+            raise GLError(
+                "This process was forked from one that had rendered before, and OpenGL hangs in such a child. Start workers "
+                'with start_method="forkserver" (SubprocVecEnv) or context="forkserver" (AsyncVectorEnv), use make_group_env, '
+                "or render nothing before the fork."
+            )
         backend = choose_gl()
+        check_gl_variables(backend)
+        _first_process = os.getpid()
         try:
             context_class = _context_class(backend)
             global_ = self._model.vis.global_
@@ -67,8 +79,8 @@ class OffscreenRenderer:
             self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150)
         except Exception as error:
             self.close()
-            raise RuntimeError(
-                f"MuJoCo can't render offscreen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}: {error}. {MISSING_GL}"
+            raise GLError(
+                f"MuJoCo can't render offscreen with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error}. {why_not(backend)}"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(self._model, maxgeom=1000)
@@ -77,8 +89,9 @@ class OffscreenRenderer:
 
     def render(self, camera: int) -> np.ndarray:
         """
-        :param camera: camera id.
-        :return: uint8 of shape (height, width, 3), bottom row first, as OpenGL reads it and LIBERO stores it.
+        :param camera: Camera id.
+        :return: Array uint8 of shape (height, width, 3), bottom row first, as OpenGL reads it and LIBERO stores it.
+        :raises GLError: If OpenGL can't be used.
         """
         if self._context is None or self._pid != os.getpid():
             self._open()

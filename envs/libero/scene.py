@@ -17,7 +17,9 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from sb3_tgrpo.envs.libero.assets import Assets, import_libero, libero_assets
+from sb3_tgrpo.envs.libero.assets import Assets
+from sb3_tgrpo.envs.libero.installation import import_libero, libero_assets
+from sb3_tgrpo.envs.libero.light_assets import lighten_model, require_light
 from sb3_tgrpo.envs.libero.process import prepare_process
 from sb3_tgrpo.envs.libero.tasks import LiberoTask
 
@@ -67,15 +69,7 @@ def _problem_class(task: LiberoTask) -> Any:
 
 
 def _build_problem(domain: Any, task: LiberoTask, assets: Assets, process_xml: Callable[[str], str] | None) -> Any:
-    """
-    Construct LIBERO's own environment object for a task, without cameras or renderer.
-
-    :param domain: LIBERO's class for this kind of scene.
-    :param task: the task.
-    :param assets: the assets folder.
-    :param process_xml: applied to the final MJCF document before it is compiled.
-    :return: an instance of LIBERO's ``BDDLBaseDomain``.
-    """
+    """LIBERO's own environment object for a task, without cameras or renderer; ``process_xml`` edits the final MJCF."""
     with libero_assets(assets.path), global_numpy_seed():
         import robosuite
 
@@ -105,12 +99,7 @@ def _build_problem(domain: Any, task: LiberoTask, assets: Assets, process_xml: C
 
 
 class LiberoScene:
-    """
-    The model of a task, its data, and the placement of everything in it.
-
-    :param task: the task.
-    :param assets: the assets folder.
-    """
+    """The model of a task, its data, and the placement of everything in it."""
 
     def __init__(self, task: LiberoTask, assets: Assets) -> None:
         process_xml: Callable[[str], str] | None = None
@@ -118,8 +107,6 @@ class LiberoScene:
         with _definition_on_disk(task) as readable:
             domain = _problem_class(readable)
             if assets.kind == "light":
-                from sb3_tgrpo.envs.libero.light_assets import lighten_model, require_light
-
                 require_light(readable.bddl_file)
                 process_xml = lighten_model
             self.problem = _build_problem(domain, readable, assets, process_xml)
@@ -142,7 +129,7 @@ class LiberoScene:
         Place robot, fixtures and objects as ``seed(seed); reset()`` of a fresh LIBERO environment would.
 
         :param seed: 0 to 2**32 - 1.
-        :param earlier_resets: how often that environment has been reset since it was seeded: its random numbers go on from
+        :param earlier_resets: Number of resets of that environment since it was seeded: its random numbers go on from
             there, and each reset adds to its samplers.
         """
         from robosuite.utils.errors import RandomizationError
@@ -206,8 +193,8 @@ class LiberoScene:
         """
         Restore a flattened simulator state, as LIBERO's ``set_init_state``; fixtures stay where they are.
 
-        :param flat: time, qpos, qvel.
-        :raises ValueError: if the length is wrong or a value is not finite.
+        :param flat: Time, qpos, qvel.
+        :raises ValueError: If the length is wrong or a value is not finite.
         """
         state = np.asarray(flat, np.float64)
         expected = (1 + self.model.nq + self.model.nv,)

@@ -15,7 +15,7 @@ import numpy as np
 from sb3_tgrpo.envs.libero.assets import Assets
 from sb3_tgrpo.envs.libero.controller import SUBSTEPS, ArmController
 from sb3_tgrpo.envs.libero.facts import FactsReader
-from sb3_tgrpo.envs.libero.goal import Goal
+from sb3_tgrpo.envs.libero.goal import GoalPredicates
 from sb3_tgrpo.envs.libero.render import OffscreenRenderer
 from sb3_tgrpo.envs.libero.scene import CONTROL_FREQ, LiberoScene
 from sb3_tgrpo.envs.libero.starts import place_with_noise, turn_joints
@@ -66,7 +66,7 @@ class ObservationClock:
         """
         Advance by one control step.
 
-        :return: the physics step, from 0, after which its last observation is taken; None if it takes none.
+        :return: The physics step, from 0, after which its last observation is taken; None if it takes none.
         """
         last = None
         for substep in range(SUBSTEPS):
@@ -83,13 +83,7 @@ class ObservationClock:
 
 
 class LiberoSim:
-    """
-    A task's simulator.
-
-    :param task: the task.
-    :param assets: the assets folder.
-    :param image_size: height and width of pictures.
-    """
+    """A task's simulator."""
 
     def __init__(self, task: LiberoTask, assets: Assets, image_size: int) -> None:
         if mujoco.__version__ != PINNED_MUJOCO:
@@ -101,7 +95,7 @@ class LiberoSim:
         self.scene = LiberoScene(task, assets)
         self.model, self.data = self.scene.model, self.scene.data
         self.controller = ArmController(self.model, self.data, self.scene.robot)
-        self.goal = Goal(self.scene)
+        self.goal = GoalPredicates(self.scene)
         self.facts_reader = FactsReader(self.scene, self.goal)
         self.clock = ObservationClock()
         self.renderer = OffscreenRenderer(self.model, self.data, image_size, image_size)
@@ -124,12 +118,12 @@ class LiberoSim:
         """
         Place everything; nothing has settled yet.
 
-        :param seed: of LIBERO's sampler.
-        :param start: a flattened state to restore afterwards.
-        :param start_noise: metres.
-        :param noise_seed: of the noise; None = ``seed``.
-        :param earlier_resets: see :meth:`LiberoScene.reset`.
-        :param joint_noise: radians.
+        :param seed: Seed of LIBERO's sampler.
+        :param start: A flattened state to restore afterwards.
+        :param start_noise: Metres.
+        :param noise_seed: Seed of the noise; None = ``seed``.
+        :param earlier_resets: Argument of :meth:`LiberoScene.reset`.
+        :param joint_noise: Radians.
         """
         self.scene.reset(seed, earlier_resets)
         self.controller.reset()
@@ -154,8 +148,8 @@ class LiberoSim:
         """
         One control step.
 
-        :param action: float64 (7,).
-        :param pictures: names of observations and their cameras, to be taken when LIBERO takes them.
+        :param action: Array float64 of shape (7,).
+        :param pictures: Names of observations and their cameras, to be taken when LIBERO takes them.
         """
         self.controller.set_action(action)
         sample = self.clock.next_step()

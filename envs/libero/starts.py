@@ -1,4 +1,4 @@
-"""Wider start distributions than LIBERO's."""
+"""Wider distributions of initial states than LIBERO's."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -39,14 +39,7 @@ def _touching_pairs(scene: LiberoScene, owner: np.ndarray) -> set[tuple[int, int
 
 
 def turn_joints(scene: LiberoScene, seed: int | Sequence[int], joint_noise: float) -> None:
-    """
-    Turn each joint of the arm by normal noise, as the robot stands in LIBERO's stored starts and not in those that its sampler
-    draws.
-
-    :param scene: right after its ``reset``.
-    :param seed: a number or several; the noise follows from it alone.
-    :param joint_noise: standard deviation, radians.
-    """
+    """Turn each joint of the arm by normal noise, as the robot stands in LIBERO's stored initial states, not in drawn ones."""
     rng = np.random.default_rng([_JOINT_STREAM, *([seed] if isinstance(seed, int) else seed)])
     joints = scene.robot._ref_joint_pos_indexes
     scene.data.qpos[joints] += rng.normal(0.0, joint_noise, len(joints))
@@ -61,10 +54,10 @@ def place_with_noise(scene: LiberoScene, seed: int | Sequence[int], start_noise:
     What stands on another movable object moves with it; what stands in or on a fixture stays. Shifts that bring things into
     contact which LIBERO's own placement kept apart are drawn again.
 
-    :param scene: right after its ``reset``.
-    :param seed: a number or several; the noise follows from it alone.
-    :param start_noise: metres.
-    :raises RuntimeError: if no shift without collision is found: the noise is too large for the scene.
+    :param scene: Scene right after its ``reset``.
+    :param seed: Number or several; the noise follows from it alone.
+    :param start_noise: Metres.
+    :raises RuntimeError: If no shift without collision is found: the noise is too large for the scene.
     """
     model, data = scene.model, scene.data
     carriers = _carriers(scene)
@@ -83,7 +76,7 @@ def place_with_noise(scene: LiberoScene, seed: int | Sequence[int], start_noise:
                 carrier = carriers[carrier]
             if carrier is not None:
                 data.qpos[address : address + 2] = before[address : address + 2] + shifts[carrier]
-        # From a fresh solver state, so that the start does not depend on the shifts that were rejected.
+        # From a fresh solver state, so that the initial state does not depend on the shifts that were rejected.
         data.qacc_warmstart[:] = 0.0
         mujoco.mj_forward(model, data)
         if _touching_pairs(scene, owner) <= allowed:

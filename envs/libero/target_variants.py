@@ -3,7 +3,7 @@ Tasks that differ in nothing but what is asked for: the same scene, another targ
 
 In LIBERO-Object each task has a scene of its own, so that a policy can do without reading. In the scene of ``libero_object-8``
 stand, besides the chocolate pudding, five other objects that fit into the basket: with ``LiberoEnv("libero_object", 8,
-target="ketchup")`` the goal and the sentence are about one of these, and everything else, start states included, is the same
+target="ketchup")`` the goal and the sentence are about one of these, and everything else, initial states included, is the same
 bit for bit.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sb3_tgrpo.envs.libero.tasks import LiberoTask, instruction_of
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 
 _NAME = r"([^\s()]+)"
@@ -27,9 +28,9 @@ def available_targets(task: LiberoTask) -> tuple[str, ...]:
     """
     The objects that can be asked for instead of a task's own target, and that one itself.
 
-    :param task: a task that puts one object into or onto something.
-    :return: kinds of objects, such as ``ketchup``, in the BDDL file's order.
-    :raises ValueError: if the goal is another.
+    :param task: A task that puts one object into or onto something.
+    :return: Kinds of objects, such as ``ketchup``, in the BDDL file's order.
+    :raises ValueError: If the goal is another.
     """
     text = task.read_bddl()
     _, place = _goal(text, task.name)
@@ -38,13 +39,13 @@ def available_targets(task: LiberoTask) -> tuple[str, ...]:
 
 def target_variant(task: LiberoTask, target: str) -> LiberoTask:
     """
-    The same scene with another target: instruction, ``:obj_of_interest`` and goal change, nothing else. The stored starts of
-    the task are starts of the variant as well.
+    The same scene with another target: instruction, ``:obj_of_interest`` and goal change, nothing else. The stored initial
+    states of the task are valid for the variant as well.
 
-    :param task: a task that puts one object into or onto something, and names it in its sentence.
-    :param target: the object to ask for, such as ``"ketchup"`` or ``"ketchup_1"``.
-    :return: the variant; the task itself if it is its own target.
-    :raises ValueError: if the scene holds no such object, naming those it holds, or if the task is of another kind.
+    :param task: A task that puts one object into or onto something, and names it in its sentence.
+    :param target: Object to ask for, such as ``"ketchup"`` or ``"ketchup_1"``.
+    :return: The variant; the task itself if it is its own target.
+    :raises ValueError: If the scene holds no such object, naming those it holds, or if the task is of another kind.
     """
     text = task.read_bddl()
     old, place = _goal(text, task.name)
@@ -66,28 +67,23 @@ def write_target_variant(task: LiberoTask, target: str, folder: str | os.PathLik
     """
     Write the BDDL file of a variant, to look at or to change further; :meth:`LiberoEnv.from_bddl` reads it.
 
-    :param task: see :func:`target_variant`.
-    :param target: see :func:`target_variant`.
-    :param folder: where; created if needed. The file's name is the instruction, as LIBERO has it.
-    :return: the file.
-    :raises ValueError: see :func:`target_variant`.
+    :param task: Task, as for :func:`target_variant`.
+    :param target: Object to ask for, as for :func:`target_variant`.
+    :param folder: Folder, made if needed. The file's name is the instruction, as in LIBERO.
+    :return: The file.
+    :raises ValueError: See :func:`target_variant`.
     """
-    from sb3_tgrpo.envs.libero.assets import write_atomically
-
     variant = target_variant(task, target)
-    path = Path(folder) / f"{variant.name}.bddl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, variant.read_bddl().encode())
-    return path
+    return atomic_write(Path(folder) / f"{variant.name}.bddl", variant.read_bddl())
 
 
 def target_facts(facts: TaskFacts, target: str) -> TaskFacts:
     """
-    The facts of a variant, from those of the task: what an expert needs to know.
+    The facts of a variant, from the task's facts, for an expert.
 
-    :param facts: of the task.
-    :param target: see :func:`target_variant`.
-    :raises ValueError: see :func:`target_variant`.
+    :param facts: Facts of the task.
+    :param target: Object to ask for, as for :func:`target_variant`.
+    :raises ValueError: See :func:`target_variant`.
     """
     if len(facts.goal) != 1 or len(facts.goal[0].args) != 2:
         raise ValueError(_other_goal(facts.task_id))
@@ -162,6 +158,3 @@ def _swapped(text: str, before: str, after: str, where: str) -> str:
     if len(re.findall(pattern, text, re.IGNORECASE)) != 1:
         raise ValueError(f"target: {where} can't be given another one, since {text!r} does not name {before!r} once.")
     return re.sub(pattern, lambda _: after, text, flags=re.IGNORECASE)
-
-
-__all__ = ["available_targets", "target_facts", "target_variant", "write_target_variant"]

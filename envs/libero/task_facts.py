@@ -1,12 +1,14 @@
 """Measuring a task's static facts in the simulator."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from sb3_tgrpo.envs.libero.geometry import box_of_geoms, geom_mask
 from sb3_tgrpo.envs.libero.scene import CONTROL_FREQ, LiberoScene
+from sb3_tgrpo.envs.libero.sim import LiberoSim
+from sb3_tgrpo.envs.libero.tasks import LiberoTask
 from sb3_tgrpo.rewards.facts.task_facts import (
     FixtureFacts,
     GoalAtom,
@@ -20,9 +22,6 @@ from sb3_tgrpo.rewards.facts.task_facts import (
     Vec3,
 )
 from sb3_tgrpo.rewards.facts.vocabulary import State
-
-if TYPE_CHECKING:
-    from sb3_tgrpo.envs.libero.env import LiberoEnv
 
 _DIGITS = 5
 _GRIPPER_STEPS = 40
@@ -43,11 +42,7 @@ def _quat(values: Any) -> Quat:
 
 
 def object_aabb(scene: LiberoScene, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Axis-aligned box of an object's collision geoms in its own frame, relative to its origin.
-
-    :return: lower and upper corner, each (3,).
-    """
+    """Box of an object's collision geoms in its own frame, relative to its origin: lower and upper corner, each (3,)."""
     model, data = scene.model, scene.data
     body = scene.problem.obj_body_id[name]
     geoms = np.flatnonzero(geom_mask(model, scene.problem.objects_dict[name].contact_geoms))
@@ -74,7 +69,7 @@ def _support_z(scene: LiberoScene) -> float:
         if {owner(contact.geom1), owner(contact.geom2)} & objects and 0 in (owner(contact.geom1), owner(contact.geom2))
     ]
     if not heights:
-        raise RuntimeError(f"{scene.task.name}: no object stands on the table or floor at its first stored start.")
+        raise RuntimeError(f"{scene.task.name}: no object stands on the table or floor at its first stored initial state.")
     return float(np.median(heights))
 
 
@@ -93,34 +88,28 @@ def _thresholds(owner: Any) -> tuple[JointThreshold, ...]:
     return tuple(found)
 
 
-def _gripper_range(env: "LiberoEnv") -> tuple[float, float]:
+def _gripper_range(sim: LiberoSim) -> tuple[float, float]:
     """Finger distance after closing on nothing, and after opening."""
     openings = []
     for command in (1.0, -1.0):
         for _ in range(_GRIPPER_STEPS):
-            env.sim.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, command]), {})
-        openings.append(round(float(env.facts()["gripper_opening"]), 4) + 0.0)  # type: ignore[arg-type]
+            sim.step(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, command]), {})
+        openings.append(round(float(sim.facts()["gripper_opening"]), 4) + 0.0)  # type: ignore[arg-type]
     return openings[0], openings[1]
 
 
-def measure_task_facts(env: "LiberoEnv") -> TaskFacts:
-    """
-    Facts about a task at its first stored start; a task without stored starts is measured at the start drawn with seed 0.
-
-    :param env: the environment; its episode is lost.
-    """
-    env.reset(seed=0, options={"init_state_id": 0} if env.task.init_file is not None else None)
-    sim, scene = env.sim, env.sim.scene
-    state, entities, problem = env.facts(), sim.facts_reader.entities, scene.problem
+def measure_task_facts(task: LiberoTask, sim: LiberoSim) -> TaskFacts:
+    """Facts about a task at an initial state."""
+    scene, state, entities, problem = sim.scene, sim.facts(), sim.facts_reader.entities, sim.scene.problem
     goal = tuple(
         GoalAtom(atom[0].lower(), tuple(atom[1:]), true) for atom, true in zip(sim.goal.atoms, sim.goal_atoms(), strict=True)
     )
     support_z = round(_support_z(scene), 3) + 0.0
     return TaskFacts(
-        suite=env.suite,
-        index=env.task_index,
-        name=env.task.name,
-        instruction=env.instruction,
+        suite=task.suite,
+        index=task.index,
+        name=task.name,
+        instruction=task.instruction,
         bddl_instruction=_bddl_instruction(problem),
         goal=goal,
         objects=tuple(_object_facts(scene, name, state) for name in entities.objects),
@@ -139,8 +128,8 @@ def measure_task_facts(env: "LiberoEnv") -> TaskFacts:
         support_z=support_z,
         eef_start_pos=_vec3(state["eef_pos"]),
         eef_start_quat=_quat(state["eef_quat"]),
-        gripper_range=_gripper_range(env),
-        horizon=env.task.step_cap,
+        gripper_range=_gripper_range(sim),
+        horizon=task.step_cap,
         control_freq=CONTROL_FREQ,
     )
 

@@ -1,9 +1,12 @@
-"""LIBERO's suites and tasks: names, sentences, BDDL files and stored start states, without importing LIBERO."""
+"""LIBERO's suites and tasks: names, sentences, BDDL files and stored initial states, without importing LIBERO."""
 
 import codecs
 import importlib.util
 import io
+import os
 import pickle
+import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_tgrpo.envs.libero.installation import libero_root
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
 
 _NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
@@ -25,14 +29,14 @@ class LiberoTask:
     """
     One task.
 
-    :param suite: suite, ``""`` for a BDDL file of the user's.
-    :param index: position in the suite, in LIBERO's own task order.
-    :param name: the BDDL file's name without its suffix.
-    :param instruction: the sentence for the policy, LIBERO's ``Task.language``.
-    :param bddl_file: problem definition.
-    :param init_file: stored start states, None if there are none.
-    :param step_cap: control steps per episode.
-    :param bddl_text: the problem definition itself where it differs from the file (see
+    :param suite: Suite, ``""`` for a BDDL file of the user's.
+    :param index: Position in the suite, in LIBERO's own task order.
+    :param name: The BDDL file's name without its suffix.
+    :param instruction: The sentence for the policy, LIBERO's ``Task.language``.
+    :param bddl_file: Problem definition.
+    :param init_file: Stored initial states, None if there are none.
+    :param step_cap: Control steps per episode.
+    :param bddl_text: The problem definition itself where it differs from the file (see
         :mod:`~sb3_tgrpo.envs.libero.target_variants`); None = the file's.
     """
 
@@ -48,19 +52,6 @@ class LiberoTask:
     def read_bddl(self) -> str:
         """The problem definition."""
         return self.bddl_file.read_text(encoding="utf-8") if self.bddl_text is None else self.bddl_text
-
-
-def libero_root() -> Path:
-    """
-    :return: the folder of the installed ``libero.libero`` package.
-    :raises ImportError: if it is not installed.
-    """
-    spec = importlib.util.find_spec("libero")
-    if spec is None or not spec.submodule_search_locations:
-        raise ImportError(
-            'LIBERO is not installed: pip install "sb3-tgrpo[libero]", then pip install --no-deps hf-libero==0.1.4.'
-        )
-    return Path(spec.submodule_search_locations[0]) / "libero"
 
 
 @cache
@@ -84,10 +75,12 @@ def instruction_of(name: str) -> str:
 
 def get_task(suite: str, task: int = 0) -> LiberoTask:
     """
-    :param suite: one of :data:`~sb3_tgrpo.envs.registration.SUITES`.
-    :param task: index in the suite, in LIBERO's own task order.
-    :raises ValueError: for an unknown suite or index, listing the valid ones.
-    :raises TypeError: if ``task`` is not an integer.
+    A task of one of LIBERO's suites.
+
+    :param suite: One of :data:`~sb3_tgrpo.envs.registration.SUITES`.
+    :param task: Index in the suite, in LIBERO's own task order.
+    :raises ValueError: If the suite or the index is unknown, listing the valid ones.
+    :raises TypeError: If ``task`` is not an integer.
     """
     if suite not in SUITES:
         raise ValueError(f"Unknown LIBERO suite {suite!r}. Available: {', '.join(SUITES)}.")
@@ -107,25 +100,60 @@ def get_task(suite: str, task: int = 0) -> LiberoTask:
     )
 
 
-def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTask:
+def task_from_bddl(path: str | os.PathLike[str], instruction: str | None = None) -> LiberoTask:
     """
     A task of the user's own.
 
     :param path: BDDL file in LIBERO's dialect.
-    :param instruction: sentence for the policy; None takes it from the file name, as LIBERO does.
-    :raises FileNotFoundError: if there is no such file.
+    :param instruction: Sentence for the policy. None takes it from the file name, as LIBERO does, and warns if the file's
+        ``(:language)`` asks for something else.
+    :raises FileNotFoundError: If there is no such file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"BDDL file {file} does not exist.")
-    return LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+    task = LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+    if instruction is None:
+        _warn_of_another_sentence(task)
+    return task
+
+
+def bddl_language(text: str) -> str:
+    """The ``(:language ...)`` sentence of a problem definition, ``""`` if it has none."""
+    found = re.search(r"\(:language\s+([^()]*)\)", text, re.IGNORECASE)
+    return " ".join(found[1].split()) if found else ""
+
+
+def _warn_of_another_sentence(task: LiberoTask) -> None:
+    """
+    Files that were made from LIBERO's by changing ``(:language)`` often keep the name, or have a suffix in it.
+
+    In 29 of LIBERO's own 130 files the two differ as well; those, and differences in little words alone, cause no warning.
+    """
+
+    def content(sentence: str) -> list[str]:
+        return [word for word in re.findall(r"[^\W_]+", sentence.lower()) if word not in ("a", "an", "the", "up")]
+
+    written = bddl_language(task.read_bddl())
+    if not written or content(written) == content(task.instruction):
+        return
+    for suite, names in _task_names().items():
+        if suite in SUITES and task.name in names:
+            own = get_task(suite, names.index(task.name)).read_bddl()
+            if bddl_language(own).lower() == written.lower():
+                return
+    warnings.warn(
+        f"{task.bddl_file.name}: its name asks for {task.instruction!r}, its (:language) for {written!r}. The policy reads "
+        "the former, as in LIBERO: choose with instruction=...",
+        stacklevel=4,
+    )
 
 
 class _ArrayUnpickler(pickle.Unpickler):
     """
     Reads a pickled numpy array and nothing else.
 
-    LIBERO saved its start states with ``torch.save``, which is a zip file around a pickle. Read this way, a worker need not
+    LIBERO saved its initial states with ``torch.save``, which is a zip file around a pickle. Read this way, a worker need not
     import torch, nor trust the file.
     """
 
@@ -139,18 +167,18 @@ class _ArrayUnpickler(pickle.Unpickler):
         ):
             # numpy 2 has moved the module that files written by numpy 1 name.
             return super().find_class(module.replace("numpy.core", "numpy._core") if _NUMPY_2 else module, name)
-        raise pickle.UnpicklingError(f"start states may hold arrays only, found {module}.{name}.")
+        raise pickle.UnpicklingError(f"initial states may hold arrays only, found {module}.{name}.")
 
 
 @cache
 def stored_starts(task: LiberoTask) -> np.ndarray:
     """
-    The stored start states of a task, one flattened simulator state (time, qpos, qvel) per row, read-only.
+    The stored initial states of a task, one flattened simulator state (time, qpos, qvel) per row, read-only.
 
-    :raises ValueError: if the task has none.
+    :raises ValueError: If the task has none.
     """
     if task.init_file is None:
-        raise ValueError(f"{task.name} has no stored start states: omit init_state_id to draw starts.")
+        raise ValueError(f"{task.name} has no stored initial states: omit init_state_id to draw initial states.")
     with zipfile.ZipFile(task.init_file) as archive:
         name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         states = np.array(_ArrayUnpickler(io.BytesIO(archive.read(name))).load(), dtype=np.float64)

@@ -13,9 +13,8 @@ import numpy as np
 from sb3_tgrpo.rewards.episodes.measure import guess_grasp, world_box
 from sb3_tgrpo.rewards.episodes.traces import Trace, TraceKind, load_traces
 from sb3_tgrpo.rewards.facts.helpers import Vec3, add, distance, scale, sub
-from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, TaskFacts
+from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, TaskFacts, nominal_state
 from sb3_tgrpo.rewards.facts.vocabulary import State
-from sb3_tgrpo.rewards.program.static_checks import nominal_state
 
 SPEED = 0.02
 """Metres a step: 0.4 m/s at 20 Hz."""
@@ -200,9 +199,9 @@ def kinematic_traces(facts: TaskFacts, n_experts: int = 3, seed: int = 0) -> lis
     """
     Episodes of every kind.
 
-    :param facts: the task.
-    :param n_experts: successful episodes, from starts that differ by up to 2 cm.
-    :param seed: of the starts and of the random episode.
+    :param facts: The task.
+    :param n_experts: Successful episodes, from initial states that differ by up to 2 cm.
+    :param seed: Seed of the initial states and of the random episode.
     """
     rng = np.random.default_rng(seed)
     order = _order(facts)

@@ -19,15 +19,15 @@ _RIM = ("bowl", "mug", "plate", "ramekin", "frypan")
 
 
 @dataclass(frozen=True)
-class Grasp:
+class MeasuredGrasp:
     """
     How an object is held.
 
-    :param height: of the gripper over the object's origin when the grasp closes.
-    :param radius: horizontal distance of the gripper from the origin then: the rim of a bowl, about 0 for a can.
-    :param opening: of the gripper while carrying; NaN if not measured.
-    :param lift: smallest greatest rise of the object over its start; NaN if not measured.
-    :param episodes: successful episodes it was measured on, 0 for a guess from the object's size.
+    :param height: Height of the gripper over the object's origin when the grasp closes.
+    :param radius: Horizontal distance of the gripper from the origin then: the rim of a bowl, about 0 for a can.
+    :param opening: Opening of the gripper while carrying; NaN if not measured.
+    :param lift: Smallest greatest rise of the object over its start; NaN if not measured.
+    :param episodes: Successful episodes it was measured on, 0 for a guess from the object's size.
     """
 
     height: float
@@ -58,7 +58,7 @@ class Reach:
 class Measurements:
     """By name: grasps of objects, releases by goal atom, reaches of handles."""
 
-    grasps: dict[str, Grasp]
+    grasps: dict[str, MeasuredGrasp]
     releases: dict[int, Release]
     reaches: dict[str, Reach]
 
@@ -86,21 +86,16 @@ def world_box(thing: ObjectFacts) -> tuple[Vec3, Vec3]:
     return low, high  # type: ignore[return-value]
 
 
-def guess_grasp(thing: ObjectFacts) -> Grasp:
+def guess_grasp(thing: ObjectFacts) -> MeasuredGrasp:
     """A grasp from the object's size: rims at their edge, the rest over the middle, 2 cm below the top."""
     lo, hi = world_box(thing)
     rim = any(kind in thing.kind for kind in _RIM)
     radius = 0.25 * (hi[0] - lo[0] + hi[1] - lo[1]) if rim else 0.0
-    return Grasp(height=max(hi[2] - 0.02, 0.5 * (lo[2] + hi[2])), radius=radius)
+    return MeasuredGrasp(height=max(hi[2] - 0.02, 0.5 * (lo[2] + hi[2])), radius=radius)
 
 
 def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
-    """
-    Numbers from the successful episodes among ``traces``; guesses from sizes where there are none.
-
-    :param facts: the task.
-    :param traces: its recorded episodes.
-    """
+    """Numbers from the successful episodes among ``traces``; guesses from sizes where there are none."""
     experts = [trace for trace in traces if trace.kind == "expert" and trace.success_step is not None]
     grasps = {}
     for thing in facts.objects:
@@ -108,7 +103,7 @@ def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
         if not seen:
             grasps[thing.name] = guess_grasp(thing)
             continue
-        grasps[thing.name] = Grasp(
+        grasps[thing.name] = MeasuredGrasp(
             height=_median([g.height for g in seen]),
             radius=max(g.radius for g in seen),
             opening=_median([g.opening for g in seen]),
@@ -134,7 +129,7 @@ def _median(values: Sequence[float]) -> float:
     return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
-def _grasp(states: Sequence[State], name: str) -> Grasp | None:
+def _grasp(states: Sequence[State], name: str) -> MeasuredGrasp | None:
     held = [bool(state[f"{name}_grasped"]) for state in states]
     start: float = states[0][f"{name}_pos"][2]  # type: ignore[index]
     lift = max(state[f"{name}_pos"][2] for state in states) - start  # type: ignore[index]
@@ -147,7 +142,7 @@ def _grasp(states: Sequence[State], name: str) -> Grasp | None:
         return None
     x, y, z = helpers.sub(states[t]["eef_pos"], states[t][f"{name}_pos"])  # type: ignore[arg-type]
     carried = [float(state["gripper_opening"]) for state, h in zip(states, held, strict=True) if h]  # type: ignore[arg-type]
-    return Grasp(z, math.hypot(x, y), _median(carried), lift, 1)
+    return MeasuredGrasp(z, math.hypot(x, y), _median(carried), lift, 1)
 
 
 def _release(states: Sequence[State], k: int, args: tuple[str, ...]) -> Release | None:

@@ -1,7 +1,8 @@
 """Playing recorded episodes through a reward, and the surgery on them that verification needs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,8 @@ class Played:
     """
     An episode and what a reward made of it.
 
-    :param states: the reset state, then one per step.
-    :param steps: one result per state; the first is the reset state's, which pays nothing but under ``per_step``.
+    :param states: The reset state, then one per step.
+    :param steps: One result per state; the first is the reset state's, which pays nothing but under ``per_step``.
     """
 
     states: Sequence[State]
@@ -39,18 +40,17 @@ class Played:
         """Most stages done at one time."""
         return max(step.stage for step in self.steps)
 
+    def start(self, facts: TaskFacts) -> dict[str, Any]:
+        """Positions of the movable objects at reset."""
+        return {name: self.states[0][f"{name}_pos"] for name in facts.names("object")}
+
     def first(self, n_stages: int) -> int | None:
         """Index of the first state at which so many stages are done."""
         return next((t for t, step in enumerate(self.steps) if step.stage >= n_stages), None)
 
 
 def play(program: RewardProgram, states: Sequence[State]) -> Played:
-    """
-    Run a reward over an episode.
-
-    :param program: the reward.
-    :param states: the reset state, then one per control step.
-    """
+    """Run a reward over an episode."""
     memory = program.reset()
     steps = []
     for t, state in enumerate(states):
@@ -191,7 +191,7 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
     """
     The episode with its two sub-goals in the other order, cut at the step where the first is reached.
 
-    :param first: object of the sub-goal that the episode reaches first, atom ``k_first``; likewise ``second``.
+    :param first: Object of the sub-goal that the episode reaches first, atom ``k_first``; ``second`` is the other one's.
     :return: None if the episode does not reach both.
     """
     states = trace.states
@@ -213,8 +213,3 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
         others = all(states[-1][f"goal_{k}"] for k in range(len(facts.goal)) if k not in (k_first, k_second))
         new.append({**late, **goals, "success": done and others})
     return new
-
-
-def relabel(trace: Trace, states: Sequence[State], kind: str, label: str) -> Trace:
-    """A trace with other states."""
-    return replace(trace, states=states, kind=kind, label=label, actions=None)  # type: ignore[arg-type]

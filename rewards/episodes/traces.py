@@ -8,15 +8,14 @@ stand still cost nothing. No pickles.
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from sb3_tgrpo.files import atomic_path
 from sb3_tgrpo.rewards.facts.task_facts import data_folder, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State, StateValue, ValueType
 
@@ -43,11 +42,11 @@ class Trace:
     One episode.
 
     :param task: ``"libero_object-3"``.
-    :param kind: what was done, see :data:`TraceKind`.
-    :param states: the reset state, then one state per control step; every state has the same keys.
+    :param kind: Kind of behaviour, see :data:`TraceKind`.
+    :param states: The reset state, then one state per control step; every state has the same keys.
     :param actions: (n_steps, 7), optional.
-    :param label: distinguishes traces of one kind, e.g. which stage a partial one stops at.
-    :param source: where the states come from, see :data:`TraceSource`.
+    :param label: Distinguishes traces of one kind, e.g. which stage a partial one stops at.
+    :param source: Origin of the states, see :data:`TraceSource`.
     :param meta: JSON values: seed, init_state_id, assets, ...
     """
 
@@ -89,9 +88,9 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     """
     Write the traces of one task, atomically.
 
-    :param path: an ``.npz`` file; its folder must exist.
-    :param traces: traces of one task, all with the same keys.
-    :raises ValueError: if there are none, or tasks or keys differ.
+    :param path: An ``.npz`` file; its folder is made.
+    :param traces: Traces of one task, all with the same keys.
+    :raises ValueError: If there are none, or tasks or keys differ.
     """
     traces = list(traces)
     if not traces:
@@ -102,9 +101,7 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
     head = []
     for i, trace in enumerate(traces):
         if trace.task != task or sorted(trace.states[0]) != keys:
-            raise ValueError(
-                f"traces must share task and keys: trace {i} ({trace.name}) of {trace.task!r} differs from {task!r}."
-            )
+            raise ValueError(f"traces must share task and keys: trace {i} ({trace.name} of {trace.task}) differs from {task}.")
         rows = np.array([[x for key in keys for x in _flat(state[key])] for state in trace.states], dtype=np.float64)
         ticks = np.rint(rows / RESOLUTION).astype(np.int64)
         arrays[f"states_{i}"] = np.diff(ticks, axis=0, prepend=0).astype(np.int32).T
@@ -113,19 +110,16 @@ def save_traces(path: str | os.PathLike[str], traces: Iterable[Trace]) -> None:
         head.append({"kind": trace.kind, "label": trace.label, "source": trace.source, "meta": dict(trace.meta)})
     header = {"format": _FORMAT, "task": task, "keys": [[key, types[key]] for key in keys], "traces": head}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    path = Path(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+    with atomic_path(path) as unfinished, unfinished.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
 
 
 def load_traces(path_or_task: str | os.PathLike[str]) -> list[Trace]:
     """
     Read a file of traces, or the shipped traces of a task.
 
-    :param path_or_task: a path ending in ``.npz``, or ``"libero_object-3"``.
-    :raises ValueError: if there is no such file or its format is another.
+    :param path_or_task: A path ending in ``.npz``, or ``"libero_object-3"``.
+    :raises ValueError: If there is no such file or its format is another.
     """
     name = os.fspath(path_or_task)
     if not name.endswith(".npz"):

@@ -1,1 +1,1 @@
-"""What a reward knows about a task: names, units, geometry."""
+"""Facts about a task: names, units, geometry."""

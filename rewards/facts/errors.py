@@ -9,10 +9,10 @@ class Problem:
     """
     One thing that is wrong with a reward.
 
-    :param field: where, as a path such as ``tracks[0].stages[1].ladder`` or a source line.
-    :param value: what was found there, shortened.
-    :param message: what is wrong with it.
-    :param choices: valid values, where they can be listed.
+    :param field: Place, as a path such as ``tracks[0].stages[1].ladder`` or a source line.
+    :param value: Value that was found there, shortened.
+    :param message: Fault.
+    :param choices: Valid values, where they can be listed.
     """
 
     field: str
@@ -33,7 +33,7 @@ class RewardError(ValueError):
     """
     A reward that cannot be used: malformed, unknown names, or refused code.
 
-    :param problems: everything that was found wrong, first things first.
+    :param problems: Everything that was found wrong, first things first.
     """
 
     def __init__(self, problems: Sequence[Problem] | str) -> None:

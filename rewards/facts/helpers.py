@@ -2,11 +2,16 @@
 The functions that a reward may call: geometry on float tuples.
 
 Tuples are immutable and, for three numbers, faster than numpy. None of these can loop without end, allocate or raise for
-finite arguments of the right types; signatures are in :data:`sb3_tgrpo.rewards.facts.vocabulary.HELPERS`.
+finite arguments of the right types.
 """
 
+import inspect
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_type_hints
+
+from sb3_tgrpo.rewards.facts.vocabulary import ValueType
 
 Vec3 = tuple[float, float, float]
 Quat = tuple[float, float, float, float]
@@ -99,17 +104,17 @@ def tanh(x: float) -> float:
     return math.tanh(x)
 
 
-def absolute(x: float) -> float:
+def abs_(x: float) -> float:
     """Absolute value."""
     return abs(x)
 
 
-def minimum(a: float, b: float) -> float:
+def min_(a: float, b: float) -> float:
     """The smaller of two numbers."""
     return a if a < b else b
 
 
-def maximum(a: float, b: float) -> float:
+def max_(a: float, b: float) -> float:
     """The larger of two numbers."""
     return a if a > b else b
 
@@ -128,7 +133,7 @@ def ladder_below(x: float, *rungs: float) -> float:
     """
     Value of the last rung that ``x`` is below; 0 if none.
 
-    :param rungs: threshold, value, threshold, value, ... from far to near.
+    :param rungs: Threshold, value, threshold, value, ... from far to near.
     """
     value = 0.0
     for i in range(0, len(rungs), 2):
@@ -146,27 +151,39 @@ def ladder_above(x: float, *rungs: float) -> float:
     return value
 
 
-FUNCTIONS: dict[str, Callable[..., object]] = {
-    "distance": distance,
-    "distance_xy": distance_xy,
-    "vec3": vec3,
-    "add": add,
-    "sub": sub,
-    "scale": scale,
-    "rotate": rotate,
-    "tilt": tilt,
-    "angle": angle,
-    "outside": outside,
-    "outside_xy": outside_xy,
-    "sqrt": sqrt,
-    "exp": exp,
-    "tanh": tanh,
-    "abs": absolute,
-    "min": minimum,
-    "max": maximum,
-    "clip": clip,
-    "closeness": closeness,
-    "ladder_below": ladder_below,
-    "ladder_above": ladder_above,
-}
+_ALL = (
+    distance, distance_xy, vec3, add, sub, scale, rotate, tilt, angle, outside, outside_xy, sqrt, exp, tanh, abs_, min_, max_,
+    clip, closeness, ladder_below, ladder_above,
+)  # fmt: skip
+FUNCTIONS: dict[str, Callable[..., object]] = {function.__name__.rstrip("_"): function for function in _ALL}
 """Names in a reward program -> functions."""
+
+
+@dataclass(frozen=True)
+class Helper:
+    """
+    A function that a reward written in Python may call.
+
+    :param args: Types of its positional arguments; it takes no keywords.
+    :param returns: Type of its result.
+    :param doc: Meaning, in one sentence.
+    :param pairs: Whether one to twelve (threshold, value) pairs of scalars follow ``args``.
+    """
+
+    args: tuple[ValueType, ...]
+    returns: ValueType
+    doc: str
+    pairs: bool
+
+
+def _described(function: Callable[..., object]) -> Helper:
+    kinds: dict[object, ValueType] = {float: "scalar", Vec3: "vec3", Quat: "quat"}
+    hints = get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters.values())
+    pairs = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
+    args = tuple(kinds[hints[parameter.name]] for parameter in parameters[: -1 if pairs else None])
+    return Helper(args, kinds[hints["return"]], (inspect.getdoc(function) or "").split("\n\n")[0], pairs)
+
+
+HELPERS: dict[str, Helper] = {name: _described(function) for name, function in FUNCTIONS.items()}
+"""Signatures of the functions, from their annotations."""

@@ -16,14 +16,14 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Any, Literal, TypeVar
 
-from sb3_tgrpo.rewards.facts.vocabulary import VOCABULARY, ValueType
+from sb3_tgrpo.rewards.facts.task_name import TaskName
+from sb3_tgrpo.rewards.facts.vocabulary import VOCABULARY, State, ValueType
 
 Vec3 = tuple[float, float, float]
 Quat = tuple[float, float, float, float]
 
 SCHEMA_VERSION = 1
 SHIPPED_SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-_TASK_ID = re.compile(r"(libero_[a-z0-9]+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class GoalAtom:
     One atom of the (conjunctive) goal.
 
     :param predicate: LIBERO's predicate in lower case: ``on``, ``in``, ``open``, ``close``, ``turnon``, ...
-    :param args: its arguments as the BDDL file names them.
-    :param true_at_start: it already holds at reset, as the stove that is on in libero_10 task 8.
+    :param args: Its arguments as the BDDL file names them.
+    :param true_at_start: It already holds at reset, as the stove that is on in libero_10 task 8.
     """
 
     predicate: str
@@ -46,12 +46,12 @@ class ObjectFacts:
     """
     A movable object.
 
-    :param name: instance name, ``ketchup_1``.
-    :param kind: category, ``ketchup``.
-    :param aabb_lo: lower corner of its collision geometry in the body's own frame, relative to the body origin.
-    :param aabb_hi: upper corner.
-    :param start_pos: body origin after the settling steps of the first stored start.
-    :param start_quat: orientation there.
+    :param name: Instance name, ``ketchup_1``.
+    :param kind: Category, ``ketchup``.
+    :param aabb_lo: Lower corner of its collision geometry in the body's own frame, relative to the body origin.
+    :param aabb_hi: Upper corner.
+    :param start_pos: Body origin after the settling steps of the first stored initial state.
+    :param start_quat: Orientation there.
     """
 
     name: str
@@ -67,10 +67,10 @@ class SiteFacts:
     """
     A region.
 
-    :param name: site name, ``basket_1_contain_region``.
-    :param half_size: half extents along the site's own axes.
-    :param parent: the object or fixture that it belongs to, ``""`` for a zone of the table or floor.
-    :param joint: the joint that moves it (a drawer's), or ``""``.
+    :param name: Site name, ``basket_1_contain_region``.
+    :param half_size: Half extents along the site's own axes.
+    :param parent: The object or fixture that it belongs to, ``""`` for a zone of the table or floor.
+    :param joint: The joint that moves it (a drawer's), or ``""``.
     """
 
     name: str
@@ -97,7 +97,7 @@ class JointThreshold:
     What a predicate asks of a joint.
 
     :param predicate: ``open``, ``close``, ``turnon`` or ``turnoff``.
-    :param op: the joint's position must be below or above ``value`` (strictly, except ``turnon``, which is at least).
+    :param op: The joint's position must be below or above ``value`` (strictly, except ``turnon``, which is at least).
     """
 
     predicate: str
@@ -110,11 +110,11 @@ class JointFacts:
     """
     A drawer, door or knob.
 
-    :param name: the name that ``{joint}_qpos`` takes.
-    :param fixture: the fixture it belongs to.
+    :param name: The name that ``{joint}_qpos`` takes.
+    :param fixture: The fixture it belongs to.
     :param type: ``slide`` in metres or ``hinge`` in radians.
-    :param range: lower and upper limit.
-    :param start: position at the nominal start.
+    :param range: Lower and upper limit.
+    :param start: Position at the nominal initial state.
     """
 
     name: str
@@ -142,13 +142,13 @@ class TaskFacts:
 
     :param suite: ``libero_object``.
     :param index: LIBERO's own task order.
-    :param name: the BDDL file's name without its suffix.
-    :param instruction: the sentence given to the policy (LIBERO's ``Task.language``, from the file name).
-    :param bddl_instruction: the BDDL file's own ``:language`` sentence.
-    :param support_z: height of the surface that objects stand on.
+    :param name: The BDDL file's name without its suffix.
+    :param instruction: The sentence given to the policy (LIBERO's ``Task.language``, from the file name).
+    :param bddl_instruction: The BDDL file's own ``:language`` sentence.
+    :param support_z: Height of the surface that objects stand on.
     :param gripper_range: (closed on nothing, fully open) distance between the fingers.
-    :param horizon: step limit used in evaluation.
-    :param control_freq: control steps a second.
+    :param horizon: Step limit used in evaluation.
+    :param control_freq: Control steps a second.
     """
 
     suite: str
@@ -173,18 +173,11 @@ class TaskFacts:
     @property
     def task_id(self) -> str:
         """``<suite>-<index>``, the name that every interface takes."""
-        return f"{self.suite}-{self.index}"
+        return str(TaskName(self.suite, self.index))
 
     def names(self, group: Literal["object", "site", "fixture", "joint", "handle"]) -> tuple[str, ...]:
         """Names of one kind of thing, in the file's order."""
-        things: tuple[ObjectFacts | SiteFacts | FixtureFacts | JointFacts | HandleFacts, ...] = {  # type: ignore[assignment]
-            "object": self.objects,
-            "site": self.sites,
-            "fixture": self.fixtures,
-            "joint": self.joints,
-            "handle": self.handles,
-        }[group]
-        return tuple(thing.name for thing in things)
+        return tuple(thing.name for thing in getattr(self, f"{group}s"))
 
     @functools.cached_property
     def state_types(self) -> dict[str, ValueType]:
@@ -209,7 +202,7 @@ class TaskFacts:
         """
         The inverse of :meth:`to_dict`.
 
-        :raises ValueError: naming the field that is missing, unknown or of the wrong type.
+        :raises ValueError: If a field is missing, unknown or of the wrong type, naming it.
         """
         facts = _build(cls, data, "TaskFacts")
         if facts.schema_version != SCHEMA_VERSION:
@@ -256,16 +249,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def parse_task_id(task: str) -> tuple[str, int]:
-    """
-    ``"libero_object-3"`` (or the gym id ``"LIBERO/libero_object-3-v0"``) as suite and index.
-
-    :raises ValueError: if it is neither.
-    """
-    match = _TASK_ID.fullmatch(task.removeprefix("LIBERO/").removesuffix("-v0"))
-    if match is None:
-        raise ValueError(f"task must look like 'libero_object-3' or 'LIBERO/libero_object-3-v0', got {task!r}.")
-    return match[1], int(match[2])
+parse_task_id = TaskName.parse
 
 
 def data_folder(name: Literal["task_facts", "specs", "reports", "traces"]) -> Traversable:
@@ -277,7 +261,7 @@ def available_tasks() -> list[str]:
     """Tasks whose facts ship, in suite and index order."""
     ids = [entry.name.removesuffix(".json") for entry in data_folder("task_facts").iterdir() if entry.name.endswith(".json")]
     order = {suite: i for i, suite in enumerate(SHIPPED_SUITES)}
-    return sorted(ids, key=lambda task: (order.get(parse_task_id(task)[0], 99), parse_task_id(task)[1]))
+    return list(map(str, sorted(map(TaskName.parse, ids), key=lambda name: (order.get(name.suite, 99), name.task))))
 
 
 @functools.lru_cache(maxsize=64)
@@ -286,30 +270,25 @@ def load_task_facts(task: str) -> TaskFacts:
     The shipped facts of a task.
 
     :param task: ``"libero_object-3"`` or the gym id.
-    :raises ValueError: if the task is unknown or its file is malformed.
+    :raises ValueError: If the task is unknown or its file is malformed.
     """
-    suite, index = parse_task_id(task)
-    path = data_folder("task_facts") / f"{suite}-{index}.json"
+    path = data_folder("task_facts") / f"{TaskName.parse(task)}.json"
     if not path.is_file():
         raise ValueError(f"No task facts for {task!r}; there are facts for {', '.join(available_tasks()) or 'no task'}.")
     return TaskFacts.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "SHIPPED_SUITES",
-    "FixtureFacts",
-    "GoalAtom",
-    "HandleFacts",
-    "JointFacts",
-    "JointThreshold",
-    "ObjectFacts",
-    "Quat",
-    "SiteFacts",
-    "TaskFacts",
-    "Vec3",
-    "available_tasks",
-    "data_folder",
-    "load_task_facts",
-    "parse_task_id",
-]
+def nominal_state(facts: TaskFacts) -> State:
+    """The task's state at the nominal initial state, from the facts alone: nothing touched, gripper open."""
+    state: State = {
+        "eef_pos": facts.eef_start_pos,
+        "eef_quat": facts.eef_start_quat,
+        "gripper_opening": facts.gripper_range[1],
+    }
+    bodies: list[ObjectFacts | FixtureFacts | SiteFacts] = [*facts.objects, *facts.fixtures, *facts.sites]
+    for body in bodies:
+        state[f"{body.name}_pos"], state[f"{body.name}_quat"] = body.start_pos, body.start_quat
+    state.update({f"{joint.name}_qpos": joint.start for joint in facts.joints})
+    state.update({f"{handle.name}_pos": handle.start_pos for handle in facts.handles})
+    state.update({f"goal_{k}": atom.true_at_start for k, atom in enumerate(facts.goal)})
+    return {key: state.get(key, False) for key in facts.state_types}

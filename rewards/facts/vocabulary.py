@@ -20,9 +20,9 @@ class Term:
     """
     One row of the vocabulary.
 
-    :param type: what the value is; ``vec3`` and ``quat`` are tuples of 3 and 4 floats.
-    :param unit: physical unit, empty where there is none.
-    :param doc: meaning, in one sentence.
+    :param type: Type of the value; ``vec3`` and ``quat`` are tuples of 3 and 4 floats.
+    :param unit: Physical unit, empty where there is none.
+    :param doc: Meaning, in one sentence.
     """
 
     type: ValueType
@@ -64,54 +64,3 @@ INFO_VOCABULARY: dict[str, Term] = {
     "memory_{name}": Term("scalar", "", "What a program written in Python last assigned to memory_{name}, 0 at first."),
 }
 """Keys of the ``info`` argument of a reward program. The environment gives ``step``, the program's memory the rest."""
-
-
-@dataclass(frozen=True)
-class Helper:
-    """
-    A function that a reward written in Python may call.
-
-    :param args: types of its positional arguments; it takes no keywords.
-    :param returns: type of its result.
-    :param doc: meaning, in one sentence.
-    :param pairs: it takes, after ``args``, one to twelve (threshold, value) pairs of scalars.
-    """
-
-    args: tuple[ValueType, ...]
-    returns: ValueType
-    doc: str
-    pairs: bool = False
-
-
-HELPERS: dict[str, Helper] = {
-    "distance": Helper(("vec3", "vec3"), "scalar", "Euclidean distance."),
-    "distance_xy": Helper(("vec3", "vec3"), "scalar", "Horizontal distance."),
-    "vec3": Helper(("scalar", "scalar", "scalar"), "vec3", "A vector from its components."),
-    "add": Helper(("vec3", "vec3"), "vec3", "Sum of two vectors."),
-    "sub": Helper(("vec3", "vec3"), "vec3", "Difference of two vectors."),
-    "scale": Helper(("vec3", "scalar"), "vec3", "A vector times a number."),
-    "rotate": Helper(("quat", "vec3"), "vec3", "A vector turned by an orientation."),
-    "tilt": Helper(("quat",), "scalar", "Angle between an orientation's z axis and the vertical, radians."),
-    "angle": Helper(("quat", "quat"), "scalar", "Angle between two orientations, radians."),
-    "outside": Helper(
-        ("vec3", "vec3", "quat", "vec3"),
-        "scalar",
-        "Metres that a point is outside a region (point, centre, orientation, half sizes) on the worst axis; negative inside.",
-    ),
-    "outside_xy": Helper(("vec3", "vec3", "quat", "vec3"), "scalar", "The same on the worse of the horizontal axes."),
-    "sqrt": Helper(("scalar",), "scalar", "Square root, 0 for negative numbers."),
-    "exp": Helper(("scalar",), "scalar", "Exponential of at most 50."),
-    "tanh": Helper(("scalar",), "scalar", "Hyperbolic tangent."),
-    "abs": Helper(("scalar",), "scalar", "Absolute value."),
-    "min": Helper(("scalar", "scalar"), "scalar", "The smaller of two numbers."),
-    "max": Helper(("scalar", "scalar"), "scalar", "The larger of two numbers."),
-    "clip": Helper(("scalar", "scalar", "scalar"), "scalar", "A number held between two bounds."),
-    "closeness": Helper(("scalar", "scalar"), "scalar", "1 at 0, falling linearly to 0 at the second argument."),
-    "ladder_below": Helper(
-        ("scalar",), "scalar", "Value of the last rung (threshold, value) that the first argument is below; 0 if none.", True
-    ),
-    "ladder_above": Helper(
-        ("scalar",), "scalar", "Value of the last rung (threshold, value) that the first argument is above; 0 if none.", True
-    ),
-}
-"""Functions available to reward programs written in Python; :mod:`sb3_tgrpo.rewards.facts.helpers` has them."""

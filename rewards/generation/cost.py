@@ -1,29 +1,18 @@
 """Estimated cost of API calls, from list prices of the date below in US dollars per million tokens. Prices change."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 PRICES_AS_OF = "2026-11-20"
 
 
-@dataclass(frozen=True)
-class Price:
-    """
-    :param input: per million uncached input tokens.
-    :param output: per million output tokens, thinking included.
-    """
-
-    input: float
-    output: float
-
-
-PRICES: dict[str, Price] = {
-    "claude-fable-5-1": Price(10.0, 50.0),
-    "claude-opus-5-5": Price(4.0, 20.0),
-    "claude-opus-5": Price(5.0, 25.0),
-    "claude-sonnet-5-5": Price(2.0, 10.0),
-    "claude-haiku-5-5": Price(0.1, 0.5),
+PRICES: dict[str, tuple[float, float]] = {
+    "claude-fable-5-1": (10.0, 50.0),
+    "claude-opus-5-5": (4.0, 20.0),
+    "claude-opus-5": (5.0, 25.0),
+    "claude-sonnet-5-5": (2.0, 10.0),
+    "claude-haiku-5-5": (0.1, 0.5),
 }
+"""By model: uncached input tokens, and output tokens, thinking included."""
 _CACHE_WRITE_1H, _CACHE_WRITE_5M, _CACHE_READ = 2.0, 1.25, 0.1
 
 
@@ -31,14 +20,14 @@ def estimate_cost(model: str, usage: Mapping[str, int]) -> float | None:
     """
     Dollars for one call, estimated from list prices.
 
-    :param model: model id; unknown ids have no estimate.
+    :param model: Model id; unknown ids have no estimate.
     :param usage: ``input_tokens``, ``output_tokens``, ``cache_read_input_tokens`` and ``cache_creation_input_tokens``
         (one-hour cache) of the answer.
     :return: None if the model's price is not known.
     """
-    price = PRICES.get(model)
-    if price is None:
+    if model not in PRICES:
         return None
+    input_price, output_price = PRICES[model]
     short = usage.get("cache_creation_5m_input_tokens", 0)
     tokens = (
         usage.get("input_tokens", 0)
@@ -46,4 +35,4 @@ def estimate_cost(model: str, usage: Mapping[str, int]) -> float | None:
         + _CACHE_WRITE_5M * short
         + _CACHE_READ * usage.get("cache_read_input_tokens", 0)
     )
-    return (tokens * price.input + usage.get("output_tokens", 0) * price.output) / 1e6
+    return (tokens * input_price + usage.get("output_tokens", 0) * output_price) / 1e6

@@ -1,26 +1,27 @@
 """
-Have a language model write a reward, verify it on recorded episodes, and tell it what failed: the paper's section IV-A
-with the part that it leaves to the reader.
+Have a language model write a reward, verify it on recorded episodes, and return what failed: the paper's section IV-A
+and the part that it leaves open.
 """
 
 import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.episodes.kinematic import task_traces
 from sb3_tgrpo.rewards.episodes.measure import measure
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.errors import Problem, RewardError
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.generation import api, prompt
-from sb3_tgrpo.rewards.program.program import DEFAULT_PAYMENT, Payment, RewardProgram
+from sb3_tgrpo.rewards.program.level import DEFAULT_PAYMENT, Payment
+from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.verification.verify import VerificationReport, verify_reward
 
@@ -44,16 +45,22 @@ class Attempt:
     problems: tuple[str, ...] = ()
     spec: RewardSpec | None = None
 
+    @property
+    def verdict(self) -> str:
+        """The outcome and what failed, in a line."""
+        detail = ", ".join(self.report.failed) if self.report else "; ".join(self.problems[:3])
+        return f"{self.outcome}: {detail}" if detail else self.outcome
+
 
 @dataclass(frozen=True)
 class GeneratedReward:
     """
     The best verified reward and how it came about.
 
-    :param program: the reward.
-    :param report: its verification.
-    :param cost_usd: estimate for all attempts, cut-off answers included; None if the model's price is not known.
-    :param provenance: model, prompt hash, SDK version, rounds, tokens.
+    :param program: The reward.
+    :param report: Its verification.
+    :param cost_usd: Estimate for all attempts, cut-off answers included; None if the model's price is not known.
+    :param provenance: Model, prompt hash, SDK version, rounds, tokens.
     """
 
     program: RewardProgram
@@ -84,28 +91,30 @@ def generate_reward(
     stream: bool = False,
     again: bool = False,
     sleep: Callable[[float], None] = time.sleep,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> GeneratedReward:
     """
     Generate a verified reward for a task.
 
     :param task: ``"libero_object-3"``.
-    :param client: an ``anthropic.Anthropic``; None = one with the environment's credentials.
-    :param model: model id; None = ``SB3_TGRPO_MODEL`` or :data:`DEFAULT_MODEL`.
-    :param candidates: independent attempts; there is no temperature to set, so their difference is the model's own.
-    :param max_rounds: answers per candidate; each after the first has seen the verifier's table of the one before.
-    :param facts: facts of the task, for one that ships none: ``TaskFacts.from_dict(LiberoEnv(...).task_facts())``.
-    :param traces: recorded episodes to verify on; None = the shipped ones, or kinematic ones
+    :param client: An ``anthropic.Anthropic``; None = one with the environment's credentials.
+    :param model: Model id; None = ``SB3_TGRPO_MODEL`` or :data:`DEFAULT_MODEL`.
+    :param candidates: Independent attempts; there is no temperature to set, so their difference is the model's own.
+    :param max_rounds: Answers per candidate; each after the first has seen the verifier's table of the one before.
+    :param facts: Facts of the task, for one that ships none: ``TaskFacts.from_dict(LiberoEnv(...).task_facts())``.
+    :param traces: Recorded episodes to verify on; None = the shipped ones, or kinematic ones
         where none ships.
-    :param out: folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
+    :param out: Folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
         task, model and prompt) uses them instead of asking again. None = nothing is kept.
-    :param again: ask even so; the earlier answers stay in the folder.
-    :param payment: rule that episodes are paid by.
-    :param deadline: seconds that the whole call may spend waiting for the API.
-    :param stream: ask for streamed answers.
-    :param sleep: waits between retries; tests pass their own.
-    :raises RewardError: if no candidate passes every hard check; answers are kept in ``out``.
-    :raises FatalAPIError: a RewardError: the API cannot be used, and asking for other tasks will not help either.
-    :raises ValueError: if an argument is out of range, the task is unknown, or a kept answer is damaged.
+    :param again: Ask even so; the earlier answers stay in the folder.
+    :param payment: Rule that episodes are paid by.
+    :param deadline: Seconds that the whole call may spend waiting for the API.
+    :param stream: Ask for streamed answers.
+    :param sleep: Function that waits between retries; tests pass their own.
+    :param tell: Function that gets a line for each answer, with the cost so far, and for each retry, with its reason.
+    :raises RewardError: If no candidate passes every hard check; answers are kept in ``out``.
+    :raises FatalAPIError: A RewardError: the API cannot be used, and asking for other tasks will not help either.
+    :raises ValueError: If an argument is out of range, the task is unknown, or a kept answer is damaged.
     """
     if candidates < 1 or max_rounds < 1:
         raise ValueError(f"candidates and max_rounds must be at least 1, got {candidates} and {max_rounds}.")
@@ -120,6 +129,7 @@ def generate_reward(
         stream=stream,
         again=again,
         sleep=sleep,
+        tell=tell,
         client=client,
     )
     attempts: list[Attempt] = []
@@ -128,6 +138,7 @@ def generate_reward(
         try:
             run.candidate(candidate, max_rounds, attempts)
         except (api.FatalAPIError, api.DeadlineError) as error:
+            tell(str(error))
             failure = error
             break
     return run.result(attempts, failure)
@@ -144,6 +155,7 @@ class _Run:
     stream: bool
     again: bool
     sleep: Callable[[float], None]
+    tell: Callable[[str], None]
     client: Any
     lost: list[api.Answer] = field(default_factory=list)
     """Cut-off answers that no attempt followed: they are paid for too."""
@@ -158,6 +170,8 @@ class _Run:
             attempt = self.judge(candidate, round_, answer)
             attempts.append(attempt)
             self.write(f"{name}.verdict.json", _verdict(attempt))
+            cost = _dollars([a.answer for a in attempts])
+            self.tell(f"candidate {candidate}, answer {round_} of at most {max_rounds}: {attempt.verdict}; {cost} so far")
             if attempt.outcome in ("verified", "refused"):
                 return
             told = attempt.report.table() if attempt.report else "\n".join(attempt.problems)
@@ -179,6 +193,8 @@ class _Run:
             self.client = api.make_client()
         number = _number(files[-1]) if files else 0
         came: list[api.Answer] = []
+        question = api.Question(self.model, prompt.system_prompt(), messages, output_schema())
+        self.tell(f"asking {self.model} ({name.replace('-', ' ')})")
 
         def keep(answer: api.Answer) -> None:
             came.append(answer)
@@ -193,14 +209,12 @@ class _Run:
         try:
             return api.ask(
                 self.client,
-                model=self.model,
-                system=prompt.system_prompt(),
-                messages=messages,
-                schema=output_schema(),
+                question,
                 deadline=self.deadline,
                 stream=self.stream,
                 sleep=self.sleep,
                 on_answer=keep,
+                tell=self.tell,
             )
         except (api.FatalAPIError, api.DeadlineError):
             self.lost += came[-1:]
@@ -212,7 +226,8 @@ class _Run:
             problem = f"refused, category {answer.refusal}"
             return Attempt(candidate, round_, "refused", answer, problems=(problem,))
         if answer.stop_reason != "end_turn":
-            return Attempt(candidate, round_, "cut off", answer, problems=(f"cut off: {answer.stop_reason}; answer shorter",))
+            problem = f"cut off: {api.cut_off(answer.stop_reason)}; answer shorter"
+            return Attempt(candidate, round_, "cut off", answer, problems=(problem,))
         try:
             # Bytes are always a document: an answer must not be taken for a path.
             program = RewardProgram.from_spec(_strip_fence(answer.text).encode(), facts=self.facts, payment=self.payment)
@@ -223,17 +238,15 @@ class _Run:
         return Attempt(candidate, round_, outcome, answer, report, spec=program.spec)
 
     def result(self, attempts: list[Attempt], failure: RewardError | None) -> GeneratedReward:
-        """The best verified attempt, or an error that says why there is none."""
+        """The best verified attempt, or an error with the reasons why there is none."""
         answers = [*(attempt.answer for attempt in attempts), *self.lost]
-        costs = [answer.cost_usd for answer in answers]
-        cost = None if any(c is None for c in costs) else sum(c for c in costs if c is not None)
+        cost = _cost(answers)
         good = [attempt for attempt in attempts if attempt.outcome == "verified" and attempt.report]
         provenance = self.provenance(attempts, answers, cost)
         if not good:
             problems = [] if failure is None else list(failure.problems)
             for a in attempts:
-                detail = ", ".join(a.report.failed) if a.report else "; ".join(a.problems[:3])
-                problems.append(Problem(f"candidate {a.candidate} round {a.round}", "", f"{a.outcome}: {detail}"))
+                problems.append(Problem(f"candidate {a.candidate} round {a.round}", "", a.verdict))
             # A suite stops at a wrong key, and goes on after a deadline or failed candidates.
             error = api.FatalAPIError if isinstance(failure, api.FatalAPIError) else RewardError
             raise error(problems or "no answer was obtained")
@@ -274,17 +287,18 @@ class _Run:
         """Atomically, if there is a folder."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / name, document)
+        atomic_write(self.folder / name, json.dumps(document, indent=1) + "\n")
 
 
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file that is either the old one or the whole new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        json.dump(document, file, indent=1)
-        file.write("\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+def _cost(answers: Sequence[api.Answer]) -> float | None:
+    """Dollars for answers; None if the price of one is not known."""
+    costs = [answer.cost_usd for answer in answers if answer.cost_usd is not None]
+    return sum(costs) if len(costs) == len(answers) else None
+
+
+def _dollars(answers: Sequence[api.Answer]) -> str:
+    cost = _cost(answers)
+    return "cost unknown" if cost is None else f"${cost:.3f}"
 
 
 def output_schema() -> dict[str, Any]:
@@ -306,19 +320,13 @@ def _number(path: Path) -> int:
 
 
 def _read_answer(path: Path, question: str) -> api.Answer | None:
-    """
-    A kept answer; None if it is to another question, or was cut off.
-
-    :raises ValueError: if the file is damaged.
-    """
+    """A kept answer; None if it is to another question, or was cut off. ValueError if the file is damaged."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return api.Answer(**kept["answer"]) if kept["question"] == question and kept["complete"] else None
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"{path} is no kept answer, or a damaged one ({reason}): delete it and it is asked for again."
-        ) from error
+        raise ValueError(f"{path} is no kept answer, or damaged ({reason}): delete it and it is asked for again.") from error
 
 
 def _verdict(attempt: Attempt) -> dict[str, Any]:

@@ -86,12 +86,7 @@ def prompt_hash() -> str:
 
 
 def facts_block(facts: TaskFacts, measured: Measurements) -> str:
-    """
-    What a reward's author may know about a task.
-
-    :param facts: the task.
-    :param measured: what its successful episodes measured.
-    """
+    """The facts about a task that the author of a reward is given."""
     lines = [
         f"task: {facts.task_id}",
         f"instruction: {facts.instruction}",

@@ -7,11 +7,10 @@ come from the task's facts and from :mod:`sb3_tgrpo.rewards.episodes.measure`.
 
 from typing import Any
 
-from sb3_tgrpo.rewards.episodes.measure import Grasp, Measurements, world_box
+from sb3_tgrpo.rewards.episodes.measure import MeasuredGrasp, Measurements, world_box
 from sb3_tgrpo.rewards.facts.helpers import distance, distance_xy, outside_xy
-from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, SiteFacts, TaskFacts, Vec3
+from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, JointFacts, SiteFacts, TaskFacts, Vec3, nominal_state
 from sb3_tgrpo.rewards.program.spec import DEBOUNCE_STEPS, RewardSpec
-from sb3_tgrpo.rewards.program.static_checks import nominal_state
 
 SUCCESS_POINTS = 5.0
 _MARGIN = 0.025
@@ -62,12 +61,7 @@ def _ladder(variable: Json, op: str, thresholds: list[float]) -> Json | None:
 
 
 class Author:
-    """
-    Writes the spec of one task.
-
-    :param facts: the task.
-    :param measured: what its successful episodes measured.
-    """
+    """Writes the spec of one task."""
 
     def __init__(self, facts: TaskFacts, measured: Measurements) -> None:
         self.facts, self.measured = facts, measured
@@ -196,7 +190,7 @@ class Author:
         )
 
     def carry(self, k: int, thing: str, target: str) -> list[Json]:
-        """Grasp, lift, move over the target, lower until the goal holds."""
+        """MeasuredGrasp, lift, move over the target, lower until the goal holds."""
         site = self.sites.get(target)
         opening = self.open_first(site) if site and site.joint else []
         drawer: list[Json] = []
@@ -229,7 +223,7 @@ class Author:
             ),
         ]
 
-    def _lift(self, thing: str, grasp: Grasp) -> float:
+    def _lift(self, thing: str, grasp: MeasuredGrasp) -> float:
         return min(0.08, 0.7 * grasp.lift) if grasp.episodes else 0.05
 
     def _over(self, thing: str, target: str, predicate: str) -> tuple[Json, Json | None, Json]:
@@ -291,10 +285,5 @@ class Author:
 
 
 def write_spec(facts: TaskFacts, measured: Measurements) -> RewardSpec:
-    """
-    The spec of a task from templates.
-
-    :param facts: the task.
-    :param measured: what its successful episodes measured, :func:`sb3_tgrpo.rewards.episodes.measure.measure`.
-    """
+    """The spec of a task from templates."""
     return Author(facts, measured).spec()

@@ -13,8 +13,9 @@ import warnings
 from dataclasses import dataclass, field
 
 from sb3_tgrpo.rewards.facts.errors import Problem, RewardError, shorten
+from sb3_tgrpo.rewards.facts.helpers import HELPERS
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
-from sb3_tgrpo.rewards.facts.vocabulary import HELPERS, ValueType
+from sb3_tgrpo.rewards.facts.vocabulary import ValueType
 
 FILENAME = "<reward>"
 MAX_SOURCE = 32_768
@@ -37,15 +38,7 @@ Types = dict[str, ValueType]
 
 @dataclass
 class Checked:
-    """
-    A function that passed, rewritten to return (level, stage, shaping, *memory).
-
-    :param tree: module with the rewritten function.
-    :param keys: state keys that it reads.
-    :param start_objects: objects whose position at reset it reads.
-    :param memory: names of its memory variables.
-    :param declared: values of the declarations.
-    """
+    """A function that passed, rewritten to return (level, stage, shaping, *memory)."""
 
     tree: ast.Module
     keys: set[str] = field(default_factory=set)
@@ -59,8 +52,8 @@ def check_source(source: str, facts: TaskFacts) -> Checked:
     Check the text of one ``def compute_reward(state, info)``.
 
     :param source: Python source.
-    :param facts: facts of the task whose state keys may be read.
-    :raises RewardError: naming the line, what was found and what is allowed.
+    :param facts: Facts of the task whose state keys may be read.
+    :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
     """
     function = _parse(source)
     return _Checker(facts, function).check()
@@ -152,9 +145,7 @@ class _Checker:
         plain = not (a.posonlyargs or a.kwonlyargs or a.vararg or a.kwarg or a.defaults or a.kw_defaults)
         plain = plain and not (f.decorator_list or f.returns or f.type_comment or getattr(f, "type_params", None))
         if f.name != "compute_reward" or [arg.arg for arg in a.args] != ["state", "info"] or not plain:
-            raise _Refused(
-                f, "the signature must be def compute_reward(state, info), without decorators, defaults, annotations"
-            )
+            raise _Refused(f, "the signature must be def compute_reward(state, info): no decorators, defaults, annotations")
         if any(arg.annotation or arg.type_comment for arg in a.args):
             raise _Refused(f, "arguments take no annotations")
         if len(self.memory) > MAX_MEMORY:
@@ -347,9 +338,8 @@ class _Checker:
         value, kind = self._expression(node.value, types)
         width = {"vec3": 3, "quat": 4}.get(kind, 0)
         if type(index) is not int or not 0 <= index < width:
-            raise _Refused(
-                node, f"a {kind} takes a literal index from 0 to {width - 1}" if width else f"a {kind} has no parts"
-            )
+            message = f"a {kind} takes a literal index from 0 to {width - 1}" if width else f"a {kind} has no parts"
+            raise _Refused(node, message)
         return ast.Subscript(value, ast.Constant(index), ast.Load()), "scalar"
 
     def _state_key(self, node: ast.AST, key: str) -> ValueType:

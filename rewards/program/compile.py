@@ -1,45 +1,32 @@
 """
 From a checked spec to closures over float tuples.
 
-``compile_spec`` gives a pure function (state, memory) -> (level, new memory). The level is f1 + f2 of the paper's equation 1;
-how it is paid is :mod:`sb3_tgrpo.rewards.program.program`'s business. :mod:`sb3_tgrpo.rewards.program.printing` writes the
-same machine as readable Python, and a test holds the two equal.
+``compile_spec`` gives a pure function of the state and a memory. Its level is f1 + f2 of the paper's equation 1.
+:mod:`sb3_tgrpo.rewards.program.program` turns levels into rewards. :mod:`sb3_tgrpo.rewards.program.printing` writes the same
+machine as readable Python, and a test holds the two equal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sb3_tgrpo.rewards.facts import helpers
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, Vec3
-from sb3_tgrpo.rewards.facts.vocabulary import StateValue
 from sb3_tgrpo.rewards.program import spec as s
+from sb3_tgrpo.rewards.program.level import Compiled, Info, State, StateLevel
 
 T = TypeVar("T")
-Reader = Callable[[Mapping[str, StateValue], Mapping[str, Vec3]], T]
+Reader = Callable[[State, Mapping[str, Vec3]], T]
 """A function of the state and of the positions of objects at reset."""
-
-
-class Level(NamedTuple):
-    """
-    What one state is worth.
-
-    :param stages: f1, points of done stages and of the ladders' rungs, less broken guards.
-    :param shaping: f2, points for nearness to key poses.
-    :param at: stage that each track is in; its number of stages when it is complete.
-    """
-
-    stages: float
-    shaping: float
-    at: tuple[int, ...]
 
 
 class Counters(NamedTuple):
     """
     A track's memory.
 
-    :param at: stage the track is in.
-    :param held: steps in a row for which the stage has been done.
-    :param lost: steps in a row for which what the stage requires has been missing.
+    :param at: Stage the track is in.
+    :param held: Steps in a row for which the stage has been done.
+    :param lost: Steps in a row for which what the stage requires has been missing.
     """
 
     at: int = 0
@@ -66,15 +53,6 @@ class CompiledTrack(NamedTuple):
     after: tuple[int, ...]
     stages: tuple[CompiledStage, ...]
     points: float
-
-
-class CompiledSpec(NamedTuple):
-    """Functions of a spec."""
-
-    tracks: tuple[CompiledTrack, ...]
-    guards: tuple[tuple[Reader[bool], float], ...]
-    start_objects: tuple[str, ...]
-    keys: tuple[str, ...]
 
 
 class SpecCompiler:
@@ -176,28 +154,32 @@ class SpecCompiler:
         return CompiledTrack(track.name, goal, tuple(map(names.index, track.after)), tuple(stages), base)
 
 
-def compile_spec(spec: s.RewardSpec, facts: TaskFacts) -> CompiledSpec:
-    """
-    Compile a spec that :func:`sb3_tgrpo.rewards.program.static_checks.check_spec` found nothing wrong with.
-
-    :param spec: the spec.
-    :param facts: the task's facts, for the sizes of sites.
-    """
+def compile_spec(spec: s.RewardSpec, facts: TaskFacts) -> Compiled:
+    """Compile a spec that :func:`sb3_tgrpo.rewards.program.static_checks.check_spec` found nothing wrong with."""
     compiler = SpecCompiler(spec, facts)
     names = [track.name for track in spec.tracks]
     tracks = tuple(compiler.track(track, names) for track in spec.tracks)
     guards = tuple((compiler.condition(guard.keep), guard.points) for guard in spec.guards)
-    return CompiledSpec(tracks, guards, tuple(sorted(compiler.start_objects)), tuple(sorted(compiler.keys)))
+    return Compiled(
+        partial(_evaluate, tracks, guards),
+        tuple(sorted(compiler.keys)),
+        tuple(sorted(compiler.start_objects)),
+        tuple(Counters() for _ in names),
+        spec.n_stages,
+        spec.max_level,
+        -sum(guard.points for guard in spec.guards),
+        spec.success_points,
+    )
 
 
-def _holds(conditions: tuple[Reader[bool], ...], state: Mapping[str, StateValue], start: Mapping[str, Vec3]) -> bool:
+def _holds(conditions: tuple[Reader[bool], ...], state: State, start: Mapping[str, Vec3]) -> bool:
     for condition in conditions:
         if not condition(state, start):
             return False
     return True
 
 
-def advance(track: CompiledTrack, counters: Counters, state: Mapping[str, StateValue], start: Mapping[str, Vec3]) -> Counters:
+def advance(track: CompiledTrack, counters: Counters, state: State, start: Mapping[str, Vec3]) -> Counters:
     """
     One step of a track's stage machine.
 
@@ -228,22 +210,19 @@ def advance(track: CompiledTrack, counters: Counters, state: Mapping[str, StateV
     return Counters(at, held, lost)
 
 
-def evaluate(
-    compiled: CompiledSpec,
+def _evaluate(
+    tracks: tuple[CompiledTrack, ...],
+    guards: tuple[tuple[Reader[bool], float], ...],
+    state: State,
+    info: Info,
     memory: tuple[Counters, ...],
-    state: Mapping[str, StateValue],
     start: Mapping[str, Vec3],
-) -> tuple[Level, tuple[Counters, ...]]:
-    """
-    The level of a state, and the tracks' new memory.
-
-    :param memory: one :class:`Counters` per track.
-    :param start: position of each of ``compiled.start_objects`` at reset.
-    """
+) -> StateLevel:
+    """The level of a state; ``memory`` holds one :class:`Counters` per track."""
     stages = shaping = 0.0
     new: list[Counters] = []
-    for track, counters in zip(compiled.tracks, memory, strict=True):
-        if any(new[i].at < len(compiled.tracks[i].stages) for i in track.after):
+    for track, counters in zip(tracks, memory, strict=True):
+        if any(new[i].at < len(tracks[i].stages) for i in track.after):
             new.append(Counters())
             continue
         counters = advance(track, counters, state, start)
@@ -257,7 +236,8 @@ def evaluate(
             stages += stage.ladder(state, start)
         if stage.pose is not None:
             shaping += stage.pose(state, start)
-    for keep, points in compiled.guards:
+    for keep, points in guards:
         if not keep(state, start):
             stages -= points
-    return Level(stages, shaping, tuple(counters.at for counters in new)), tuple(new)
+    at = tuple((track.name, counters.at) for track, counters in zip(tracks, new, strict=True))
+    return StateLevel(stages + shaping, shaping, sum(counters.at for counters in new), at, tuple(new))

@@ -158,10 +158,5 @@ class _Printer:
 
 
 def spec_to_python(spec: s.RewardSpec, facts: TaskFacts) -> str:
-    """
-    Source of ``compute_reward(state, info)`` for a checked spec.
-
-    :param spec: the spec.
-    :param facts: facts of its task.
-    """
+    """Source of ``compute_reward(state, info)`` for a checked spec."""
     return _Printer(spec, facts).program()

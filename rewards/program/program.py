@@ -18,36 +18,31 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from sb3_tgrpo.rewards.facts.errors import RewardError
-from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, Vec3, available_tasks, data_folder, load_task_facts, parse_task_id
-from sb3_tgrpo.rewards.facts.vocabulary import StateValue
-from sb3_tgrpo.rewards.program import compile as engine
+from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, Vec3, available_tasks, data_folder, load_task_facts
+from sb3_tgrpo.rewards.facts.task_name import TaskName
+from sb3_tgrpo.rewards.program.compile import compile_spec
+from sb3_tgrpo.rewards.program.level import DEFAULT_PAYMENT, Compiled, Info, Payment, State, StateLevel
+from sb3_tgrpo.rewards.program.printing import spec_to_python
+from sb3_tgrpo.rewards.program.python_source import compile_python
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.program.static_checks import check_spec
 
-Payment = Literal["per_step", "latched", "potential"]
-DEFAULT_PAYMENT: Payment = "latched"
-
-_OWN_FACTS = (
-    "For another task: RewardProgram.from_spec(path, facts=TaskFacts.from_dict(env.task_facts())), with an environment of it."
-)
-
-State = Mapping[str, StateValue]
-Info = Mapping[str, Any]
+_OWN_FACTS = "For another task: RewardProgram.from_spec(path, facts=TaskFacts.from_dict(env.task_facts())) with its env."
 
 
 class RewardStep(NamedTuple):
     """
     One step's result.
 
-    :param reward: what is paid.
-    :param stage: stages that are done, over all tracks.
-    :param n_stages: how many there are.
-    :param progress: the level as a share of its maximum, in [0, 1]; 1 at success.
-    :param signal: what the step level of the advantage compares, for ``info["step_signal"]``.
-    :param terms: named parts, for ``info`` and logs.
+    :param reward: Reward.
+    :param stage: Stages that are done, over all tracks.
+    :param n_stages: Number of stages.
+    :param progress: The level as a share of its maximum, in [0, 1]; 1 at success.
+    :param signal: Quantity that the step level of the advantage compares, for ``info["step_signal"]``.
+    :param terms: Named parts, for ``info`` and logs.
     """
 
     reward: float
@@ -62,12 +57,12 @@ class RewardMemory(NamedTuple):
     """
     What a program remembers between steps; immutable.
 
-    :param core: the stage machine's counters, or the variables of a program written in Python.
-    :param start: positions of objects at reset; None before the first state.
-    :param best: highest level so far.
-    :param level: level of the last state.
-    :param succeeded: the success bonus has been paid.
-    :param failures: steps at which the program had no finite result and paid nothing.
+    :param core: The stage machine's counters, or the variables of a program written in Python.
+    :param start: Positions of objects at reset; None before the first state.
+    :param best: Highest level so far.
+    :param level: Level of the last state.
+    :param succeeded: The success bonus has been paid.
+    :param failures: Steps at which the program had no finite result and paid nothing.
     """
 
     core: tuple[Any, ...]
@@ -76,19 +71,6 @@ class RewardMemory(NamedTuple):
     level: float = 0.0
     succeeded: bool = False
     failures: int = 0
-
-
-class Evaluation(NamedTuple):
-    """A level, the part of it that is pose shaping, and where the stages are; ``at`` are named stage numbers."""
-
-    level: float
-    shaping: float
-    stage: int
-    at: tuple[tuple[str, float], ...]
-    core: tuple[Any, ...]
-
-
-Evaluate = Callable[[State, Info, tuple[Any, ...], Mapping[str, Vec3]], Evaluation]
 
 
 class RewardProgram:
@@ -104,36 +86,27 @@ class RewardProgram:
 
     def __init__(
         self,
-        evaluate: Evaluate,
-        *,
-        task: str,
-        instruction: str,
-        keys: tuple[str, ...],
-        start_objects: tuple[str, ...],
-        core: tuple[Any, ...],
-        n_stages: int,
-        max_level: float,
-        min_level: float,
-        success_points: float,
+        compiled: Compiled,
+        facts: TaskFacts,
         payment: Payment,
-        rebuild: tuple[Callable[..., "RewardProgram"], tuple[Any, ...]],
+        *,
         spec: RewardSpec | None = None,
         source: str | None = None,
     ) -> None:
         if payment not in get_args(Payment):
             raise ValueError(f"payment must be one of {get_args(Payment)}, got {payment!r}.")
-        self._evaluate = evaluate
-        self._core = core
-        self._rebuild = rebuild
-        self._start_objects = start_objects
-        self.success_points = success_points
-        self._min_level = min_level
-        self.task = task
-        self.instruction = instruction
-        self.keys = keys
-        self.n_stages = n_stages
-        self.max_level = max_level
-        self.bound = max_level - min_level + success_points
+        self._evaluate = compiled.evaluate
+        self._core = compiled.core
+        self._facts = facts
+        self._start_objects = compiled.start_objects
+        self._min_level = compiled.min_level
+        self.success_points = compiled.success_points
+        self.task = facts.task_id
+        self.instruction = facts.instruction
+        self.keys = compiled.keys
+        self.n_stages = compiled.n_stages
+        self.max_level = compiled.max_level
+        self.bound = compiled.max_level - compiled.min_level + compiled.success_points
         self.payment: Payment = payment
         self.spec = spec
         self.source = source
@@ -149,10 +122,10 @@ class RewardProgram:
         """
         Check and compile a declarative reward.
 
-        :param source: a :class:`~sb3_tgrpo.rewards.program.spec.RewardSpec`, a mapping, a JSON text or a path.
-        :param facts: facts of the task; None = the shipped ones of the task that the spec names.
-        :param payment: how the level is paid.
-        :raises RewardError: naming each field that is wrong, its value and the valid choices.
+        :param source: A :class:`~sb3_tgrpo.rewards.program.spec.RewardSpec`, a mapping, a JSON text or a path.
+        :param facts: Facts of the task; None = the shipped ones of the task that the spec names.
+        :param payment: Rule that turns the level into a reward.
+        :raises RewardError: If a field is wrong, naming it, its value and the valid choices.
         """
         spec = RewardSpec.parse(source)
         if facts is None:
@@ -163,30 +136,7 @@ class RewardProgram:
         problems = check_spec(spec, facts)
         if problems:
             raise RewardError(problems)
-        compiled = engine.compile_spec(spec, facts)
-        names = tuple(track.name for track in compiled.tracks)
-
-        def evaluate(state: State, info: Info, core: tuple[Any, ...], start: Mapping[str, Vec3]) -> Evaluation:
-            level, core = engine.evaluate(compiled, core, state, start)
-            return Evaluation(
-                level.stages + level.shaping, level.shaping, sum(level.at), tuple(zip(names, level.at, strict=True)), core
-            )
-
-        return cls(
-            evaluate,
-            task=spec.task,
-            instruction=facts.instruction,
-            keys=compiled.keys,
-            start_objects=compiled.start_objects,
-            core=tuple(engine.Counters() for _ in names),
-            n_stages=spec.n_stages,
-            max_level=spec.max_level,
-            min_level=-sum(guard.points for guard in spec.guards),
-            success_points=spec.success_points,
-            payment=payment,
-            rebuild=(_spec_program, (spec.to_json(), facts, payment)),
-            spec=spec,
-        )
+        return cls(compile_spec(spec, facts), facts, payment, spec=spec)
 
     @classmethod
     def from_python(
@@ -196,33 +146,16 @@ class RewardProgram:
         Compile ``def compute_reward(state, info)`` written in the subset of Python of docs/rewards.md; nothing else runs.
 
         :param source: Python source of that one function.
-        :param task: the task whose state keys may be read, e.g. ``"libero_object-3"``.
-        :param facts: its facts; None = the shipped ones.
-        :param payment: how the level that it returns is paid.
-        :raises RewardError: naming the line, what was found and what is allowed.
+        :param task: The task whose state keys may be read, e.g. ``"libero_object-3"``.
+        :param facts: Its facts; None = the shipped ones.
+        :param payment: Rule that turns the level into a reward.
+        :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
         """
-        from sb3_tgrpo.rewards.program.python_source import compile_python
-
         if facts is None:
             if task is None:
-                raise ValueError("from_python needs task= or facts=: they say which state keys there are.")
+                raise ValueError("from_python needs task= or facts=, which define the state keys.")
             facts = load_task_facts(task)
-        compiled = compile_python(source, facts)
-        return cls(
-            compiled.evaluate,
-            task=facts.task_id,
-            instruction=facts.instruction,
-            keys=compiled.keys,
-            start_objects=compiled.start_objects,
-            core=compiled.core,
-            n_stages=compiled.n_stages,
-            max_level=compiled.max_level,
-            min_level=-compiled.max_level,
-            success_points=compiled.success_points,
-            payment=payment,
-            rebuild=(_python_program, (source, facts, payment)),
-            source=source,
-        )
+        return cls(compile_python(source, facts), facts, payment, source=source)
 
     @property
     def sha256(self) -> str:
@@ -238,26 +171,17 @@ class RewardProgram:
         """
         if self.spec is None:
             return self.source or ""
-        from sb3_tgrpo.rewards.program.printing import spec_to_python
-
-        return spec_to_python(self.spec, self._rebuild[1][1])
+        return spec_to_python(self.spec, self._facts)
 
     def with_payment(self, payment: Payment) -> "RewardProgram":
-        """
-        The same program under another payment rule.
-
-        :raises ValueError: if there is no such rule.
-        """
-        if payment not in get_args(Payment):
-            raise ValueError(f"payment must be one of {get_args(Payment)}, got {payment!r}.")
-        build, (source, facts, _) = self._rebuild
-        return build(source, facts, payment)
+        """The same program under another payment rule; ValueError if there is no such rule."""
+        return _rebuild(self.spec, self.source, self._facts, payment)
 
     def reset(self, state: State | None = None) -> RewardMemory:
         """
         Memory for a new episode.
 
-        :param state: the reset state, against which progress is counted; None = the first state that the program is called
+        :param state: The reset state, against which progress is counted; None = the first state that the program is called
             with, whose step then pays nothing under ``latched`` and ``potential``.
         """
         memory = RewardMemory(self._core)
@@ -267,10 +191,10 @@ class RewardProgram:
         """
         One step. Neither argument is changed.
 
-        :param state: vocabulary keys of :attr:`keys` at least.
+        :param state: Vocabulary keys of :attr:`keys` at least.
         :param info: ``{"step": steps since reset}``.
-        :param memory: what :meth:`reset` or the last call returned.
-        :raises RewardError: if the state lacks a key. A result that is not finite or out of bounds raises nothing: the step
+        :param memory: Memory from :meth:`reset` or the last call.
+        :raises RewardError: If the state lacks a key. A result that is not finite or out of bounds raises nothing: the step
             pays nothing and counts in ``terms["failures"]``.
         """
         try:
@@ -289,7 +213,7 @@ class RewardProgram:
         return self._pay(value, level, success, memory, start)
 
     def _pay(
-        self, value: Evaluation, level: float, success: bool, memory: RewardMemory, start: Mapping[str, Vec3]
+        self, value: StateLevel, level: float, success: bool, memory: RewardMemory, start: Mapping[str, Vec3]
     ) -> tuple[RewardStep, RewardMemory]:
         first = memory.start is None
         best = level if first else max(memory.best, level)
@@ -330,19 +254,17 @@ class RewardProgram:
         return RewardStep(0.0, 0, self.n_stages, progress, signal, terms), memory
 
     def __reduce__(self) -> tuple[Callable[..., "RewardProgram"], tuple[Any, ...]]:
-        return self._rebuild
+        return _rebuild, (self.spec and self.spec.to_json(), self.source, self._facts, self.payment)
 
     def __repr__(self) -> str:
         kind = "python" if self.spec is None else f"spec {self.spec.sha256[:12]}"
         return f"RewardProgram({self.task!r}, {kind}, n_stages={self.n_stages}, payment={self.payment!r})"
 
 
-def _spec_program(text: str, facts: TaskFacts, payment: Payment) -> RewardProgram:
-    return RewardProgram.from_spec(text, facts=facts, payment=payment)
-
-
-def _python_program(source: str, facts: TaskFacts, payment: Payment) -> RewardProgram:
-    return RewardProgram.from_python(source, facts=facts, payment=payment)
+def _rebuild(spec: RewardSpec | str | None, source: str | None, facts: TaskFacts, payment: Payment) -> RewardProgram:
+    if spec is None:
+        return RewardProgram.from_python(source or "", facts=facts, payment=payment)
+    return RewardProgram.from_spec(spec, facts=facts, payment=payment)
 
 
 def load_reward(task_or_path: str | os.PathLike[str], *, payment: Payment = DEFAULT_PAYMENT) -> RewardProgram:
@@ -350,17 +272,17 @@ def load_reward(task_or_path: str | os.PathLike[str], *, payment: Payment = DEFA
     The shipped reward of a task, or a spec from a file.
 
     :param task_or_path: ``"libero_object-3"``, the gym id, or a path ending in ``.json``.
-    :param payment: how the level is paid.
-    :raises RewardError: if there is none or it is malformed.
+    :param payment: Rule that turns the level into a reward.
+    :raises RewardError: If there is none or it is malformed.
     """
     name = os.fspath(task_or_path)
     if name.endswith(".json"):
         return RewardProgram.from_spec(Path(name), payment=payment)
     try:
-        suite, index = parse_task_id(name)
+        task = TaskName.parse(name)
     except ValueError as error:
         raise RewardError(f"{error} A path must end in .json.") from None
-    path = data_folder("specs") / f"{suite}-{index}.json"
+    path = data_folder("specs") / f"{task}.json"
     if not path.is_file():
         raise RewardError(f"no reward ships for {name!r}; there are rewards for {', '.join(available_tasks())}")
     return RewardProgram.from_spec(path.read_text(encoding="utf-8"), payment=payment)

@@ -4,13 +4,13 @@ import dis
 import math
 import types
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from sb3_tgrpo.rewards.facts.errors import RewardError
 from sb3_tgrpo.rewards.facts.helpers import FUNCTIONS
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, Vec3
 from sb3_tgrpo.rewards.program.allowlist import FILENAME, check_source
-from sb3_tgrpo.rewards.program.program import Evaluate, Evaluation, Info, State
+from sb3_tgrpo.rewards.program.level import Compiled, Info, State, StateLevel
 
 # No operation of these kinds can come from the allowed syntax: attributes, imports, stores elsewhere than in locals,
 # iteration, closures, handlers, backward jumps, containers other than the tuple that is returned.
@@ -24,25 +24,13 @@ _FORBIDDEN = tuple(
 )
 
 
-class CompiledPython(NamedTuple):
-    """What :class:`~sb3_tgrpo.rewards.program.program.RewardProgram` needs of a program written in Python."""
-
-    evaluate: Evaluate
-    keys: tuple[str, ...]
-    start_objects: tuple[str, ...]
-    core: tuple[float, ...]
-    n_stages: int
-    max_level: float
-    success_points: float
-
-
-def compile_python(source: str, facts: TaskFacts) -> CompiledPython:
+def compile_python(source: str, facts: TaskFacts) -> Compiled:
     """
     Check and compile Python source.
 
-    :param source: one ``def compute_reward(state, info)``.
-    :param facts: facts of its task.
-    :raises RewardError: naming the line, what was found and what is allowed.
+    :param source: One ``def compute_reward(state, info)``.
+    :param facts: Facts of its task.
+    :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
     """
     checked = check_source(source, facts)
     module = compile(checked.tree, FILENAME, "exec", dont_inherit=True, optimize=2)
@@ -52,22 +40,23 @@ def compile_python(source: str, facts: TaskFacts) -> CompiledPython:
     memory = checked.memory
     n_stages = int(checked.declared["n_stages"])
 
-    def evaluate(state: State, info: Info, core: tuple[Any, ...], start: Mapping[str, Vec3]) -> Evaluation:
+    def evaluate(state: State, info: Info, core: tuple[Any, ...], start: Mapping[str, Vec3]) -> StateLevel:
         seen = {"step": float(info.get("step", 0))}
         seen.update(zip(memory, core, strict=True))
         seen.update({f"start_{name}_pos": at for name, at in start.items()})  # type: ignore[misc]
         level, stage, shaping, *new = function(state, seen)
         if not all(map(math.isfinite, (level, stage, shaping, *new))):
             raise FloatingPointError("a result is not finite")
-        return Evaluation(level, shaping, max(0, min(n_stages, int(stage))), (), tuple(new))
+        return StateLevel(level, shaping, max(0, min(n_stages, int(stage))), (), tuple(new))
 
-    return CompiledPython(
+    return Compiled(
         evaluate,
         tuple(sorted(checked.keys | {"success"})),
         tuple(sorted(checked.start_objects)),
         (0.0,) * len(memory),
         n_stages,
         checked.declared["max_level"],
+        -checked.declared["max_level"],
         checked.declared["success_reward"],
     )
 
@@ -76,7 +65,7 @@ def check_bytecode(code: types.CodeType) -> None:
     """
     Refuse bytecode that the allowed syntax cannot have produced.
 
-    :raises RewardError: naming the operation; it would be a hole in the allow-list.
+    :raises RewardError: If there is any, naming the operation; it would be a hole in the allow-list.
     """
     for instruction in dis.get_instructions(code):
         if any(part in instruction.opname for part in _FORBIDDEN):

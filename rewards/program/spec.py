@@ -254,8 +254,8 @@ class RewardSpec(_Model):
         Read a spec, checking size, syntax, types and ranges (not yet names, see
         :func:`sb3_tgrpo.rewards.program.static_checks.check_spec`).
 
-        :param source: a mapping, a JSON text (bytes, or a string that begins with ``{``), or a path.
-        :raises RewardError: naming each field, its value and the valid choices.
+        :param source: Mapping, JSON text (bytes, or a string that begins with ``{``), or path.
+        :raises RewardError: If anything is wrong, naming each field, its value and the valid choices.
         """
         if isinstance(source, RewardSpec):
             return source

@@ -1,13 +1,10 @@
-"""
-What can be said about a spec without running it: names against the task's facts, and the order of its payments.
-"""
+"""Checks of a spec that need no run: names against the task's facts, and the order of its payments."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sb3_tgrpo.rewards.facts.errors import Problem, shorten
-from sb3_tgrpo.rewards.facts.task_facts import FixtureFacts, ObjectFacts, SiteFacts, TaskFacts
-from sb3_tgrpo.rewards.facts.vocabulary import State
+from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 from sb3_tgrpo.rewards.program import spec as s
 
 _RESERVED = {"eef", "gripper", "goal", "success", "step", "state", "info", "stage", "stages", "shaping", "level", "memory"}
@@ -17,9 +14,9 @@ def check_spec(spec: s.RewardSpec, facts: TaskFacts) -> list[Problem]:
     """
     Names and payments of a spec (checks V1 and V2).
 
-    :param spec: a parsed spec.
-    :param facts: facts of the task it names.
-    :return: everything found wrong, empty if the spec can be compiled.
+    :param spec: A parsed spec.
+    :param facts: Facts of the task it names.
+    :return: Everything found wrong, empty if the spec can be compiled.
     """
     return check_names(spec, facts) + check_payments(spec, facts)
 
@@ -69,9 +66,7 @@ class _Names:
             yield from _known(f"{where}.after[{k}]", name, earlier, "tracks may only follow tracks listed before them")
         yield from _twice(f"{where}.stages", [stage.name for stage in track.stages])
         if track.stages[0].requires:
-            yield Problem(
-                f"{where}.stages[0].requires", "", "the first stage can require nothing: it is where a track falls back to"
-            )
+            yield Problem(f"{where}.stages[0].requires", "", "the first stage can require nothing: tracks fall back to it")
         last = track.stages[-1]
         wanted = {("goal", index) for index in track.goal}
         if {(c.kind, getattr(c, "index", None)) for c in last.done} != wanted or last.hold_steps != 1:
@@ -182,9 +177,8 @@ def _stage_payments(where: str, stage: s.Stage, ranges: dict[str, tuple[float, f
                 place = f"{where}.{field}[{k}].value"
                 yield from _reachable(place, condition.variable, condition.op, condition.value, ranges)
     if most >= stage.points:
-        yield Problem(
-            f"{where}.points", str(stage.points), f"being done must pay more than the last rung and the pose ({most:g})"
-        )
+        message = f"being done must pay more than the last rung and the pose ({most:g})"
+        yield Problem(f"{where}.points", str(stage.points), message)
 
 
 def _reachable(where: str, variable: Any, op: str, value: float, ranges: dict[str, tuple[float, float]]) -> Iterator[Problem]:
@@ -200,22 +194,6 @@ def _reachable(where: str, variable: Any, op: str, value: float, ranges: dict[st
         yield Problem(where, f"{value:g}", f"{variable.kind} is never {op} that: it lies in [{low:g}, {high:g}]")
     if (op == "below" and value > high) or (op == "above" and value < low):
         yield Problem(where, f"{value:g}", f"{variable.kind} is always {op} that: it lies in [{low:g}, {high:g}]")
-
-
-def nominal_state(facts: TaskFacts) -> State:
-    """The task's state at the nominal start, from the facts alone: nothing touched, gripper open."""
-    state: State = {
-        "eef_pos": facts.eef_start_pos,
-        "eef_quat": facts.eef_start_quat,
-        "gripper_opening": facts.gripper_range[1],
-    }
-    bodies: list[ObjectFacts | FixtureFacts | SiteFacts] = [*facts.objects, *facts.fixtures, *facts.sites]
-    for body in bodies:
-        state[f"{body.name}_pos"], state[f"{body.name}_quat"] = body.start_pos, body.start_quat
-    state.update({f"{joint.name}_qpos": joint.start for joint in facts.joints})
-    state.update({f"{handle.name}_pos": handle.start_pos for handle in facts.handles})
-    state.update({f"goal_{k}": atom.true_at_start for k, atom in enumerate(facts.goal)})
-    return {key: state.get(key, False) for key in facts.state_types}
 
 
 def _twice(where: str, names: Sequence[str]) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""The checks V1 to V19, a method each."""
+"""The checks V1 to V19, a method each, named after the check's title."""
 
 import copy
 import os
@@ -15,26 +15,36 @@ import numpy as np
 from sb3_tgrpo.rewards.episodes import play as episodes
 from sb3_tgrpo.rewards.episodes.play import Played, play
 from sb3_tgrpo.rewards.episodes.traces import Trace
+from sb3_tgrpo.rewards.facts import helpers
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
 from sb3_tgrpo.rewards.facts.vocabulary import State
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import DEBOUNCE_STEPS
 from sb3_tgrpo.rewards.program.static_checks import check_names, check_payments
+from sb3_tgrpo.rewards.verification.report import TITLES
 from sb3_tgrpo.rewards.verification.rungs import before_contact, completions, idle_parts, missed_rungs, n_rungs
 
 Result = tuple[bool | None, dict[str, Any], str]
 
 
 class Verifier:
-    """One program on one set of episodes; a method per check, ``v1`` to ``v20``."""
+    """One program on one set of episodes."""
 
-    def __init__(self, program: RewardProgram, traces: Sequence[Trace], facts: TaskFacts, seed: int) -> None:
-        self.program, self.facts, self.seed = program, facts, seed
+    def __init__(
+        self, program: RewardProgram, traces: Sequence[Trace], facts: TaskFacts, seed: int, other_process: bool = True
+    ) -> None:
+        self.program, self.facts, self.seed, self.other_process = program, facts, seed, other_process
         self.traces = list(traces)
         self.played = [play(program, trace.states) for trace in self.traces]
         self.experts = [(t, p) for t, p in zip(self.traces, self.played, strict=True) if t.kind == "expert"]
         self.others = [(t, p) for t, p in zip(self.traces, self.played, strict=True) if t.kind != "expert"]
         self.least = min((p.total for _, p in self.experts), default=0.0)
+
+    def check(self, check_id: str) -> Result:
+        """Whether V1 to V19 passed (None: it does not apply), what was measured, and the first counter-example."""
+        title = TITLES[check_id].replace(" ", "_").replace("-", "_")
+        method: Callable[[], Result] = getattr(self, f"check_{title}")
+        return method()
 
     def rng(self, check: int) -> np.random.Generator:
         """A generator of its own for each check: leaving one out changes no other."""
@@ -42,19 +52,19 @@ class Verifier:
 
     # static
 
-    def v1(self) -> Result:
+    def check_names(self) -> Result:
         if self.program.spec is None:
             return True, {"source": "python"}, ""
         problems = check_names(self.program.spec, self.facts)
         return not problems, {"problems": len(problems)}, str(problems[0]) if problems else ""
 
-    def v2(self) -> Result:
+    def check_payments_rise(self) -> Result:
         if self.program.spec is None:
             return None, {"why": "a Python program has no ladders to read"}, ""
         problems = check_payments(self.program.spec, self.facts)
         return not problems, {"problems": len(problems)}, str(problems[0]) if problems else ""
 
-    def v3(self) -> Result:
+    def check_dominance(self) -> Result:
         """Finishing pays more than lingering to the horizon at the highest level, whatever the episode does."""
         length = max((trace.n_steps for trace, _ in self.experts), default=self.facts.horizon)
         bonus = self.program.success_points
@@ -66,7 +76,7 @@ class Verifier:
 
     # run
 
-    def v4(self) -> Result:
+    def check_finite_and_bounded(self) -> Result:
         rng = self.rng(4)
         worst = 0.0
         memory = self.program.reset()
@@ -76,21 +86,18 @@ class Verifier:
                 memory = self.program.reset()
             step, memory = self.program(state, {"step": i % 50}, memory)
             if type(step.reward) is not float or not abs(step.reward) <= self.program.bound or step.terms["failures"]:
-                return (
-                    False,
-                    {"states": i + 1},
-                    f"reward {step.reward!r}, failures {step.terms['failures']:g}: {_brief(state)}",
-                )
+                text = f"reward {step.reward!r}, failures {step.terms['failures']:g}: {_brief(state)}"
+                return False, {"states": i + 1}, text
             worst = max(worst, abs(step.reward))
         failures = sum(played.steps[-1].terms["failures"] for played in self.played)
         return failures == 0, {"states": 10_000, "largest": worst, "bound": self.program.bound, "failures": failures}, ""
 
-    def v5(self, other_process: bool = True) -> Result:
+    def check_deterministic(self) -> Result:
         trace, played = (self.experts or self.others)[0]
         again = play(pickle.loads(pickle.dumps(self.program)), trace.states)
         if [s[:5] for s in again.steps] != [s[:5] for s in played.steps]:
             return False, {}, f"{trace.name}: a second run differs"
-        if not other_process:
+        if not self.other_process:
             return True, {"other process": "no"}, ""
         request = pickle.dumps((self.program, list(trace.states)))
         code = "import pickle, sys; from sb3_tgrpo.rewards.episodes.play import play; p, s = pickle.load(sys.stdin.buffer); "
@@ -102,7 +109,7 @@ class Verifier:
         same = pickle.loads(run.stdout) == [s[:5] for s in played.steps]
         return same, {"other process": "yes"}, "" if same else f"{trace.name}: another process pays differently"
 
-    def v6(self) -> Result:
+    def check_pure(self) -> Result:
         for trace, played in (self.experts or self.others)[:1]:
             memory = self.program.reset()
             for t, state in enumerate(trace.states):
@@ -117,17 +124,14 @@ class Verifier:
                 memory = after
         return True, {}, ""
 
-    def v7(self) -> Result:
+    def check_nothing_for_nothing(self) -> Result:
         noops = [(t, p) for t, p in self.others if t.kind == "noop"]
         limit = 0.02 * self.least
         for trace, played in noops:
             if played.total > limit:
                 step = next(t for t, s in enumerate(played.steps) if s.reward > 0)
-                return (
-                    False,
-                    {"noop": played.total, "limit": limit},
-                    f"{trace.name} step {step}: paid {played.steps[step].reward:g}",
-                )
+                text = f"{trace.name} step {step}: paid {played.steps[step].reward:g}"
+                return False, {"noop": played.total, "limit": limit}, text
         resets = [(t, p.steps[0].terms["level"]) for t, p in zip(self.traces, self.played, strict=True)]
         worst = max(resets, key=lambda item: abs(item[1]))
         numbers = {"noop": max((p.total for _, p in noops), default=float("nan")), "limit": limit, "level at reset": worst[1]}
@@ -137,7 +141,7 @@ class Verifier:
 
     # episodes
 
-    def v8(self) -> Result:
+    def check_expert_replay(self) -> Result:
         if not self.experts:
             return False, {"experts": 0}, "there is no expert episode to replay"
         for trace, played in self.experts:
@@ -170,13 +174,12 @@ class Verifier:
                 if steps[j] is None:
                     return f"stage {stage.name} of {track.name} is never done"
                 if j and not steps[j - 1] < steps[j]:  # type: ignore[operator]
-                    return (
-                        f"stages {track.stages[j - 1].name} and {stage.name} of {track.name} are done at one step {steps[j]}"
-                    )
+                    both = f"{track.stages[j - 1].name} and {stage.name}"
+                    return f"stages {both} of {track.name} are done at one step {steps[j]}"
         missed = missed_rungs(self.program.spec, self.facts, played)
         return f"no step passes {missed[0].text}" if missed else ""
 
-    def v9(self) -> Result:
+    def check_separation(self) -> Result:
         if not self.experts or not self.others:
             return None, {"why": "needs expert and other episodes"}, ""
         trace, best = max(self.others, key=lambda item: item[1].total)
@@ -188,7 +191,7 @@ class Verifier:
         ok = self.least > best.total
         return ok, numbers, "" if ok else f"{trace.name} earns {best.total:.3f}, an expert {self.least:.3f}"
 
-    def v10(self) -> Result:
+    def check_partial_order(self) -> Result:
         if not self.experts:
             return None, {"why": "no expert episode"}, ""
         smallest = float("inf")
@@ -198,18 +201,15 @@ class Verifier:
             for (name, _), low, (later, step), high in zip(cuts, sums, cuts[1:], sums[1:], strict=False):
                 smallest = min(smallest, high - low)
                 if high - low <= 1e-9:
-                    return (
-                        False,
-                        {"least gain": high - low},
-                        f"{trace.name}: nothing is gained from {name} to {later} (step {step})",
-                    )
+                    text = f"{trace.name}: nothing is gained from {name} to {later} (step {step})"
+                    return False, {"least gain": high - low}, text
             for k in range(2, self.program.n_stages + 1):
                 a, b = played.first(k - 1), played.first(k)
                 if a is not None and b is not None and a < b and sum(played.rewards[:b]) <= sum(played.rewards[:a]):
                     return False, {}, f"{trace.name}: stage {k} (step {b}) pays no more than stage {k - 1}"
         return True, {"least gain": smallest}, ""
 
-    def v11(self) -> Result:
+    def check_rank_agreement(self) -> Result:
         pool = [(p.total, p.most_stages + float(any(s.terms["success_bonus"] > 0 for s in p.steps))) for p in self.played]
         for trace, _played in self.experts:
             for _, step in episodes.milestones(trace, self.facts)[:-1]:
@@ -223,13 +223,10 @@ class Verifier:
         pairs = returns[success][:, None] - returns[~success][None]
         auc = float(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
         ok = rho >= 0.9 and auc >= 0.99
-        return (
-            ok,
-            {"spearman": rho, "auc": auc, "episodes": len(pool)},
-            "" if ok else "returns do not follow the stages reached",
-        )
+        text = "" if ok else "returns do not follow the stages reached"
+        return ok, {"spearman": rho, "auc": auc, "episodes": len(pool)}, text
 
-    def v12(self) -> Result:
+    def check_oscillation(self) -> Result:
         worst = 0.0
         for trace, played in self.experts[:2]:
             for k in range(1, self.program.n_stages):
@@ -243,17 +240,12 @@ class Verifier:
                 often = play(self.program, states[: at + 1] + back_and_forth * 20).total
                 worst = max(worst, often - twice)
                 if often - twice > 1e-9:
-                    return (
-                        False,
-                        {"gain": often - twice},
-                        f"{trace.name}: going back and forth over step {at} 18 more times pays",
-                    )
+                    text = f"{trace.name}: going back and forth over step {at} 18 more times pays"
+                    return False, {"gain": often - twice}, text
         return (True if self.experts else None), {"gain": worst}, ""
 
-    def v13(self) -> Result:
-        passed, numbers, counterexample = self._perturbed(
-            13, 0.01, lambda states, rng: episodes.flicker(states, rng), rungs=False
-        )
+    def check_flicker(self) -> Result:
+        passed, numbers, counterexample = self._perturbed(13, 0.01, episodes.flicker, rungs=False)
         if passed is False:
             return passed, numbers, counterexample
         rng, limit = self.rng(130), 0.01 * abs(self.least)
@@ -264,7 +256,7 @@ class Verifier:
                     return False, numbers, f"{trace.name}: {played.total:.3f} became {played.total + gain:.3f}"
         return passed, numbers, counterexample
 
-    def v14(self) -> Result:
+    def check_noise(self) -> Result:
         return self._perturbed(14, 0.05, lambda states, rng: episodes.noisy(states, self.facts, rng), rungs=True)
 
     def _perturbed(
@@ -276,18 +268,15 @@ class Verifier:
                 other = play(self.program, perturb(trace.states, rng))
                 change = abs(other.total - played.total) / max(abs(played.total), 1e-9)
                 worst = max(worst, change)
+                numbers = {"change": change, "limit": limit}
                 if change > limit:
-                    return (
-                        False,
-                        {"change": change, "limit": limit},
-                        f"{trace.name}: {played.total:.3f} became {other.total:.3f}",
-                    )
+                    return False, numbers, f"{trace.name}: {played.total:.3f} became {other.total:.3f}"
                 problem = self._replay_problem(trace, other) if rungs else ""
                 if problem:
-                    return False, {"change": change, "limit": limit}, f"{trace.name}, perturbed: {problem}"
+                    return False, numbers, f"{trace.name}, perturbed: {problem}"
         return (True if self.experts else None), {"change": worst, "limit": limit}, ""
 
-    def v15(self) -> Result:
+    def check_invariance(self) -> Result:
         kinds = self.facts.state_types
         distractors = [name for name in self.facts.names("object") if name not in episodes.objects_of_goal(self.facts)]
         moved = {f"{name}_pos" for name in distractors}
@@ -296,10 +285,7 @@ class Verifier:
             return {k: tuple(-v for v in x) if kinds.get(k) == "quat" else x for k, x in state.items()}  # type: ignore[union-attr]
 
         def shifted(state: State) -> State:
-            return {
-                k: (x[0] + 0.03, x[1] - 0.02, x[2]) if kinds.get(k) == "vec3" else x  # type: ignore[index]
-                for k, x in state.items()
-            }
+            return {k: helpers.add(x, (0.03, -0.02, 0.0)) if kinds.get(k) == "vec3" else x for k, x in state.items()}  # type: ignore[arg-type]
 
         def cluttered(state: State) -> State:
             return {k: (0.3, 0.3, 2.0) if k in moved else x for k, x in state.items()}
@@ -313,7 +299,7 @@ class Verifier:
                         return False, {}, f"{trace.name} step {t}: {name}, {a.reward:g} became {b.reward:g}"
         return True, {"distractors": len(distractors)}, ""
 
-    def v16(self) -> Result:
+    def check_wrong_object(self) -> Result:
         spec = self.program.spec
         limit = sum(before_contact(track, self.facts) for track in spec.tracks) if spec else 0.25 * self.program.max_level
         candidates = [(t.name, p.total) for t, p in self.others if t.kind == "wrong-object"]
@@ -334,13 +320,10 @@ class Verifier:
             limit *= self.facts.horizon
         name, worst = max(candidates, key=lambda item: item[1])
         ok = worst <= limit * 1.001
-        return (
-            ok,
-            {"return": worst, "limit": limit},
-            "" if ok else f"{name} earns {worst:.3f}, more than approaching ({limit:g})",
-        )
+        text = "" if ok else f"{name} earns {worst:.3f}, more than approaching ({limit:g})"
+        return ok, {"return": worst, "limit": limit}, text
 
-    def v17(self) -> Result:
+    def check_goal_agreement(self) -> Result:
         checked = 0
         for trace, played in zip(self.traces, self.played, strict=True):
             behind = ahead = 0
@@ -357,40 +340,30 @@ class Verifier:
                     return False, {}, f"{trace.name} step {t}: all stages are done, the goal does not hold"
         return True, {"states": checked}, ""
 
-    def v18(self) -> Result:
+    def check_order_of_sub_goals(self) -> Result:
         spec = self.program.spec
         free = [t for t in spec.tracks if not t.after and len(t.goal) == 1] if spec else []
-        pairs = [
-            (a, b)
-            for a in free
-            for b in free
-            if a is not b
-            and self._object(a.goal[0])
-            and self._object(b.goal[0])
-            and self._object(a.goal[0]) != self._object(b.goal[0])
-        ]
+        moved = [(track.goal[0], name) for track in free if (name := self._object(track.goal[0]))]
+        pairs = [(a, b) for a in moved for b in moved if a[1] != b[1]]
         done = 0
         for trace, played in self.experts:
-            for a, b in pairs:
-                first, second = a.goal[0], b.goal[0]
-                states = episodes.swap_order(trace, self._object(first), self._object(second), first, second, self.facts)
+            for (first, one), (second, other) in pairs:
+                states = episodes.swap_order(trace, one, other, first, second, self.facts)
                 if states is None or _first_goal(trace, first) > _first_goal(trace, second):
                     continue
                 done += 1
                 total = play(self.program, states).total
                 if abs(total - played.total) > 0.01 * abs(played.total) and self.program.payment != "per_step":
                     return False, {}, f"{trace.name}: {played.total:.3f}, {second} before {first} {total:.3f}"
-        return (
-            (True if done else None),
-            {"swaps": done} if done else {"why": "no two sub-goals of free order in an episode"},
-            "",
-        )
+        if not done:
+            return None, {"why": "no two sub-goals of free order in an episode"}, ""
+        return True, {"swaps": done}, ""
 
     def _object(self, k: int) -> str:
         name = self.facts.goal[k].args[0]
         return name if name in self.facts.names("object") else ""
 
-    def v19(self) -> Result:
+    def check_cost(self) -> Result:
         trace, _ = (self.experts or self.others)[0]
         calls = []
         memory = self.program.reset()

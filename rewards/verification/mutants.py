@@ -36,18 +36,14 @@ def mutation_check(program: RewardProgram, traces: Sequence[Trace], facts: TaskF
 def first_failure(
     document: dict[str, Any], traces: Sequence[Trace], facts: TaskFacts, payment: Any = "latched", seed: int = 0
 ) -> str | None:
-    """
-    The first check that rejects a spec, cheapest first; ``schema`` if it does not even parse, None if it passes them all.
-
-    :param document: the spec as JSON values.
-    """
+    """The first check that rejects a spec as JSON, cheapest first; ``schema`` if it does not parse, None if it passes all."""
     try:
         program = RewardProgram.from_spec(document, facts=facts, payment=payment)
     except ValueError:
         return "schema"
     verifier = Verifier(program, traces, facts, seed)
     for check_id in _MUTANT_CHECKS:
-        if getattr(verifier, check_id.lower())()[0] is False:
+        if verifier.check(check_id)[0] is False:
             return check_id
     return None
 

@@ -58,14 +58,14 @@ def plot_report(
     """
     PNG files for one task.
 
-    :param program: the reward.
-    :param traces: its episodes.
-    :param folder: where to write; made if it is not there.
-    :param facts: facts of the task; None = the shipped ones.
-    :param mutation: outcome of V20, :func:`~sb3_tgrpo.rewards.verification.mutants.mutation_check`; None = no picture of it.
-    :return: paths of ``<task>_reward.png``, ``<task>_ladders.png``, ``<task>_returns.png``, ``<task>_occupancy.png``,
+    :param program: The reward.
+    :param traces: Its episodes.
+    :param folder: Output folder, made if needed.
+    :param facts: Facts of the task; None = the shipped ones.
+    :param mutation: Outcome of V20, :func:`~sb3_tgrpo.rewards.verification.mutants.mutation_check`; None = no picture of it.
+    :return: Paths of ``<task>_reward.png``, ``<task>_ladders.png``, ``<task>_returns.png``, ``<task>_occupancy.png``,
         ``<task>_stages.png`` and, with ``mutation``, ``<task>_mutants.png``.
-    :raises ImportError: if matplotlib is not installed.
+    :raises ImportError: If matplotlib is not installed.
     """
     facts = facts or load_task_facts(program.task)
     folder = Path(folder)
@@ -94,8 +94,8 @@ def plot_rejects(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
 
     :param folder: ``--out`` of ``sb3-tgrpo reward generate``.
     :param path: PNG file to write.
-    :raises ValueError: if the folder holds no answers.
-    :raises ImportError: if matplotlib is not installed.
+    :raises ValueError: If the folder holds no answers.
+    :raises ImportError: If matplotlib is not installed.
     """
     reasons = reject_reasons(folder)
     figure = _plot_bars(reasons, "answers", {"verified": "tab:green"}, "Answers of the language model, by what rejected them")
@@ -109,8 +109,8 @@ def occupancy(program: RewardProgram, played: Sequence[tuple[Trace, Played]]) ->
     """
     Where episodes spend their time.
 
-    :param program: the reward.
-    :param played: episodes and what the reward made of them.
+    :param program: The reward.
+    :param played: Episodes and what the reward made of them.
     :return: (n_episodes, n_stages + 1): share of the states at which so many stages are done; rows sum to 1.
     """
     counts = [np.bincount([step.stage for step in result.steps], minlength=program.n_stages + 1) for _, result in played]
@@ -118,21 +118,15 @@ def occupancy(program: RewardProgram, played: Sequence[tuple[Trace, Played]]) ->
 
 
 def stage_returns(played: Sequence[tuple[Trace, Played]]) -> list[tuple[str, int, float]]:
-    """
-    What is paid for how far an episode gets.
-
-    :param played: episodes and what the reward made of them.
-    :return: per episode: kind, most stages done at one time, return.
-    """
+    """What is paid for how far an episode gets: kind, most stages done at one time and return of each."""
     return [(trace.kind, result.most_stages, result.total) for trace, result in played]
 
 
 def mutation_bars(check: Check) -> dict[str, int]:
     """
-    How many mutants each check rejects, and how many survive.
+    How many mutants each check rejects, and how many survive; empty if V20 was not run.
 
-    :param check: V20, with its numbers; empty if it was not run.
-    :return: counts by check in the order V1 to V19, then ``survived``; they sum to the number of mutants.
+    :param check: V20, with its numbers.
     """
     killed = check.numbers.get("killed by")
     if killed is None:
@@ -146,9 +140,9 @@ def reject_reasons(folder: str | os.PathLike[str]) -> dict[str, int]:
     Why answers of the language model were rejected.
 
     :param folder: ``--out`` of ``sb3-tgrpo reward generate``.
-    :return: answers by outcome (``verified``, ``invalid``, ``refused``, ``cut off``) or failed hard check (``V8``), most
+    :return: Answers by outcome (``verified``, ``invalid``, ``refused``, ``cut off``) or failed hard check (``V8``), most
         frequent first; an answer that fails several checks counts for each.
-    :raises ValueError: if the folder holds no answers.
+    :raises ValueError: If the folder holds no answers.
     """
     counts: Counter[str] = Counter()
     for path in sorted(Path(folder).rglob("*.verdict.json")):
@@ -212,9 +206,8 @@ def _plot_ladders(program: RewardProgram, played: Sequence[tuple[Trace, Played]]
         variable = SpecCompiler(spec, facts).variable(stage.ladder.variable)
         for kind in ("hover", "random", "expert"):
             if kind in chosen:
-                states = chosen[kind].states
-                start: dict[str, Any] = {name: states[0][f"{name}_pos"] for name in facts.names("object")}
-                axis.plot([variable(state, start) for state in states], color=_COLOURS[kind], label=kind)
+                start = chosen[kind].start(facts)
+                axis.plot([variable(state, start) for state in chosen[kind].states], color=_COLOURS[kind], label=kind)
         for rung in stage.ladder.rungs:
             axis.axhline(rung.threshold, color="tab:blue", linestyle=":", linewidth=1.0)
         axis.set_ylabel(f"{stage.ladder.variable.kind}", fontsize=8)

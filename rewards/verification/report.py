@@ -7,28 +7,12 @@ from typing import Any
 from sb3_tgrpo.rewards.episodes.traces import TraceKind
 
 OTHER_KINDS: tuple[TraceKind, ...] = ("noop", "random", "hover", "oscillate", "wrong-object", "partial")
-TITLES = {
-    "V1": "names",
-    "V2": "payments rise",
-    "V3": "dominance",
-    "V4": "finite and bounded",
-    "V5": "deterministic",
-    "V6": "pure",
-    "V7": "nothing for nothing",
-    "V8": "expert replay",
-    "V9": "separation",
-    "V10": "partial order",
-    "V11": "rank agreement",
-    "V12": "oscillation",
-    "V13": "flicker",
-    "V14": "noise",
-    "V15": "invariance",
-    "V16": "wrong object",
-    "V17": "goal agreement",
-    "V18": "order of sub-goals",
-    "V19": "cost",
-    "V20": "mutation score",
-}
+_TITLES = (
+    "names", "payments rise", "dominance", "finite and bounded", "deterministic", "pure", "nothing for nothing",
+    "expert replay", "separation", "partial order", "rank agreement", "oscillation", "flicker", "noise", "invariance",
+    "wrong object", "goal agreement", "order of sub-goals", "cost", "mutation score",
+)  # fmt: skip
+TITLES = {f"V{number}": title for number, title in enumerate(_TITLES, start=1)}
 REPORT_ONLY = {"V20"}
 
 
@@ -38,11 +22,11 @@ class Check:
     One check's outcome.
 
     :param id: ``V1`` to ``V20``.
-    :param title: its name.
-    :param passed: None if it does not apply, and ``numbers["why"]`` says why.
-    :param hard: a failure fails the report.
-    :param numbers: what was measured.
-    :param counterexample: the first episode and step that fails, or the first problem.
+    :param title: Its name.
+    :param passed: None if it does not apply, for the reason in ``numbers["why"]``.
+    :param hard: A failure fails the report.
+    :param numbers: Measurements.
+    :param counterexample: The first episode and step that fails, or the first problem.
     """
 
     id: str
@@ -58,12 +42,12 @@ class VerificationReport:
     """
     What verification found; :meth:`to_dict` is the JSON that ships beside a spec, :meth:`table` is for people.
 
-    :param task: the task.
-    :param payment: rule under which episodes were paid.
-    :param sha256: of the spec, ``""`` for Python.
-    :param trace_sources: where the episodes come from, see :data:`~sb3_tgrpo.rewards.episodes.traces.TraceSource`.
-    :param returns: per kind of episode: number, least, mean and largest return.
-    :param stages: per stage of the first expert episode: when it was entered and done, its points, its ladder's variable.
+    :param task: The task.
+    :param payment: Rule under which episodes were paid.
+    :param sha256: Digest of the spec, ``""`` for Python.
+    :param trace_sources: Origins of the episodes, see :data:`~sb3_tgrpo.rewards.episodes.traces.TraceSource`.
+    :param returns: Per kind of episode: number, least, mean and largest return.
+    :param stages: Per stage of the first expert episode: when it was entered and done, its points, its ladder's variable.
     """
 
     task: str

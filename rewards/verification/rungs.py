@@ -1,7 +1,7 @@
 """Where an episode passed a spec's stages and rungs."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sb3_tgrpo.rewards.episodes.play import Played
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts
@@ -9,7 +9,7 @@ from sb3_tgrpo.rewards.program.compile import SpecCompiler
 from sb3_tgrpo.rewards.program.spec import RewardSpec, Track
 
 
-class Place(NamedTuple):
+class SpecPart(NamedTuple):
     """A rung or a requirement, by indices, and in words; ``rung`` is -1 for a requirement."""
 
     track: int
@@ -24,10 +24,10 @@ def completions(played: Played, track: str, n_stages: int) -> list[int | None]:
     return [next((t for t, value in enumerate(at) if value > j), None) for j in range(n_stages)]
 
 
-def missed_rungs(spec: RewardSpec, facts: TaskFacts, played: Played) -> list[Place]:
+def missed_rungs(spec: RewardSpec, facts: TaskFacts, played: Played) -> list[SpecPart]:
     """Rungs that no step of an episode passes while their stage is on, up to the step that completes it."""
     compiler = SpecCompiler(spec, facts)
-    start: dict[str, Any] = {name: played.states[0][f"{name}_pos"] for name in facts.names("object")}
+    start = played.start(facts)
     missed = []
     for i, track in enumerate(spec.tracks):
         at = [step.terms[f"stage_{track.name}"] for step in played.steps]
@@ -42,7 +42,7 @@ def missed_rungs(spec: RewardSpec, facts: TaskFacts, played: Played) -> list[Pla
                 if not any(v < rung.threshold if below else v > rung.threshold for v in values):
                     reached = (min(values) if below else max(values)) if values else float("nan")
                     text = f"rung {rung.threshold:g} of {track.name}.{stage.name} (nearest {reached:.4f})"
-                    missed.append(Place(i, j, k, text))
+                    missed.append(SpecPart(i, j, k, text))
     return missed
 
 
@@ -50,10 +50,10 @@ NOISE = 0.004
 """Metres or radians: what a rung must be away from where its stage begins."""
 
 
-def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[Place]:
+def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[SpecPart]:
     """Requirements that hold before anything is done, and rungs that are passed when their stage begins: they do nothing."""
     compiler = SpecCompiler(spec, facts)
-    start: dict[str, Any] = {name: played.states[0][f"{name}_pos"] for name in facts.names("object")}
+    start = played.start(facts)
     for i, track in enumerate(spec.tracks):
         done = completions(played, track.name, len(track.stages))
         for j, stage in enumerate(track.stages):
@@ -61,7 +61,7 @@ def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[P
             for part in parts:
                 if compiler.condition(part)(played.states[0], start):
                     text = f"{track.name}.{stage.name} requires what already holds at reset: {part.model_dump(mode='json')}"
-                    yield Place(i, j, -1, text)
+                    yield SpecPart(i, j, -1, text)
             if stage.ladder is None:
                 continue
             entered = done[j - 1] if j else 0
@@ -69,9 +69,8 @@ def idle_parts(spec: RewardSpec, facts: TaskFacts, played: Played) -> Iterator[P
             for k, rung in enumerate(stage.ladder.rungs):
                 way = value - rung.threshold if stage.ladder.op == "below" else rung.threshold - value
                 if way < NOISE:
-                    yield Place(
-                        i, j, k, f"rung {rung.threshold:g} of {track.name}.{stage.name} is passed when the stage begins"
-                    )
+                    text = f"rung {rung.threshold:g} of {track.name}.{stage.name} is passed when the stage begins"
+                    yield SpecPart(i, j, k, text)
 
 
 def before_contact(track: Track, facts: TaskFacts) -> float:

@@ -2,7 +2,7 @@
 Does a reward do what a reward must? Twenty named checks on recorded episodes, with numbers and the first counter-example.
 
 Checks are played under the program's own payment rule. ``per_step`` cannot pass dominance (V3), separation (V9) or oscillation
-(V12) in general; the report then says by how much.
+(V12) in general; the report has the numbers.
 """
 
 from collections.abc import Sequence
@@ -34,13 +34,13 @@ def verify_reward(
     """
     Run the checks V1 to V20 under the program's payment rule.
 
-    :param program: the reward; ``program.with_payment(...)`` for another rule.
-    :param traces: recorded episodes of its task: experts and as many of the other kinds as there are.
-    :param facts: facts of the task; None = the shipped ones.
-    :param mutation: also compute the mutation score (V20): some seconds.
+    :param program: The reward; ``program.with_payment(...)`` for another rule.
+    :param traces: Recorded episodes of its task: experts and as many of the other kinds as there are.
+    :param facts: Facts of the task; None = the shipped ones.
+    :param mutation: Whether to compute the mutation score (V20) too, which takes some seconds.
     :param other_process: V5 also compares with another process under another hash seed.
-    :param seed: of the random states and perturbations.
-    :raises ValueError: if there are no traces or they are of another task.
+    :param seed: Seed of the random states and perturbations.
+    :raises ValueError: If there are no traces or they are of another task.
     """
     facts = facts or load_task_facts(program.task)
     if not traces:
@@ -48,9 +48,10 @@ def verify_reward(
     strangers = {trace.task for trace in traces} - {program.task}
     if strangers:
         raise ValueError(f"traces are of {sorted(strangers)}, the reward is for {program.task!r}.")
-    verifier = Verifier(program, traces, facts, seed)
-    checks = [_check(verifier, f"V{k}", other_process) for k in range(1, 20)]
-    checks.append(mutation_check(program, traces, facts, seed) if mutation else _skipped("V20", "not asked for"))
+    verifier = Verifier(program, traces, facts, seed, other_process)
+    checks = [_check(verifier, f"V{k}") for k in range(1, 20)]
+    skipped = Check("V20", TITLES["V20"], None, False, {"why": "not asked for"})
+    checks.append(mutation_check(program, traces, facts, seed) if mutation else skipped)
     return VerificationReport(
         program.task,
         program.payment,
@@ -62,16 +63,9 @@ def verify_reward(
     )
 
 
-def _check(verifier: Verifier, check_id: str, other_process: bool) -> Check:
-    if check_id == "V5":
-        passed, numbers, counterexample = verifier.v5(other_process)
-    else:
-        passed, numbers, counterexample = getattr(verifier, check_id.lower())()
+def _check(verifier: Verifier, check_id: str) -> Check:
+    passed, numbers, counterexample = verifier.check(check_id)
     return Check(check_id, TITLES[check_id], passed, check_id not in REPORT_ONLY, numbers, counterexample)
-
-
-def _skipped(check_id: str, why: str) -> Check:
-    return Check(check_id, TITLES[check_id], None, check_id not in REPORT_ONLY, {"why": why})
 
 
 def _returns(verifier: Verifier) -> dict[str, dict[str, float]]:
@@ -89,7 +83,7 @@ def _stage_rows(verifier: Verifier) -> list[dict[str, Any]]:
         return []
     _, played = verifier.experts[0]
     compiler = SpecCompiler(spec, verifier.facts)
-    start: dict[str, Any] = {name: played.states[0][f"{name}_pos"] for name in verifier.facts.names("object")}
+    start = played.start(verifier.facts)
     rows = []
     for track in spec.tracks:
         done = completions(played, track.name, len(track.stages))
@@ -103,13 +97,6 @@ def _stage_rows(verifier: Verifier) -> list[dict[str, Any]]:
                 text = f"{stage.ladder.variable.kind} {values[0]:.3f} at reset, {end:.3f} when done, "
                 text += f"{min(values):.3f} to {max(values):.3f}, rungs {rungs}"
             entered = 0 if j == 0 else done[j - 1]
-            rows.append(
-                {
-                    "name": f"{track.name}.{stage.name}",
-                    "entered": entered,
-                    "done": done[j],
-                    "points": stage.points,
-                    "variable": text,
-                }
-            )
+            name = f"{track.name}.{stage.name}"
+            rows.append({"name": name, "entered": entered, "done": done[j], "points": stage.points, "variable": text})
     return rows

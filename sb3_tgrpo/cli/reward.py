@@ -4,14 +4,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from sb3_tgrpo.rewards.facts.task_name import TaskName
+from sb3_tgrpo.rewards.program.level import Payment
 
 if TYPE_CHECKING:
     from sb3_tgrpo.rewards.episodes.traces import Trace
     from sb3_tgrpo.rewards.program.program import RewardProgram
     from sb3_tgrpo.rewards.verification.report import VerificationReport
 
-PAYMENTS = ("per_step", "latched", "potential")
+PAYMENTS = get_args(Payment)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -30,9 +33,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "Costs money: ANTHROPIC_API_KEY is read from the environment. Exit status 1 if a task gets no verified reward.",
     )
     generate.add_argument("tasks", nargs="+", metavar="TASK", help="libero_object-3, or a suite such as libero_object")
-    generate.add_argument(
-        "--out", type=Path, default=Path("rewards-generated"), help="folder, one sub-folder per task (rewards-generated)"
-    )
+    out = Path("rewards-generated")
+    generate.add_argument("--out", type=Path, default=out, help=f"folder, one sub-folder per task ({out})")
     generate.add_argument("--model", default=None, help="model id; default SB3_TGRPO_MODEL or the package's default")
     generate.add_argument("--candidates", type=int, default=2, help="independent attempts per task (2)")
     generate.add_argument("--max-rounds", type=int, default=3, help="answers per candidate (3)")
@@ -51,13 +53,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     verify.add_argument("rewards", nargs="*", metavar="REWARD", help="task, suite, or path to a spec; default: all shipped")
     verify.add_argument("--payment", choices=PAYMENTS, default="latched", help="how the level is paid (latched)")
-    verify.add_argument(
-        "--traces", type=Path, default=None, metavar="FILE", help=".npz of episodes instead of the shipped ones"
-    )
+    verify.add_argument("--traces", type=Path, metavar="FILE", help=".npz of episodes instead of the shipped ones")
     verify.add_argument("--mutation", action="store_true", help="also the mutation score, some seconds per task")
-    verify.add_argument(
-        "--plots", type=Path, default=None, metavar="FOLDER", help="write plots there, with --mutation also of the mutants"
-    )
+    verify.add_argument("--plots", type=Path, metavar="FOLDER", help="write plots there; of mutants, too, with --mutation")
     verify.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the reports there")
     verify.add_argument("--seed", type=int, default=0, help="of random states and perturbations (0)")
     verify.set_defaults(run=run_verify)
@@ -82,7 +80,7 @@ def expand(names: list[str]) -> list[str]:
         return tasks
     expanded = []
     for name in names:
-        suite = [task for task in tasks if task.rsplit("-", 1)[0] == name]
+        suite = [task for task in tasks if TaskName.parse(task).suite == name]
         expanded += suite or [name]
     return expanded
 
@@ -124,6 +122,7 @@ def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
                 deadline=args.deadline,
                 stream=args.stream,
                 again=args.again,
+                tell=lambda text, task=task: print(f"{task}: {text}", file=sys.stderr, flush=True),  # type: ignore[misc]
             )
         except FatalAPIError:
             raise
@@ -132,7 +131,8 @@ def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
             print(f"{task}: no verified reward\n{error}", file=sys.stderr)
             continue
         cost = "unknown" if made.cost_usd is None else f"${made.cost_usd:.3f}"
-        print(f"{task}: verified after {len(made.attempts)} answers, margin {made.report.margin:.2f}, estimated cost {cost}")
+        answers = "1 answer" if len(made.attempts) == 1 else f"{len(made.attempts)} answers"
+        print(f"{task}: verified after {answers}, margin {made.report.margin:.2f}, estimated cost {cost}")
         print(f"  {folder / 'spec.json'}")
     return failed
 

@@ -10,14 +10,8 @@ from pathlib import Path
 import pytest
 
 from sb3_tgrpo.envs.libero import assets as assets_module
-from sb3_tgrpo.envs.libero.assets import (
-    ASSETS_VARIABLE,
-    CACHE_VARIABLE,
-    import_libero,
-    libero_assets,
-    missing_files,
-    resolve_assets,
-)
+from sb3_tgrpo.envs.libero.assets import ASSETS_VARIABLE, missing_files, resolve_assets
+from sb3_tgrpo.envs.libero.installation import CACHE_VARIABLE, import_libero, is_writable, libero_assets, writable_cache_folder
 from sb3_tgrpo.envs.libero.light_mjcf import asset_files
 
 
@@ -37,7 +31,7 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
 
 def clear_caches() -> None:
     assets_module._resolve.cache_clear()
-    assets_module.writable_cache_folder.cache_clear()
+    writable_cache_folder.cache_clear()
 
 
 def _no_network(repository: str, *, repo_type: str, local_files_only: bool = False) -> str:
@@ -58,7 +52,7 @@ def complete_folder(path: Path) -> Path:
 
 
 def test_unknown_kind_lists_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match=r"assets='heavy'.*'full', 'light', 'auto'"):
+    with pytest.raises(ValueError, match=r"assets='heavy'.*'auto', 'full', 'light'"):
         resolve_assets("heavy")
 
 
@@ -157,7 +151,7 @@ def test_importing_libero_asks_nothing_and_leaves_the_home_folder_alone(tmp_path
         (home / ".libero" / "config.yaml").write_text("datasets: mine\n")
     before = sorted(path.relative_to(home) for path in home.rglob("*"))
     code = (
-        "import os; from sb3_tgrpo.envs.libero.assets import import_libero; libero = import_libero();"
+        "import os; from sb3_tgrpo.envs.libero.installation import import_libero; libero = import_libero();"
         "assert 'LIBERO_CONFIG_PATH' not in os.environ;"
         f"print(libero.get_libero_path('datasets'), '' if {own_config} else libero.get_libero_path('bddl_files'))"
     )
@@ -186,6 +180,26 @@ def test_an_unwritable_cache_is_replaced_by_a_temporary_folder(
     assert (folder / "scenes" / "libero_floor_base_style.xml").is_file()
     assert tmp_path not in folder.parents
     assert "can't be written to" in caplog.text
+
+
+def test_a_user_without_a_home_has_a_cache_and_light_assets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 4_000_000)  # as in a container: the system knows no such user
+    assert resolve_assets("auto").kind == "light"
+
+
+def test_a_home_that_may_not_be_searched_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stat = Path.stat
+
+    def denied(self: Path, **kwargs: bool) -> os.stat_result:
+        if tmp_path / "home" in (self, *self.parents):
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **kwargs)
+
+    monkeypatch.setattr(Path, "stat", denied)
+    assert resolve_assets("auto").kind == "light"
+    assert is_writable(tmp_path / "home" / "new")  # asked by writing, not by looking
 
 
 def test_many_processes_generate_light_assets_at_once(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ from sb3_tgrpo.envs.experts.motion import (
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
 from sb3_tgrpo.envs.libero.env import LiberoEnv
 from sb3_tgrpo.rewards.episodes.traces import load_traces
-from sb3_tgrpo.rewards.facts.task_facts import load_task_facts, parse_task_id
+from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 DOWN = np.diag([1.0, -1.0, -1.0])
@@ -220,7 +221,7 @@ def test_expert_picks_a_dropped_object_up_again(flat_box: LiberoEnv) -> None:
 
 @pytest.mark.parametrize("task", ["libero_object-2", "libero_object-8"])
 def test_expert_solves_light_tasks(task: str) -> None:
-    env = LiberoEnv(*parse_task_id(task), observations=(), assets="light")
+    env = LiberoEnv(*TaskName.parse(task), observations=(), assets="light")
     expert = ScriptedExpert(task)
     assert all(0 < solve(env, expert, start=start) <= 200 for start in (0, 7))
     env.close()
@@ -229,7 +230,7 @@ def test_expert_solves_light_tasks(task: str) -> None:
 @pytest.mark.parametrize("task", ["libero_goal-0", "libero_goal-3", "libero_goal-5"])
 def test_expert_moves_what_is_not_carried(task: str) -> None:
     """A drawer is opened, opened for what goes into it, and a plate is pushed; from drawn starts."""
-    env = LiberoEnv(*parse_task_id(task), observations=(), assets="light")
+    env = LiberoEnv(*TaskName.parse(task), observations=(), assets="light")
     assert solve(env, ScriptedExpert(task), start=None, seed=0)
     env.close()
 
@@ -238,7 +239,7 @@ def test_expert_moves_what_is_not_carried(task: str) -> None:
 @pytest.mark.parametrize("task", ["libero_spatial-9", "libero_goal-8", "libero_goal-9", "libero_10-4"])
 def test_expert_solves_full_tasks(task: str) -> None:
     """A bowl at the end of the arm's reach, an obstacle beside the way, a tilted rack, two mugs one after the other."""
-    env = LiberoEnv(*parse_task_id(task), observations=(), assets="full")
+    env = LiberoEnv(*TaskName.parse(task), observations=(), assets="full")
     assert solve(env, ScriptedExpert(task), start=0)
     env.close()
 
@@ -288,6 +289,21 @@ def test_evaluation_continues_and_refuses_other_settings(tmp_path: Path, monkeyp
     assert len(evaluate("libero_goal-0", range(3), settings, file).steps) == 3
     with pytest.raises(ValueError, match="remove it, or choose another --out"):
         evaluate("libero_goal-0", range(6), Settings("light", seed=7, code="abd"), file)
+
+
+def test_the_experts_code_is_all_of_it_and_never_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(str(evaluate_experts.experts_module.__file__)).parent
+    for path in source.glob("*.py"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    code = evaluate_experts.expert_code()
+    monkeypatch.setattr(evaluate_experts.experts_module, "__file__", str(tmp_path / "scripted.py"))
+    assert evaluate_experts.expert_code() == code
+    for name in ("scripted", "skills", "place", "fixtures", "grasps", "motion", "smooth", "disturbances"):
+        (tmp_path / f"{name}.py").open("a").write("# changed")
+        assert code != (code := evaluate_experts.expert_code())
+    monkeypatch.setattr(evaluate_experts.experts_module, "__file__", str(tmp_path / "gone" / "scripted.py"))
+    with pytest.raises(FileNotFoundError, match="source is missing"):
+        evaluate_experts.expert_code()
 
 
 def test_table_has_interval_and_lengths() -> None:

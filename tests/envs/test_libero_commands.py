@@ -13,7 +13,7 @@ import write_task_facts
 def test_check_tasks_on_light_assets(capsys: pytest.CaptureFixture[str]) -> None:
     assert check_all_tasks.main(["libero_object-0", "libero_object-9", "--assets", "light"]) == 0
     assert "2 of 2 tasks work." in capsys.readouterr().out
-    with pytest.raises(ValueError, match="neither a suite"):
+    with pytest.raises(ValueError, match="task must look like"):
         check_all_tasks.main(["libero_objects"])
 
 
@@ -45,4 +45,4 @@ def test_benchmark_runs() -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     ratios = re.findall(r"^\| .+ \| [\d.]+ \| [\d.]+ \| [\d.]+x \|$", done.stdout, re.MULTILINE)
-    assert len(ratios) == 3, done.stdout
+    assert len(ratios) == 2, done.stdout

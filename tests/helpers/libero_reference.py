@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from sb3_tgrpo.envs.libero.assets import libero_assets, resolve_assets
+from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.env import SETTLE_ACTION, SETTLE_STEPS
 from sb3_tgrpo.envs.libero.gl import choose_gl
+from sb3_tgrpo.envs.libero.installation import libero_assets
 from sb3_tgrpo.envs.libero.scene import global_numpy_seed
 from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
 

@@ -18,7 +18,7 @@ class Reply:
     What the server does with one request.
 
     :param kind: ``text``, ``error``, ``drop`` (before any byte), ``drop_midway``, ``stream_error``, ``stream_ends``, ``html``,
-        ``wrong_body``.
+        ``wrong_body``, ``page`` (HTML with status 200), ``no_json``, ``no_content``, ``odd_usage``.
     """
 
     kind: str = "text"
@@ -30,6 +30,16 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     refusal: str | None = None
     cache_read: int = 0
+
+
+ODD: dict[str, tuple[str, bytes | dict[str, Any]]] = {
+    "wrong_body": ("application/json", b'{"hello": "world"}'),
+    "page": ("text/html", b"<html>Log in</html>"),
+    "no_json": ("application/json", b'{"id": "msg_1", "content": ['),
+    "no_content": ("application/json", {"content": None}),
+    "odd_usage": ("application/json", {"usage": {"input_tokens": "many"}}),
+}
+"""Bodies with status 200 that are no messages: bytes, or what replaces parts of a message."""
 
 
 def error(status: int, error_type: str, **headers: str) -> Reply:
@@ -121,8 +131,10 @@ def fake_api(*replies: Reply) -> Iterator[FakeAPI]:
                 self.send(reply.status, {"type": "error", "error": problem, "request_id": "req_1"}, reply.headers)
             elif reply.kind == "html":
                 self.send(502, b"<html>Bad gateway</html>", {"content-type": "text/html", "retry-after-ms": "10"})
-            elif reply.kind == "wrong_body":
-                self.send(200, {"hello": "world"}, {})
+            elif reply.kind in ODD:
+                content_type, odd = ODD[reply.kind]
+                data = odd if isinstance(odd, bytes) else message(reply, body["model"]) | odd
+                self.send(200, data, {"content-type": content_type})
             elif body.get("stream"):
                 self.stream(reply, body["model"])
             else:

@@ -12,9 +12,9 @@ from sb3_tgrpo.rewards.facts.task_facts import (
     ObjectFacts,
     SiteFacts,
     TaskFacts,
+    nominal_state,
 )
 from sb3_tgrpo.rewards.facts.vocabulary import State, StateValue
-from sb3_tgrpo.rewards.program.static_checks import nominal_state
 
 UPRIGHT = (0.0, 0.0, 0.0, 1.0)
 

@@ -15,7 +15,7 @@ from sb3_tgrpo.rewards.episodes.kinematic import kinematic_traces
 from sb3_tgrpo.rewards.episodes.measure import measure
 from sb3_tgrpo.rewards.episodes.traces import save_traces
 from sb3_tgrpo.rewards.generation import prompt as prompts
-from sb3_tgrpo.rewards.generation.api import DeadlineError, FatalAPIError, ask
+from sb3_tgrpo.rewards.generation.api import DeadlineError, FatalAPIError, Question, ask
 from sb3_tgrpo.rewards.generation.cost import estimate_cost
 from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.run_folder import RunFolder
@@ -284,19 +284,49 @@ def test_the_key_comes_from_the_environment_at_call_time(monkeypatch: pytest.Mon
     assert api.headers[0]["authorization"] == "Bearer from-the-environment"
 
 
-def test_ask_retries_within_the_deadline_only() -> None:
-    replies = [error(529, "overloaded_error", **{"retry-after-ms": "300"})] * 20
-    with fake_api(*replies) as api, pytest.raises(DeadlineError):
-        ask(
-            api.client(),
-            model="claude-opus-5-5",
-            system="s",
-            messages=[{"role": "user", "content": "u"}],
-            schema=None,
-            deadline=time.monotonic() + 3.0,
-        )
-    assert 2 <= len(api.requests) <= 11
+QUESTION = Question("claude-opus-5-5", "s", [{"role": "user", "content": "u"}])
+
+
+def test_pauses_grow_whatever_the_server_asks_for_and_end_with_the_deadline() -> None:
+    naps: list[float] = []
+    replies = [error(529, "overloaded_error", **{"retry-after-ms": "0"})] * 20
+    with fake_api(*replies) as api, pytest.raises(DeadlineError, match="overloaded_error"):
+        ask(api.client(), QUESTION, deadline=time.monotonic() + 20.0, sleep=naps.append)
+    assert naps == [1.0, 2.0, 4.0, 8.0, 16.0] and len(api.requests) == 6
     assert issubclass(FatalAPIError, RewardError)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["wrong_body", "page", "no_json", "no_content", "odd_usage"])
+def test_answers_that_are_no_messages_are_told_and_retried_within_bounds(kind: str, stream: bool) -> None:
+    said: list[str] = []
+    naps: list[float] = []
+    with fake_api(Reply(kind), Reply(kind), Reply(text=GOOD)) as api:
+        answer = ask(
+            api.client(), QUESTION, deadline=time.monotonic() + 60.0, stream=stream, sleep=naps.append, tell=said.append
+        )
+    assert answer.text == GOOD and answer.attempts == 3 and naps == [1.0, 2.0]
+    assert "the answer is no message of the API" in said[0] and said[0].endswith("asking again in 1 s (attempt 2)")
+    with fake_api(*[Reply(kind)] * 20) as api, pytest.raises(FatalAPIError, match="no message of the API"):
+        ask(api.client(), QUESTION, deadline=time.monotonic() + 600.0, stream=stream, sleep=lambda _: None)
+    assert len(api.requests) == 5
+
+
+def test_answers_pauses_and_cost_are_told_as_they_come() -> None:
+    said: list[str] = []
+    cut = Reply(text=GOOD[:200], stop_reason="max_tokens")
+    generate(error(529, "overloaded_error"), cut, Reply(text=weak()), Reply(text=GOOD), tell=said.append)
+    assert [line.split(";")[0] for line in said] == [
+        "asking claude-opus-5-5 (candidate 1 round 1)",
+        "OverloadedError 529 overloaded_error: no: overloaded_error (request req_1)",
+        "the answer was cut off: it reached the limit of its tokens",
+        "candidate 1, answer 1 of at most 3: failed checks: V8, V14",
+        "asking claude-opus-5-5 (candidate 1 round 2)",
+        "candidate 1, answer 2 of at most 3: verified",
+    ]
+    assert said[3].endswith("; $0.138 so far") and said[5].endswith("; $0.206 so far")  # 0.0688 for each of three answers
+    with pytest.raises(RewardError, match="cut off: the stream ended before it did"):
+        generate(Reply("stream_ends", text=GOOD), Reply("stream_ends", text=GOOD), max_rounds=1, stream=True)
 
 
 def test_costs_by_hand() -> None:
@@ -367,7 +397,7 @@ def test_the_command_generates_and_goes_on_where_it_stopped(
         assert api.requests == [] and run_cli(*again) == 0
     assert len(api.requests) == 1
     out = capsys.readouterr().out
-    assert "verified after 1 answers" in out
+    assert "verified after 1 answer," in out
     assert "there is a result" in out
     spec = tmp_path / TASK / "spec.json"
     traces = tmp_path / "traces.npz"

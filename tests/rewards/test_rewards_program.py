@@ -12,9 +12,9 @@ import pytest
 from rewards_fixtures import GRASPED, compare, distance, make_facts, make_spec, make_state
 
 from sb3_tgrpo.rewards import RewardError, RewardProgram, RewardSpec
-from sb3_tgrpo.rewards.facts.helpers import FUNCTIONS
+from sb3_tgrpo.rewards.facts.helpers import FUNCTIONS, HELPERS
 from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, TaskFacts
-from sb3_tgrpo.rewards.facts.vocabulary import HELPERS, State
+from sb3_tgrpo.rewards.facts.vocabulary import State
 from sb3_tgrpo.rewards.program.compile import SpecCompiler
 from sb3_tgrpo.rewards.program.program import Payment, RewardStep
 from sb3_tgrpo.rewards.program.spec import DEBOUNCE_STEPS, MAX_BYTES, Outside

@@ -18,11 +18,11 @@ from sb3_tgrpo.rewards.episodes import play as surgery
 from sb3_tgrpo.rewards.episodes.kinematic import kinematic_traces, task_traces
 from sb3_tgrpo.rewards.episodes.measure import guess_grasp, measure, world_box
 from sb3_tgrpo.rewards.episodes.traces import Trace, load_traces, save_traces
-from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, parse_task_id
+from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, nominal_state
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.generation.templates import write_spec
-from sb3_tgrpo.rewards.program.program import Evaluation
+from sb3_tgrpo.rewards.program.level import StateLevel
 from sb3_tgrpo.rewards.program.spec import RewardSpec
-from sb3_tgrpo.rewards.program.static_checks import nominal_state
 from sb3_tgrpo.rewards.verification.checks import Verifier
 from sb3_tgrpo.rewards.verification.mutants import first_failure, mutants
 
@@ -43,7 +43,7 @@ def program(document: Any = SPEC, payment: Any = "latched", facts: TaskFacts = F
 def check(id_: str, reward: RewardProgram, traces: list[Trace] = TRACES, facts: TaskFacts = FACTS) -> tuple[Any, Any, str]:
     """One check's outcome; on a copy, because some of the planted defects write into what they are given."""
     traces = copy.deepcopy(traces)
-    return getattr(Verifier(reward, traces, facts, 0), id_.lower())()
+    return Verifier(reward, traces, facts, 0).check(id_)
 
 
 def edited(edit: Callable[[Any], None]) -> Any:
@@ -78,7 +78,7 @@ def test_latched_and_potential_pass_and_per_step_pays_for_lingering() -> None:
     assert potential.passed, potential.table()
 
 
-def tampered(change: Callable[[Evaluation, dict[str, Any]], Evaluation], payment: Any = "latched") -> RewardProgram:
+def tampered(change: Callable[[StateLevel, dict[str, Any]], StateLevel], payment: Any = "latched") -> RewardProgram:
     """A program whose evaluation is changed after compilation: for defects that no spec can express."""
     reward = program(payment=payment)
     inner = reward._evaluate
@@ -89,13 +89,13 @@ def tampered(change: Callable[[Evaluation, dict[str, Any]], Evaluation], payment
 CALLS = {"n": 0}
 
 
-def count(value: Evaluation, state: Any) -> Evaluation:
+def count(value: StateLevel, state: Any) -> StateLevel:
     """Depends on how often it was called: neither deterministic nor pure."""
     CALLS["n"] += 1
     return value._replace(level=value.level + 1e-3 * (CALLS["n"] % 7))
 
 
-def write(value: Evaluation, state: Any) -> Evaluation:
+def write(value: StateLevel, state: Any) -> StateLevel:
     """Writes into the state."""
     if isinstance(state, dict):
         state["eef_pos"] = (state["eef_pos"][0] + 1.0, 0.0, 0.0)
@@ -129,9 +129,10 @@ def test_defects_beyond_specs_are_noticed(id_: str, reward: RewardProgram, messa
 
 def test_a_program_that_depends_on_its_process_is_noticed() -> None:
     verifier = Verifier(program(), TRACES, FACTS, 0)
-    assert verifier.v5(other_process=True)[0] is True
+    assert verifier.check("V5")[0] is True
     verifier.played[0].steps[5] = verifier.played[0].steps[5]._replace(reward=0.123)
-    assert verifier.v5(other_process=False)[0] is False
+    verifier.other_process = False
+    assert verifier.check("V5")[0] is False
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,7 @@ def test_rank_agreement_is_a_correlation() -> None:
     assert passed is False
 
 
-def slow(value: Evaluation, state: Any) -> Evaluation:
+def slow(value: StateLevel, state: Any) -> StateLevel:
     """Takes about a millisecond."""
     sum(range(50_000))
     return value
@@ -322,8 +323,8 @@ def test_facts_survive_their_dictionary_and_refuse_others() -> None:
     with pytest.raises(ValueError, match=r"TaskFacts\.support_z must be float, got 'low'"):
         TaskFacts.from_dict({**data, "support_z": "low"})
     with pytest.raises(ValueError, match="must look like"):
-        parse_task_id("object 3")
-    assert parse_task_id("LIBERO/libero_object-3-v0") == ("libero_object", 3)
+        TaskName.parse("object 3")
+    assert TaskName.parse("LIBERO/libero_object-3-v0") == ("libero_object", 3)
     assert set(nominal_state(FACTS)) == set(FACTS.state_types)
 
 
