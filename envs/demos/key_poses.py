@@ -20,6 +20,7 @@ from sb3_tgrpo.envs.experts.motion import rotation_of
 from sb3_tgrpo.envs.libero.target_variants import target_facts
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 if TYPE_CHECKING:
@@ -210,11 +211,9 @@ def _one_task(tasks: set[str]) -> str:
 def _restore_facts(episodes: list[_Episode], task: str, demos: list[Demo], steps: list[dict[str, int]]) -> None:
     """Fill in the facts at the critical steps by setting the recorded states in the simulator."""
     from sb3_tgrpo.envs.libero.env import LiberoEnv
-    from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
 
     name, _, target = task.partition(":")
-    suite, index = parse_task_id(name)
-    env = LiberoEnv(suite, index, target=target or None, observations=())
+    env = LiberoEnv(*TaskName.parse(name), target=target or None, observations=())
     try:
         env.reset(seed=0)
         for episode, demo, found in zip(episodes, demos, steps, strict=True):

@@ -5,6 +5,17 @@ from typing import Any
 
 import numpy as np
 
+_LIBERO_DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def dimension_names(n: int) -> Sequence[str]:
+    """
+    Names of action dimensions for logs.
+
+    :param n: Number of dimensions.
+    """
+    return _LIBERO_DIMENSIONS if n == len(_LIBERO_DIMENSIONS) else [str(k) for k in range(n)]
+
 
 def bin_values(tokens: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     """

@@ -111,7 +111,7 @@ def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
         return file
     settings = CollectionSettings(
         task=f"{suite}-{index}",
-        episodes=wanted,
+        demos=wanted,
         seed=config.start.start_seed,
         expert=config.start.expert,
         dart=config.start.dart,

@@ -15,7 +15,8 @@ import pytest
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.envs import CollectionSettings, Demos, LiberoEnv, collect_demos, key_poses, load_demos
-from sb3_tgrpo.envs.demos import collection, moving_steps
+from sb3_tgrpo.envs.demos import collection
+from sb3_tgrpo.envs.demos.reader import moving_steps
 from sb3_tgrpo.envs.demos.pictures import contact_sheet
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
 from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
@@ -154,7 +155,7 @@ def test_interrupted_collection_continues(file: Path, tmp_path: Path) -> None:
 def test_no_process_outlives_a_collection_that_is_killed(file: Path, tmp_path: Path) -> None:
     """The same command then continues."""
     out = tmp_path / "demos.hdf5"
-    settings = ["--episodes", "2", "--seed", "5", "--assets", "light", "--image-size", "32"]
+    settings = ["--demos", "2", "--seed", "5", "--assets", "light", "--image-size", "32"]
     command = [sys.executable, "-m", "sb3_tgrpo", "demos", "collect", "--env", TASK, *settings, "--out", str(out), "--quiet"]
     # Its processes hold the other end of the pipe: it ends when the last of them has ended.
     killed = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -480,7 +481,7 @@ def test_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["demos", "show", str(file), option, str(tmp_path / "film.xyz")]) == 1
         assert what in capsys.readouterr().err
     assert not list(tmp_path.glob("*film*"))
-    assert main(["demos", "collect", "--env", TASK, "--episodes", "0", "--out", str(tmp_path / "x.hdf5")]) == 1
+    assert main(["demos", "collect", "--env", TASK, "--demos", "0", "--out", str(tmp_path / "x.hdf5")]) == 1
     assert "episodes must be at least 1" in capsys.readouterr().err
 
 

@@ -161,7 +161,7 @@ def test_smooth_expert_wants_an_open_container_and_something_to_hold() -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A demonstration of the task and one of a variant, from the same start."""
     folder = tmp_path_factory.mktemp("demos")
-    common = ["--env", "libero_object-8", "--episodes", "1", "--assets", "light", "--image-size", "64", "--expert", "smooth"]
+    common = ["--env", "libero_object-8", "--demos", "1", "--assets", "light", "--image-size", "64", "--expert", "smooth"]
     common += ["--detour", "0", "--seed", "3", "--workers", "1", "--quiet"]
     assert main(["demos", "collect", *common, "--out", str(folder / "own.hdf5")]) == 0
     assert main(["demos", "collect", *common, "--target", "ketchup_1", "--out", str(folder / "ketchup.hdf5")]) == 0

@@ -18,7 +18,8 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.sft.dataset import DemonstrationDataset
-from sb3_tgrpo.sft.loop import Average, Best, Processes, cosine_rate, epoch_order
+from sb3_tgrpo.processes import Processes
+from sb3_tgrpo.sft.loop import BestCheckpoint, ParameterEMA, cosine_rate, epoch_order
 from sb3_tgrpo.sft.trainer import SFT, STATE_FILE
 
 TINY: dict[str, Any] = {"checkpoint": "tiny", "lora": None}
@@ -250,7 +251,7 @@ def test_patience_given_on_resuming_counts_from_there(
 
 
 def test_the_best_weights_belong_to_the_best_validation():
-    best = Best()
+    best = BestCheckpoint()
     for patience, loss in ((3, 2.0), (None, 1.0)):  # trained on without patience: the better weights were not kept
         best.begin(patience)
         best.offer({"step": 1, "loss": loss}, lambda: {"w": th.zeros(1)})
@@ -259,7 +260,7 @@ def test_the_best_weights_belong_to_the_best_validation():
     assert (best.entry, best.weights["w"].item(), best.waited) == ({"step": 3, "loss": 1.5}, 1.0, 0)
     state = best.state()
     del state["entry"]  # as before it was kept
-    older = Best()
+    older = BestCheckpoint()
     older.load_state(state, [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.5}])
     assert older.entry == {"step": 3, "loss": 1.5}
 
@@ -272,7 +273,7 @@ def test_schedule_order_and_average():
     assert [cosine_rate(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.505, 0.01])
     assert sorted(epoch_order(9, 0, 1)) == list(range(9)) and not np.array_equal(epoch_order(9, 0, 1), epoch_order(9, 0, 2))
     parameter = th.nn.Parameter(th.zeros(1))
-    average = Average({"p": parameter}, decay=0.5)
+    average = ParameterEMA({"p": parameter}, decay=0.5)
     parameter.data.fill_(1.0)
     average.update(1)  # min(0.5, 2 / 11) of the old value 0 is kept
     assert float(average.values["p"]) == pytest.approx(9 / 11)
@@ -284,7 +285,7 @@ def test_schedule_order_and_average():
 
 
 def test_share_covers_every_row_once():
-    processes = Processes("cpu")
+    processes = Processes(th.device("cpu"))
     processes.world = 3
     for n, chunk in ((10, None), (10, 2), (3, 4), (1, None)):
         rows: list[int] = []

@@ -11,11 +11,12 @@ import pytest
 import torch as th
 from demonstration_files import colour_actions, write_demos
 
-from sb3_tgrpo.envs.demos.files import moving_steps
+from sb3_tgrpo.envs.demos.reader import moving_steps
 from sb3_tgrpo.openvla.actions import bin_tokens, bin_values, normalise, unnormalise
 from sb3_tgrpo.openvla.augment import Augmentation, augment, finish, hsv_to_rgb, prepare, rgb_to_hsv
 from sb3_tgrpo.openvla.images import preprocess_libero_image
-from sb3_tgrpo.sft.dataset import DemonstrationDataset, _moving, action_statistics, check_range
+from sb3_tgrpo.sft.dataset import DemonstrationDataset
+from sb3_tgrpo.sft.statistics import action_statistics, check_range
 
 
 @pytest.fixture(scope="module")
