@@ -266,9 +266,7 @@ class DemonstrationDataset:
             file.check_convention()
         names = [name for name in file.names if file.succeeded(name)]
         if not names:
-            raise file.error(
-                f"it holds {len(file.names)} demonstrations, none of them successful: there is nothing to imitate."
-            )
+            raise file.error(f"none of its {len(file.names)} demonstrations was successful: there is nothing to imitate.")
         if failed := len(file.names) - len(names):
             logger.warning(
                 "%s: %d of %d demonstrations were unsuccessful and are left out.", file.path, failed, len(file.names)

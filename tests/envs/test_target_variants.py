@@ -206,7 +206,7 @@ def test_one_policy_is_trained_on_both(files: list[Path], tmp_path: Path) -> Non
     assert dataset.instruction_of(np.array([first[-1], second[0]])) == dataset.instructions
     statistics = dataset.statistics["action"]
     np.testing.assert_allclose(statistics["max"][:6], dataset.actions[:, :6].max(axis=0))
-    common = ["--checkpoint", "tiny", "--steps", "2", "--validation", "0", "--device", "cpu", "--quiet"]
+    common = ["--checkpoint", "tiny", "--steps", "2", "--validation-fraction", "0", "--device", "cpu", "--quiet"]
     assert main(["sft", "--data", *map(str, files), *common, "--out", str(tmp_path)]) == 0
     config = json.loads((tmp_path / "config.json").read_text())
     assert list(config["norm_stats"]) == ["libero_object"]
