@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -174,12 +174,12 @@ class DemoFile:
         return {name.decode() if isinstance(name, bytes) else str(name) for mask in masks for name in mask[()]}
 
     @property
-    def assets(self) -> str:
+    def assets(self) -> Literal["full", "light"]:
         """``"full"`` or ``"light"``; files that do not state it, such as LIBERO's own, are full."""
         shown = self.text("assets", "full")
         if shown not in ("full", "light"):
             raise self.error(f"attribute assets of 'data' is {shown!r}, not 'full' or 'light': pass assets= (--assets).")
-        return shown
+        return cast(Literal["full", "light"], shown)
 
     @property
     def suite(self) -> str | None:

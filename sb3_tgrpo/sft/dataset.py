@@ -103,7 +103,7 @@ class DemonstrationDataset:
         self.image_shape: tuple[int, int, int] = (0, 0, 0)
         self._parts: list[np.ndarray] = []
         self._digest = hashlib.sha256()
-        shown: list[tuple[str, str | None]] = []
+        shown: list[tuple[Literal["full", "light"], str | None]] = []
         for path in paths:
             with open_demos(path) as file:
                 shown.append((assets or file.assets, file.suite))

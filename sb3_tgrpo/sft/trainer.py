@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sb3_tgrpo.files import atomic_path
 from sb3_tgrpo.openvla.actions import dimension_names
 from sb3_tgrpo.openvla.augment import Augmentation, augment, finish
+from sb3_tgrpo.openvla.conventions import Conventions
 from sb3_tgrpo.openvla.images import LIBERO_SIZE
 from sb3_tgrpo.openvla.loading import resolve_device, resolve_dtype, save_openvla
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
@@ -194,17 +195,27 @@ class SFT:
                 )
             if from_data:
                 policy.set_statistics({self.dataset.name: self.dataset.statistics})
+            policy.conventions = self._conventions().over(policy.conventions)
             return policy
         if policy == "OpenVLAPolicy":
             policy = OpenVLAPolicy
         if not (isinstance(policy, type) and issubclass(policy, OpenVLAPolicy)):
             raise ValueError(f"policy must be 'OpenVLAPolicy', a subclass or an instance of it, got {policy!r}.")
-        settings = {"value_head": False, "gripper": self.dataset.gripper, "device": str(self.processes.device), **kwargs}
+        settings = {
+            "value_head": False, "gripper": self.dataset.gripper, "device": str(self.processes.device),
+            "conventions": self._conventions(), **kwargs,
+        }  # fmt: skip
         if from_data:
             settings["statistics"] = {self.dataset.name: self.dataset.statistics}
         settings["optimizer_kwargs"] = {"weight_decay": weight_decay, **(kwargs.get("optimizer_kwargs") or {})}
         spaces = self.dataset.observation_space, self.dataset.action_space
         return policy(*spaces, FloatSchedule(self.settings.learning_rate), **settings)
+
+    def _conventions(self) -> Conventions:
+        """What the demonstrations mean, which the checkpoint records."""
+        data = self.dataset
+        key = data.name if self.settings.statistics == "data" else None
+        return Conventions(data.assets, data.gripper, data.image_key.removeprefix("obs/"), data.image_shape[:2], key)
 
     def _check_policy(self) -> None:
         policy, dataset = self.policy, self.dataset
@@ -525,9 +536,9 @@ class SFT:
     def save_checkpoint(self, folder: str | os.PathLike[str], *, dtype: str | None = None, command: str | None = None) -> Path:
         """
         Write the policy as a checkpoint folder in the upstream layout, adapters merged, with the averaged weights if there
-        are any. ``config.json`` records under ``sb3_tgrpo`` the assets, and under ``sb3_tgrpo.sft`` the demonstrations, the
-        settings, the command, and the number of updates and the validation of the weights that are written: the best ones,
-        if ``patience`` ended the training, else the last.
+        are any. ``config.json`` records under ``sb3_tgrpo`` the data's conventions (assets, gripper, camera, image size,
+        statistics), and under ``sb3_tgrpo.sft`` the demonstrations, the settings, the command, and the number of updates and
+        the validation of the weights that are written: the best ones, if ``patience`` ended the training, else the last.
 
         :param folder: Checkpoint folder, created if needed.
         :param dtype: Precision on disk; None = the model's.
@@ -550,15 +561,14 @@ class SFT:
             "seconds": round(self.seconds, 1),
             "validation": validation or None,
         }
-        ours = {**model.config.raw.get("sb3_tgrpo", {}), "assets": self.dataset.assets, "sft": record}
         stats = {policy.unnorm_key: model.statistics(policy.unnorm_key)}
         if not self.processes.is_main:
             return Path(folder)
         # Written inside: on the CPU in float32 the merged weights are the parameters themselves, not copies.
         with self.averaged_weights():
             weights = merged_state_dict(model, on_disk)
-            changes = {"sb3_tgrpo": ours}
-            return save_openvla(model, folder, state_dict=weights, config=changes, norm_stats=stats, dtype=on_disk)
+            config = policy.config_record(sft=record)
+            return save_openvla(model, folder, state_dict=weights, config=config, norm_stats=stats, dtype=on_disk)
 
 
 def _weight_decay(policy: OpenVLAPolicy) -> float:

@@ -90,7 +90,7 @@ def test_learns_to_read_images(trained: tuple[SFT, Path]):
 def test_checkpoint_is_a_policy_that_acts_right(trained: tuple[SFT, Path], dataset: DemonstrationDataset):
     sft, folder = trained
     policy = load(folder, dataset)
-    assert policy.unnorm_key == "libero_object" and policy.model.config.assets == "light"
+    assert policy.unnorm_key == "libero_object" and policy.conventions.assets == "light"
     colours = [0, 1, 2, 3, 3, 2, 1, 0]
     obs = observation(colours, dataset.instructions[0])
     actions, _ = policy.predict(obs, deterministic=True)
@@ -113,6 +113,8 @@ def test_checkpoint_records_its_making(trained: tuple[SFT, Path], dataset: Demon
     config = json.loads((folder / "config.json").read_text())
     ours = config["sb3_tgrpo"]
     assert (ours["assets"], ours["preprocessing"], ours["patch_merge"]) == ("light", "area", 2)
+    conventions = {"gripper": "libero", "image_key": "agentview_rgb", "image_size": [64, 64], "unnorm_key": "libero_object"}
+    assert {name: ours[name] for name in conventions} == conventions
     record = ours["sft"]
     assert record["command"] == "made by a test" and record["base"] == "tiny" and record["updates"] == 150
     assert record["demonstrations"]["sha256"] == dataset.fingerprint and record["demonstrations"]["n_demonstrations"] == 10
