@@ -8,7 +8,6 @@ statements or two arrays can contradict each other.
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,8 +17,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from sb3_tgrpo.envs.libero.target_variants import target_variant
-from sb3_tgrpo.envs.libero.tasks import LiberoTask, get_task, instruction_of
-from sb3_tgrpo.envs.registration import SUITES
+from sb3_tgrpo.envs.libero.tasks import LiberoTask, bddl_language, find_task, get_task, instruction_of, same_words
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,6 @@ _CONVENTION: dict[str, Any] = {
     "impedance_mode": "fixed",
 }  # fmt: skip
 """LIBERO's control frequency and controller, by robosuite's names in the attribute ``env_args``."""
-_LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)")
 _SETTLED = 10
 """Control steps after which the fingers have followed a command."""
 _WIDE = 0.075
@@ -193,26 +190,14 @@ class DemoFile:
         """``libero_object-3``, or ``libero_object-3:ketchup``; empty if the file is of no known task."""
         if stated := self.text("task"):
             return stated
-        bddl, own = Path(self.text("bddl_file_name")), self.path.stem.removesuffix("_demo")
+        bddl, content = Path(self.text("bddl_file_name")), self.text("bddl_file_content")
+        own = self.path.stem.removesuffix("_demo")
         try:
-            return self._find_task(bddl.stem, bddl.parent.name) or self._find_task(own, self.path.parent.name)
+            task = find_task(bddl.stem, content, bddl.parent.name) or find_task(own, content, self.path.parent.name)
         except ImportError:
-            logger.warning(
-                "%s: LIBERO is not installed, so the file's instruction is not compared with its task's.", self.path
-            )
+            logger.warning("%s: LIBERO is not installed: the instruction is not compared with the task's own.", self.path)
             return ""
-
-    def _find_task(self, name: str, folder: str) -> str:
-        """Task of a BDDL file's name, in the suite that ``folder`` names first, unless the file's own BDDL text differs."""
-        for suite in sorted(SUITES, key=lambda suite: not folder.startswith(suite)):
-            for index in range(SUITES[suite]):
-                if get_task(suite, index).name == name:
-                    own, here = _language(get_task(suite, index).read_bddl()), _language(self.text("bddl_file_content"))
-                    if here and not _same(own, here):
-                        logger.warning("%s is named like %s-%d, but is about %r, not %r.", self.path, suite, index, here, own)
-                        return ""
-                    return f"{suite}-{index}"
-        return ""
+        return "" if task is None else f"{task.suite}-{task.index}"
 
     @cached_property
     def instruction(self) -> str:
@@ -220,16 +205,16 @@ class DemoFile:
         What the robot was told. For a known task this is the sentence that its environment shows, which differs from what
         LIBERO's collector writes ("pick the ..." for "pick up the ..."). Empty if the file states none.
         """
-        stated, told = self._stated_instruction(), _language(self.text("bddl_file_content"))
+        stated, told = self._stated_instruction(), bddl_language(self.text("bddl_file_content"))
         if self.task and (sentence := self._sentence_of_task()):
             task = libero_task(self.task)
-            if stated and not _same(stated, sentence) and not _same(stated, _language(task.read_bddl())):
+            if stated and not same_words(stated, sentence) and not same_words(stated, bddl_language(task.read_bddl())):
                 logger.warning("%s states %r; %s is %r, which is used.", self.path, stated, self.task, sentence)
             return sentence
         # OpenVLA's regenerated files hold no attributes, but are named after the task, as LIBERO's own are.
         named = instruction_of(self.path.stem.removesuffix("_demo")) if self.path.stem.endswith("_demo") else ""
         found = [text for text in (stated, told, named) if text]
-        if any(not _same(text, found[0]) for text in found[1:]):
+        if any(not same_words(text, found[0]) for text in found[1:]):
             logger.warning("%s states several instructions, %s; the first is used.", self.path, " and ".join(map(repr, found)))
         return found[0] if found else ""
 
@@ -483,16 +468,6 @@ def _equal(first: Any, second: Any) -> bool:
         return bool(np.allclose(first, second))
     except (TypeError, ValueError):  # text, or another number of values
         return bool(first == second)
-
-
-def _language(bddl: str) -> str:
-    """The sentence of a BDDL text, empty without one."""
-    found = _LANGUAGE.search(bddl)
-    return " ".join(found[1].split()) if found else ""
-
-
-def _same(first: str, second: str) -> bool:
-    return " ".join(first.lower().split()) == " ".join(second.lower().split())
 
 
 def _first(bad: np.ndarray) -> int:

@@ -3,7 +3,9 @@
 import codecs
 import importlib.util
 import io
+import logging
 import pickle
+import re
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +16,9 @@ import numpy as np
 
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
 
+logger = logging.getLogger(__name__)
+
+_LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)")
 _NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 DEFAULT_STEP_CAP = 300
@@ -107,18 +112,64 @@ def get_task(suite: str, task: int = 0) -> LiberoTask:
     )
 
 
+def bddl_language(text: str) -> str:
+    """
+    The sentence of a BDDL text, ``""`` without one. LIBERO's own files often word it otherwise than ``Task.language``.
+
+    :param text: Problem definition.
+    """
+    found = _LANGUAGE.search(text)
+    return " ".join(found[1].split()) if found else ""
+
+
+def same_words(first: str, second: str) -> bool:
+    """
+    Whether two sentences differ in nothing but case and spaces.
+
+    :param first: A sentence.
+    :param second: Another one.
+    """
+    return first.lower().split() == second.lower().split()
+
+
+def find_task(name: str, text: str, folder: str = "") -> LiberoTask | None:
+    """
+    LIBERO's task of a BDDL file's name, unless the text is about something else.
+
+    :param name: The file's name without its suffix.
+    :param text: Problem definition; ``""`` if it is not known.
+    :param folder: The file's folder; the suite that it names is looked through first.
+    :raises ImportError: If LIBERO is not installed.
+    """
+    for suite in sorted(SUITES, key=lambda suite: not folder.startswith(suite)):
+        if name in (names := _task_names()[suite]):
+            task = get_task(suite, names.index(name))
+            own, here = bddl_language(task.read_bddl()), bddl_language(text)
+            if not here or same_words(own, here):
+                return task
+            logger.warning("%s is the name of %s-%d, but the file is about %r, not %r.", name, suite, task.index, here, own)
+    return None
+
+
 def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTask:
     """
     A task of the user's own.
 
     :param path: BDDL file in LIBERO's dialect.
-    :param instruction: sentence for the policy; None takes it from the file name, as LIBERO does.
-    :raises FileNotFoundError: if there is no such file.
+    :param instruction: Sentence for the policy. None takes it from the file's name, as LIBERO does, or, with a warning, from
+        its ``(:language ...)`` where that is not what LIBERO's own file of this name has.
+    :raises FileNotFoundError: If there is no such file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"BDDL file {file} does not exist.")
-    return LiberoTask("", 0, file.stem, instruction or instruction_of(file.stem), file.resolve(), None, DEFAULT_STEP_CAP)
+    if instruction is None:
+        text = file.read_text(encoding="utf-8")
+        instruction, told = instruction_of(file.stem), bddl_language(text)
+        if told and not same_words(told, instruction) and find_task(file.stem, text) is None:
+            logger.warning("%s: its (:language) %r is used, not its name; pass instruction= for another one.", file, told)
+            instruction = told
+    return LiberoTask("", 0, file.stem, instruction, file.resolve(), None, DEFAULT_STEP_CAP)
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -12,6 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from demonstration_files import BBQ_SAUCE as NAME
+from demonstration_files import libero_file
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.envs import CollectionSettings, Demos, LiberoEnv, collect_demos, key_poses, load_demos
@@ -24,7 +26,6 @@ from sb3_tgrpo.run_folder import RunFolder
 
 TASK = "libero_object-3"
 SETTINGS = CollectionSettings(TASK, 2, seed=5, assets="light", image_size=32)
-NAME = "pick_up_the_bbq_sauce_and_place_it_in_the_basket"
 
 
 @pytest.fixture(scope="module")
@@ -45,34 +46,6 @@ def contents(path: Path) -> dict[str, Any]:
 
         opened.visititems(visit)
     return found
-
-
-def libero_file(path: Path, change: Callable[[h5py.File], None] | None = None, like_libero: bool = True) -> Path:
-    """Two demonstrations of 12 steps as LIBERO's own script writes them, or as OpenVLA's preparation does (no attributes)."""
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        if like_libero:
-            problem = {"problem_name": "libero_floor_manipulation", "domain_name": "robosuite"}
-            words = list("pick up the bbq sauce and place it in the basket")
-            data.attrs["problem_info"] = json.dumps({**problem, "language_instruction": words})
-            data.attrs["macros_image_convention"] = "opengl"
-            data.attrs["bddl_file_name"] = f"somewhere/bddl_files/libero_object/{NAME}.bddl"
-            data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "Libero_Floor_Manipulation"})
-            data.attrs["num_demos"], data.attrs["total"] = 2, 24
-        for i in range(2):
-            demo = data.create_group(f"demo_{i}")
-            demo["actions"] = rng.uniform(-1, 1, (12, 7))
-            demo["states"] = rng.normal(size=(12, 110))
-            demo["robot_states"] = rng.normal(size=(12, 9))
-            demo["rewards"] = demo["dones"] = np.eye(12, dtype=np.uint8)[-1]
-            for name, width in (("ee_pos", 3), ("ee_ori", 3), ("ee_states", 6), ("gripper_states", 2), ("joint_states", 7)):
-                demo[f"obs/{name}"] = rng.normal(size=(12, width))
-            demo["obs/agentview_rgb"] = np.repeat(np.arange(12, dtype=np.uint8), 8 * 8 * 3).reshape(12, 8, 8, 3)
-            demo.attrs["num_samples"] = 12
-        if change is not None:
-            change(file)
-    return path
 
 
 # ---------------------------------------------------------------------- what we write

@@ -332,7 +332,7 @@ def test_resume_from_another_configuration(dataset: DemonstrationDataset, tmp_pa
     with pytest.raises(ValueError, match="needs the folder"):
         make(dataset).learn(2, resume=True)
     (tmp_path / SETTINGS_FILE).unlink()
-    with pytest.raises(ValueError, match="training_settings.json, which records its settings, is missing"):
+    with pytest.raises(ValueError, match=r"training_settings\.json, which records its settings, is missing"):
         make(dataset).learn(2, folder=tmp_path, resume=True)
 
 

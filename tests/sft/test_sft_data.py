@@ -303,7 +303,7 @@ def test_an_array_that_cannot_be_read(file: Path, tmp_path: Path, key: str):
     content = bytearray(path.read_bytes())
     content[chunk.byte_offset + chunk.size // 2] ^= 255
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="bad.hdf5.* can't be read .*damaged"):
+    with pytest.raises(ValueError, match=r"bad\.hdf5.* can't be read .*damaged"):
         DemonstrationDataset(path)
 
 
@@ -358,7 +358,7 @@ def test_empty_validation_split(tmp_path: Path):
     dataset = DemonstrationDataset(write_demos(tmp_path / "one.hdf5", n_demos=1))
     with pytest.raises(ValueError, match=r"of 1 demonstration.* leaves an empty split"):
         dataset.split(0.1, seed=0)
-    with pytest.raises(ValueError, match="validation_fraction=1.0: it must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"validation_fraction=1\.0: it must be at least 0 and below 1"):
         dataset.split(1.0, seed=0)
 
 
