@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from demonstration_files import BBQ_SAUCE as NAME
 from demonstration_files import libero_file
+from libero_reference import libero_env, start
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.envs import CollectionSettings, Demos, LiberoEnv, collect_demos, key_poses, load_demos
@@ -198,6 +199,44 @@ def test_noops() -> None:
     # The first step counts as no motion; 3 closes, 6 opens, 2 and 5 move; 5e-5 does not.
     actions[4, 1] = 5e-5
     assert moving_steps(actions).tolist() == [2, 3, 5, 6]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demonstration from a stored initial state, with both cameras."""
+    settings = CollectionSettings(TASK, 1, assets="light", image_size=16, stored_starts=True, wrist_image=True)
+    return collect_demos(settings, tmp_path_factory.mktemp("stored") / "demos.hdf5", command="test")
+
+
+def test_every_number_of_a_row_is_from_liberos_moment(stored: Path) -> None:
+    """From a stored initial state LIBERO observes a few milliseconds before the step's end; ``states`` are from the end."""
+    with h5py.File(stored) as file, libero_env("libero_object", 3, "light") as reference:
+        demo = file["data/demo_0"]
+        state_id = json.loads(demo.attrs["sb3_tgrpo"])["init_state_id"]
+        observation = start(reference, "libero_object", 3, 0, state_id)
+        for step, action in enumerate(demo["actions"][:40]):
+            np.testing.assert_array_equal(demo["states"][step], reference.get_sim_state())
+            wanted = [observation[f"robot0_{name}"] for name in ("gripper_qpos", "eef_pos", "eef_quat")]
+            np.testing.assert_array_equal(demo["robot_states"][step], np.concatenate(wanted))
+            np.testing.assert_array_equal(demo["obs/joint_states"][step], observation["robot0_joint_pos"])
+            np.testing.assert_array_equal(demo["obs/gripper_states"][step], wanted[0])
+            np.testing.assert_array_equal(demo["obs/ee_pos"][step], wanted[1])
+            observation, *_ = reference.step(action)
+    assert load_demos(stored)[0].lag == 0
+
+
+def test_liberos_and_robomimics_loaders_read_the_file(file: Path, stored: Path) -> None:
+    """What they take: all keys of ``data`` by their numbers, ``num_samples``, ``env_args``, LIBERO's default observations."""
+    images, numbers = ["agentview_rgb", "eye_in_hand_rgb"], {"gripper_states": 2, "joint_states": 7}
+    with h5py.File(stored, "r", swmr=False, libver="latest") as opened:
+        assert json.loads(opened["data"].attrs["env_args"])["type"] == 1
+        for name in sorted(opened["data"], key=lambda name: int(name[5:])):
+            demo, n = opened["data"][name], opened[f"data/{name}"].attrs["num_samples"]
+            assert demo["actions"][()].astype("float32").shape == (n, 7)
+            assert all(demo[f"obs/{key}"].shape == (n, 16, 16, 3) for key in images)
+            assert all(demo[f"obs/{key}"][()].shape == (n, width) for key, width in numbers.items())
+    with h5py.File(file) as opened:
+        assert "eye_in_hand_rgb" not in opened["data/demo_0/obs"], "docs/demos.md: LIBERO's loader needs --wrist-image"
 
 
 # ---------------------------------------------------------------------- what we read
