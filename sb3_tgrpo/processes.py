@@ -1,13 +1,37 @@
-"""The processes of a run: one, or those that ``accelerate launch`` or ``torchrun`` started."""
+"""
+Processes that end with the one that started them, and the processes of a run that ``accelerate launch`` or ``torchrun`` started.
+
+Every room may import this. PyTorch is imported on use only, since simulators' processes do without it.
+"""
 
 import logging
 import math
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch as th
+if TYPE_CHECKING:
+    import torch as th
+
+
+def end_with_parent(parent: int) -> None:
+    """
+    End this process when the one that started it is gone, whatever this one is doing.
+
+    A parent that is killed can't end its children, and a child that compiles or builds a scene does not read its pipe.
+
+    :param parent: Process id of the parent, as the parent knows it: it may have ended before this call.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Processes:
@@ -18,7 +42,7 @@ class Processes:
     :raises ImportError: If there are several processes and accelerate is not installed.
     """
 
-    def __init__(self, device: th.device) -> None:
+    def __init__(self, device: "th.device") -> None:
         self.world, self.rank, self.device = int(os.environ.get("WORLD_SIZE", "1")), 0, device
         if self.world == 1:
             return
@@ -45,13 +69,15 @@ class Processes:
         pieces = [slice(begin, min(begin + chunk, n)) for begin in range(0, n, chunk)]
         return pieces[self.rank :: self.world]
 
-    def sum_(self, tensor: th.Tensor) -> None:
+    def sum_(self, tensor: "th.Tensor") -> None:
         """
         Add a tensor over all processes, in place.
 
         :param tensor: Tensor on this process's device.
         """
         if self.world > 1:
+            import torch as th
+
             th.distributed.all_reduce(tensor)
 
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
@@ -62,6 +88,8 @@ class Processes:
         """
         if self.world == 1:
             return
+        import torch as th
+
         used = th.tensor([float(parameter.grad is not None) for parameter in parameters], device=self.device)
         th.distributed.all_reduce(used)
         for parameter, count in zip(parameters, used.tolist(), strict=True):
@@ -80,8 +108,10 @@ class Processes:
         """
         if self.world == 1:
             return
+        import torch as th
+
         arrived = th.zeros(1, device=self.device)
-        th.distributed.all_reduce(arrived)
+        self.sum_(arrived)
         arrived.item()  # waits, also on a GPU
         logging.shutdown()
         sys.stdout.flush()

@@ -7,7 +7,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,6 +24,7 @@ from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.target_variants import target_facts
 from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
 from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.processes import end_with_parent
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.run_folder import RunFolder, versions
@@ -226,18 +226,6 @@ def _make_env(settings: CollectionSettings) -> "LiberoEnv":
 _worker_env: "LiberoEnv | None" = None
 
 
-def _end_with_parent() -> None:
-    """In a worker: end when the process that started it is gone. One that was killed can't tell, and the worker would stay."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _shard(folder: Path, index: int) -> Path:
     return folder / f"episode_{index:05d}.hdf5"
 
@@ -364,7 +352,7 @@ def _fill(
     attempts = iter(index for index in range(settings.max_attempts) if index not in outcomes)
     context = multiprocessing.get_context("spawn")
     pending: dict[Future[None], int] = {}
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),)) as pool:
         try:
             while _chosen(settings, outcomes) is None:
                 enough = settings.demos - sum(o["success"] or settings.keep_failures for o in outcomes.values())

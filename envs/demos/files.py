@@ -157,7 +157,7 @@ class Demo:
 
         :param camera: ``"image"`` (agentview) or ``"wrist_image"``.
         :param steps: Rows to read; None for all.
-        :return: uint8 (T, H, W, 3), as stored: upside down.
+        :return: Pictures, uint8 (T, H, W, 3), as stored: upside down.
         :raises ValueError: If the file has none of this camera.
         """
         if camera not in _IMAGES:

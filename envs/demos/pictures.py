@@ -21,7 +21,7 @@ def contact_sheet(demos: Sequence[Demo], rows: int = 8, columns: int = 8, width:
     :param rows: Largest number of demonstrations shown, from the first.
     :param columns: Pictures per demonstration, the first and the last included.
     :param width: Width of a picture, pixels; larger ones are thinned out.
-    :return: uint8 (height, width, 3).
+    :return: Picture, uint8 (height, width, 3).
     :raises ValueError: If there are no demonstrations, or one has no pictures.
     """
     if not demos:

@@ -118,7 +118,8 @@ def libero_task(name: str) -> LiberoTask:
 
 class DemoFile:
     """
-    An open file. Every method raises :class:`DemoFileError` where the file is not as it should be.
+    An open file. Every method raises :class:`DemoFileError` where the file is not as it should be. In all of them ``name`` is
+    a demonstration's name, such as ``demo_0``, and ``key`` a path below it, such as ``obs/ee_pos``.
 
     :param path: Path, for messages.
     :param file: Open ``h5py.File``.
@@ -134,20 +135,11 @@ class DemoFile:
         self.record = json_object(self.data.attrs.get(OWN))
 
     def error(self, text: str) -> DemoFileError:
-        """
-        An error that names the file.
-
-        :param text: Problem and remedy.
-        """
+        """An error that names the file; ``text`` is the problem and its remedy."""
         return DemoFileError(f"{self.path}: {text}")
 
     def text(self, name: str, default: str = "") -> str:
-        """
-        An attribute of ``data`` that is text, of fixed length (bytes) or not.
-
-        :param name: Name of the attribute.
-        :param default: Value if the file lacks it.
-        """
+        """An attribute of ``data`` that is text, of fixed length (bytes) or not."""
         value = self.data.attrs.get(name, default)
         return value.decode() if isinstance(value, bytes) else str(value)
 
@@ -255,11 +247,7 @@ class DemoFile:
     # ------------------------------------------------------------------ one demonstration
 
     def group(self, name: str) -> Any:
-        """
-        The HDF5 group of a demonstration.
-
-        :param name: Name such as ``demo_0``.
-        """
+        """The HDF5 group of a demonstration."""
         item = self.data.get(name)
         if item is None:
             raise self.error(f"{name} can't be opened: it is a link to something that is not there, or damaged. Leave it out.")
@@ -268,12 +256,7 @@ class DemoFile:
         return item
 
     def array(self, name: str, key: str) -> Any:
-        """
-        An HDF5 data set of a demonstration, not yet read.
-
-        :param name: Name of the demonstration.
-        :param key: Path below the demonstration, such as ``obs/ee_pos``.
-        """
+        """An HDF5 data set of a demonstration, not yet read."""
         group = self.group(name)
         if key not in group:
             obs = group.get("obs")
@@ -288,8 +271,6 @@ class DemoFile:
         """
         Numbers of a demonstration, one row a step.
 
-        :param name: Name of the demonstration.
-        :param key: Path below the demonstration.
         :param width: Number of columns; None for any.
         :param n_steps: Number of rows; None for any but 0.
         :return: (T, width) float64, finite.
@@ -306,13 +287,7 @@ class DemoFile:
         return values
 
     def read(self, name: str, array: Any, rows: Any = ()) -> np.ndarray:
-        """
-        Content of a data set.
-
-        :param name: Name of the demonstration.
-        :param array: The data set.
-        :param rows: Rows to read, as an index; all by default.
-        """
+        """Content of a data set of the demonstration, all of it or the rows of an index."""
         try:
             return np.asarray(array[rows])
         except OSError as error:
@@ -322,13 +297,7 @@ class DemoFile:
             ) from error
 
     def images(self, name: str, key: str, n_steps: int) -> Any:
-        """
-        The data set of a camera's pictures, not yet read.
-
-        :param name: Name of the demonstration.
-        :param key: Path below the demonstration.
-        :param n_steps: Number of rows.
-        """
+        """The data set of a camera's pictures, one a step, not yet read."""
         images = self.array(name, key)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != n_steps:
             expected = f"expected uint8 ({n_steps}, height, width, 3)"
@@ -336,23 +305,13 @@ class DemoFile:
         return images
 
     def check_length(self, name: str, n_steps: int) -> None:
-        """
-        Compare a demonstration's length with the one that it states.
-
-        :param name: Name of the demonstration.
-        :param n_steps: Number of its actions.
-        """
+        """Compare the number of actions with the length that the demonstration states."""
         stated = self.group(name).attrs.get("num_samples", n_steps)
         if stated != n_steps:
             raise self.error(f"{name} has {n_steps} actions, but num_samples={stated}: the file is damaged. Copy it again.")
 
     def check_actions(self, name: str, actions: np.ndarray) -> None:
-        """
-        Refuse actions of another space or gripper convention than LIBERO's.
-
-        :param name: Name of the demonstration.
-        :param actions: (T, 7) of the demonstration.
-        """
+        """Refuse actions of another space or gripper convention than LIBERO's."""
         if actions.shape[1] != 7:
             raise self.error(
                 f"{name} has actions of {actions.shape[1]} dimensions, LIBERO's have 7: this is a dataset for another action "
@@ -393,21 +352,13 @@ class DemoFile:
             )
 
     def succeeded(self, name: str) -> bool:
-        """
-        Whether a demonstration succeeds by everything that it states: our attribute, and ``rewards`` or ``dones``.
-
-        :param name: Name of the demonstration.
-        """
+        """Whether a demonstration succeeds by everything that it states: our attribute, and ``rewards`` or ``dones``."""
         group = self.group(name)
         ends = [np.asarray(self.read(name, self.array(name, key))) for key in ("rewards", "dones") if key in group]
         return bool(self.record_of(name).get("success", True)) and (not ends or any(array.any() for array in ends))
 
     def record_of(self, name: str) -> dict[str, Any]:
-        """
-        What our own files add to a demonstration.
-
-        :param name: Name of the demonstration.
-        """
+        """What our own files add to a demonstration."""
         return json_object(self.group(name).attrs.get(OWN))
 
     def lag(self, name: str) -> int:
@@ -416,8 +367,6 @@ class DemoFile:
 
         The arm's joints in the observations and in ``states``, which are from before the action, decide where both are
         there; else LIBERO's attribute ``macros_image_convention``, which OpenVLA's preparation does not write.
-
-        :param name: Name of the demonstration.
         """
         own = OWN in self.data.attrs
         stated = int("macros_image_convention" in self.data.attrs and not own)

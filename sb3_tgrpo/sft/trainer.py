@@ -83,31 +83,16 @@ class SFT:
     and resumed ends in the same weights as one that is not.
 
     Run under ``accelerate launch`` or ``torchrun``, each process takes its share of every batch and gradients are summed:
-    the update does not depend on the number of processes.
+    the update does not depend on the number of processes. Such a program ends with ``sft.processes.finish()``.
+
+    The arguments from ``learning_rate`` to ``frame_cache_mb``, and ``seed``, are those of
+    :class:`~sb3_tgrpo.sft.settings.SFTSettings`, where each is described.
 
     :param policy: ``"OpenVLAPolicy"``, a subclass, or an instance.
     :param dataset: Demonstrations to imitate.
-    :param learning_rate: Peak learning rate; upstream's LoRA fine-tunes use 5e-4.
-    :param batch_size: Frames per update.
-    :param micro_batch_size: Frames per forward and backward pass; gradients are summed, so it changes memory, not the
-        update. None: the whole batch (its share, with several processes).
-    :param schedule: ``"cosine"`` to a hundredth of the learning rate at the end, or ``"constant"`` (upstream).
-    :param warmup_steps: Updates in which the learning rate rises linearly.
-    :param weight_decay: AdamW's. A policy that is already built keeps its own, which this must equal.
-    :param max_grad_norm: Largest norm of the gradient; None for no bound (upstream).
-    :param ema_decay: Decay of an exponential moving average of the trained parameters, which is then validated and saved.
-        None for no average.
-    :param augmentation: OpenVLA's image augmentation (:mod:`sb3_tgrpo.openvla.augment`).
-    :param center_images: Whether the vision towers see differences to the data's mean image (small models of one scene;
-        needs ``lora=None``).
-    :param statistics: ``"data"``: action statistics computed from the demonstrations. ``"checkpoint"``: the checkpoint's own,
-        so that an adapter still fits the original base.
-    :param validation_fraction: Share of the demonstrations kept out of training for validation; 0 for none.
-    :param frame_cache_mb: Preprocessed frames are kept in memory if all fit in this, and made anew each time otherwise.
     :param tensorboard_log: Folder of the TensorBoard log.
     :param policy_kwargs: Keyword arguments of the policy, such as ``checkpoint`` and ``lora``.
     :param verbose: 0 none, 1 info.
-    :param seed: Seed of everything random.
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
     :raises ValueError: If settings, data and checkpoint do not fit together.
     """
@@ -317,7 +302,8 @@ class SFT:
         with _progress(last, self.num_updates) if progress_bar and self.processes.is_main else nullcontext() as bar:
             done = False
             while self.num_updates < last and not self._best.patience_is_over and not done:
-                self._step(run)
+                for key, number in self._update(total_steps).items():
+                    run.sums.setdefault(key, []).append(number)
                 self.seconds = time.perf_counter() - began
                 if bar is not None:
                     bar.update()
@@ -341,10 +327,6 @@ class SFT:
             RunFolder(folder).claim(SETTINGS_FILE, settings, results=[STATE_FILE])
         if exists:
             self._load_state(run.state_file)
-
-    def _step(self, run: _Run) -> None:
-        for key, value in self._update(run.total_steps).items():
-            run.sums.setdefault(key, []).append(value)
 
     def _validate_and_save(self, run: _Run) -> bool:
         """What is due after an update: log entry, validation, state. Returns whether training ends."""

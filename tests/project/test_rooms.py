@@ -12,9 +12,9 @@ ROWS = (
     ("cli",),
     ("study",),
     ("train",),
-    ("evaluation", "rewards.generation"),
+    ("evaluation", "rewards.generation", "sft"),  # sft reads demonstrations by envs.demos
     ("baselines", "envs.demos", "rewards.verification"),
-    ("tgrpo", "sft", "doctor", "rewards.episodes"),
+    ("tgrpo", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
     ("policies", "buffers", "envs.groups", "envs.spaces", "envs.registration", "rewards.facts"),
     ("advantages", "losses", "type_aliases", "decoding", "files", "settings", "processes", "version", "lazy", "progress_bar"),

@@ -295,6 +295,10 @@ def test_share_covers_every_row_once():
         assert sorted(rows) == list(range(n))
 
 
+def test_a_single_process_goes_on_after_finishing():
+    Processes(th.device("cpu")).finish()
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_update(file: Path, tmp_path: Path):
     script = (
