@@ -1,5 +1,5 @@
 """
-Processes that end with the one that started them, and the processes of a run that ``accelerate launch`` or ``torchrun`` started.
+Processes that end with the one that started them, and the processes of a run of ``accelerate launch`` or ``torchrun``.
 
 Every room may import this. PyTorch is imported on use only, since simulators' processes do without it.
 """

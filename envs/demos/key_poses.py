@@ -204,7 +204,7 @@ def _collect(demos: Source) -> tuple[list[_Episode], str, list[Demo]]:
 
 def _one_task(tasks: set[str]) -> str:
     if len(tasks) > 1:
-        raise ValueError(f"demos are of several tasks ({', '.join(sorted(tasks))}): key poses are those of one.")
+        raise ValueError(f"demos are of several tasks ({', '.join(sorted(tasks))}): use the demonstrations of one.")
     return next(iter(tasks))
 
 

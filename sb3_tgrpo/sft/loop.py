@@ -153,7 +153,7 @@ class BestCheckpoint:
         """
         if entry["loss"] < self.loss:
             self.loss, self.waited, self.entry = entry["loss"], 0, entry
-            self.weights = snapshot() if self.patience is not None else {}  # none rather than those of an earlier best
+            self.weights = snapshot() if self.patience is not None else {}  # none rather than an earlier best
         else:
             self.waited += 1
 

@@ -85,8 +85,8 @@ class SFT:
     Run under ``accelerate launch`` or ``torchrun``, each process takes its share of every batch and gradients are summed:
     the update does not depend on the number of processes. Such a program ends with ``sft.processes.finish()``.
 
-    The arguments from ``learning_rate`` to ``frame_cache_mb``, and ``seed``, are those of
-    :class:`~sb3_tgrpo.sft.settings.SFTSettings`, where each is described.
+    :class:`~sb3_tgrpo.sft.settings.SFTSettings` describes the arguments from ``learning_rate`` to ``frame_cache_mb``, and
+    ``seed``.
 
     :param policy: ``"OpenVLAPolicy"``, a subclass, or an instance.
     :param dataset: Demonstrations to imitate.
