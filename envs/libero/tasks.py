@@ -151,24 +151,37 @@ def find_task(name: str, text: str, folder: str = "") -> LiberoTask | None:
     return None
 
 
+@cache
+def _own_sentences() -> dict[str, str]:
+    """The sentence of each of LIBERO's BDDL files in small letters, by the file's name."""
+    tasks = [get_task(suite, index) for suite in SUITES for index in range(SUITES[suite])]
+    return {task.name: bddl_language(task.read_bddl()).lower() for task in tasks}
+
+
 def task_from_bddl(path: str | Path, instruction: str | None = None) -> LiberoTask:
     """
     A task of the user's own.
 
     :param path: BDDL file in LIBERO's dialect.
-    :param instruction: Sentence for the policy. None takes it from the file's name, as LIBERO does, or, with a warning, from
-        its ``(:language ...)`` where that is not what LIBERO's own file of this name has.
+    :param instruction: Sentence for the policy. None: the file's name as words, as LIBERO does, or the file's
+        ``(:language ...)``. Where the two differ, the one that is not LIBERO's own is used, with a warning.
     :raises FileNotFoundError: If there is no such file.
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"BDDL file {file} does not exist.")
     if instruction is None:
-        text = file.read_text(encoding="utf-8")
-        instruction, told = instruction_of(file.stem), bddl_language(text)
-        if told and not same_words(told, instruction) and find_task(file.stem, text) is None:
-            logger.warning("%s: its (:language) %r is used, not its name; pass instruction= for another one.", file, told)
-            instruction = told
+        instruction, told = instruction_of(file.stem), bddl_language(file.read_text(encoding="utf-8"))
+        own = {} if not told or same_words(told, instruction) else _own_sentences()
+        if own and own.get(file.stem) != told.lower():
+            # A copy of LIBERO's file under a new name keeps LIBERO's sentence; a changed file often keeps LIBERO's name.
+            instruction = told if file.stem in own or told.lower() not in own.values() else instruction
+            logger.warning(
+                "%s: its name and its (:language) %r differ; %r is used. Pass instruction= for another.",
+                file,
+                told,
+                instruction,
+            )
     return LiberoTask("", 0, file.stem, instruction, file.resolve(), None, DEFAULT_STEP_CAP)
 
 

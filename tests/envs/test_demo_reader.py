@@ -100,6 +100,12 @@ def test_a_bddl_file_of_ones_own_is_believed_more_than_its_name(tmp_path: Path, 
     assert "put the bowl on the stove" in caplog.text
     assert LiberoEnv.from_bddl(changed, assets="light", instruction="go").instruction == "go"
     assert LiberoEnv.from_bddl(task.bddl_file, assets="light").instruction == task.instruction
+    copied = tmp_path / "put_it_there.bddl"
+    copied.write_text(task.read_bddl())
+    caplog.clear()
+    assert LiberoEnv.from_bddl(copied, assets="light").instruction == "put it there" and "differ" in caplog.text
+    copied.write_text(task.read_bddl().replace(f"(:language {own})", "(:language lay the bowl down)"))
+    assert LiberoEnv.from_bddl(copied, assets="light").instruction == "lay the bowl down"
 
 
 # ---------------------------------------------------------------------- gripper, robot, controller, pictures
