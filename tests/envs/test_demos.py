@@ -517,8 +517,9 @@ def test_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["demos", "show", str(file), option, str(tmp_path / "film.xyz")]) == 1
         assert what in capsys.readouterr().err
     assert not list(tmp_path.glob("*film*"))
-    assert main(["demos", "collect", "--env", TASK, "--demos", "0", "--out", str(tmp_path / "x.hdf5")]) == 1
-    assert "demos=0: it must be at least 1" in capsys.readouterr().err
+    assert main(["demos", "collect", "--env", TASK, "--episodes", "0", "--out", str(tmp_path / "x.hdf5")]) == 1
+    error = capsys.readouterr().err
+    assert "--episodes is now --demos" in error and "demos=0: it must be at least 1" in error
 
 
 def test_contact_sheet_is_upright_and_ordered(tmp_path: Path) -> None:

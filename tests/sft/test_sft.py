@@ -446,6 +446,17 @@ def test_command_line(file: Path, dataset: DemonstrationDataset, tmp_path: Path,
     assert main([*command, "--threads", "0"]) == 1 and "threads=0: it must be at least 1" in capsys.readouterr().err
 
 
+def test_flags_of_the_version_before_work_with_a_warning(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old = ["--lr", "1e-3", "--ema", "0.9", "--validation", "0", "--max-demos", "3", "--warmup", "1", "--augment"]
+    command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
+    assert main([*command, *old, "--out", str(tmp_path)]) == 0
+    assert "--ema is now --ema-decay" in capsys.readouterr().err
+    record = json.loads((tmp_path / "config.json").read_text())["sb3_tgrpo"]["sft"]
+    wanted = {"learning_rate": 1e-3, "ema_decay": 0.9, "validation_fraction": 0.0, "warmup_steps": 1, "augmentation": True}
+    assert record["demonstrations"]["n_demonstrations"] == 3
+    assert {name: record["settings"][name] for name in wanted} == wanted
+
+
 def test_command_line_takes_the_folder_for_itself(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
     with RunFolder(tmp_path).locked():
