@@ -125,8 +125,7 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         An environment from a BDDL file of your own, made of LIBERO's objects and scenes.
 
         :param path: the BDDL file.
-        :param instruction: Sentence for the policy. None = the file's name as words, as LIBERO does, or its ``(:language)``;
-            where the two differ, the one that is not LIBERO's own, with a warning.
+        :param instruction: the sentence for the policy; None = the file's name as words, as LIBERO does.
         :param max_episode_steps: step limit, 300 by default.
         :raises FileNotFoundError: if there is no such file.
         """
