@@ -1,13 +1,14 @@
 # make run   set up and train            make test       set up and test (no GPU, under half an hour on two cores)
 # make setup only set up                 make test-slow  the tests that take minutes each
 # make run ARGS="--from-scratch"         ... with arguments of `sb3-tgrpo train`
+# make results  compute the figures of docs/results again from its record, and compare
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test test-slow lint setup gl clean
+.PHONY: run test test-slow lint results setup gl clean
 
 run: setup
 	$(BIN)/python -m sb3_tgrpo train $(ARGS)
@@ -22,6 +23,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+results: setup
+	$(BIN)/python scripts/results.py
 
 setup: $(STAMP) gl
 
