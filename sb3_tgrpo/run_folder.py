@@ -15,6 +15,7 @@ from sb3_tgrpo.version import __version__
 
 LIBRARIES = (
     "torch", "stable-baselines3", "gymnasium", "numpy", "transformers", "peft", "mujoco", "robosuite", "hf-libero", "bddl",
+    "h5py",
 )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
     from stable_baselines3.common.utils import FloatSchedule
 
     from sb3_tgrpo.evaluation.base_policy import describe_start_policy
-    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.openvla.checkpoint import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
     if not th.cuda.is_available():

@@ -13,9 +13,9 @@ import torch as th
 
 from sb3_tgrpo.evaluation.adapters import TokenActor
 from sb3_tgrpo.evaluation.comparison import Rate, wilson_interval
+from sb3_tgrpo.openvla.actions import dimension_names
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
-from sb3_tgrpo.sft.loop import dimension_names
 
 if TYPE_CHECKING:
     from sb3_tgrpo.evaluation.player import EpisodeRequest
