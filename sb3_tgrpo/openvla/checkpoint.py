@@ -68,6 +68,11 @@ class Checkpoint:
         return is_hub_id(self.name)
 
     @property
+    def is_upstream(self) -> bool:
+        """Whether it is one of the fine-tunes that OpenVLA's authors published."""
+        return self.name in UPSTREAM_CHECKPOINTS.values()
+
+    @property
     def is_here(self) -> bool:
         """Whether its files are on this machine."""
         if self.is_tiny or not self.is_hub_id:
@@ -89,8 +94,18 @@ class Checkpoint:
         """
         return self._fetch()
 
+    def check_name(self) -> None:
+        """
+        Refuse a hub id by its name alone.
+
+        :raises ValueError: If it is OpenVLA-OFT's.
+        """
+        if self.is_hub_id and _OFT_NAME.search(self.name):
+            _refuse(self.name, "its name")
+
     def _fetch(self, *patterns: str) -> Path:
         assert not self.is_tiny, "tiny has no folder"
+        self.check_name()
         return find_checkpoint(self.name, patterns or _ALL_FILES, self.download)
 
     # ------------------------------------------------------------------ what it records
@@ -155,7 +170,7 @@ class Checkpoint:
     @cached_property
     def conventions(self) -> Conventions:
         """What inputs and outputs mean, as far as it is recorded. Upstream's own are known without their files."""
-        if self.name in UPSTREAM_CHECKPOINTS.values():
+        if self.is_upstream:
             return _UPSTREAM
         return self.config.conventions
 
@@ -320,7 +335,6 @@ def find_checkpoint(
     name = str(folder_or_hub_id)
     if not is_hub_id(name):
         raise ValueError(f"checkpoint {name!r} is neither a folder nor a hub id (owner/name) nor 'tiny'.")
-    _refuse_oft_name(name)
     from huggingface_hub import snapshot_download
 
     try:
@@ -365,11 +379,6 @@ def _holds_checkpoint(folder: Path) -> bool:
         return "text_config" in read_json(folder / "config.json")
     except (OSError, ValueError):
         return False
-
-
-def _refuse_oft_name(name: str) -> None:
-    if _OFT_NAME.search(name):
-        _refuse(name, "its name")
 
 
 def _refuse_oft(name: str, folder: Path, statistics: Mapping[str, Any]) -> None:

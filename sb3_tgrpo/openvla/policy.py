@@ -118,8 +118,8 @@ class OpenVLAPolicy(BasePolicy):
         self.checkpoint = source.name
         record = self._adapter_record(adapter)
         trained = (conventions or Conventions()).over(record.conventions).over(source.conventions)
-        self._image_key = trained.observation(observation_space) if isinstance(observation_space, spaces.Dict) else None
-        self._image_space = image_space(observation_space, self._image_key, instruction)
+        self.camera = trained.observation(observation_space) if isinstance(observation_space, spaces.Dict) else None
+        self._image_space = image_space(observation_space, self.camera, instruction)
         self._channels_first = is_image_space_channels_first(self._image_space)
         self.assets = getattr(instruction_space, "assets", None)
         source.check_assets(self.assets, bool(getattr(instruction_space, "assets_by_name", False)), trained)
@@ -334,7 +334,7 @@ class OpenVLAPolicy(BasePolicy):
     # ------------------------------------------------------------------ observations
 
     def _images(self, obs: PyTorchObs) -> th.Tensor:
-        images = obs[self._image_key] if isinstance(obs, dict) else obs  # type: ignore[index]
+        images = obs[self.camera] if isinstance(obs, dict) else obs  # type: ignore[index]
         if self._channels_first:
             images = images.permute(0, 2, 3, 1)
         return images.to(th.uint8)
