@@ -94,13 +94,17 @@ class Checkpoint:
         """
         return self._fetch()
 
+    @property
+    def _is_oft_name(self) -> bool:
+        return self.is_hub_id and _OFT_NAME.search(self.name) is not None
+
     def check_name(self) -> None:
         """
         Refuse a hub id by its name alone.
 
         :raises ValueError: If it is OpenVLA-OFT's.
         """
-        if self.is_hub_id and _OFT_NAME.search(self.name):
+        if self._is_oft_name:
             _refuse(self.name, "its name")
 
     def _fetch(self, *patterns: str) -> Path:

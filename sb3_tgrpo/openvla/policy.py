@@ -146,7 +146,7 @@ class OpenVLAPolicy(BasePolicy):
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
         elif record.statistics:
-            self.model.norm_stats = {**self.model.norm_stats, **record.statistics}
+            self.model.norm_stats = {**({} if unnorm_key is None else self.model.norm_stats), **record.statistics}
         own = next(iter(statistics)) if statistics is not None and len(statistics) == 1 else None
         self.unnorm_key = self._resolve_statistics(unnorm_key, suite, own or trained.unnorm_key or source.recorded_unnorm_key)
         self._statistics_were_set = False
