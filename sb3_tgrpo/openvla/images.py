@@ -242,7 +242,7 @@ def to_pixel_values(image: np.ndarray | th.Tensor, normalization: Normalization 
 
     :param image: ``(..., size, size, 3)`` uint8, what :func:`preprocess_libero_image` returns.
     :param normalization: Channel statistics; None = those of the upstream checkpoints.
-    :return: float32 ``(..., 6, size, size)``.
+    :return: Pixel values, float32 ``(..., 6, size, size)``.
     """
     normalization = normalization or Normalization()
     tensor = th.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image

@@ -393,7 +393,7 @@ class OpenVLAPolicy(BasePolicy):
         :param obs: Batch of observations.
         :param temperature: 0 is greedy.
         :param generators: One per row; None = torch's global generator.
-        :return: token ids ``(batch, *action shape)``.
+        :return: Token ids ``(batch, *action shape)``.
         """
         images = self._images(obs)
         patches = self.model.project(self.model.pixel_values(self.model.preprocess(images)))
@@ -406,7 +406,7 @@ class OpenVLAPolicy(BasePolicy):
         Sample tokens at :attr:`temperature`.
 
         :param obs: Batch of observations.
-        :return: token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
+        :return: Token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
         """
         return self._generate(obs, self.temperature)[:2]
 
@@ -416,7 +416,7 @@ class OpenVLAPolicy(BasePolicy):
 
         :param obs: Batch of observations.
         :param actions: Token ids, any numeric dtype (buffers keep them as float32, which is exact).
-        :return: log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
+        :return: Log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
         """
         images = self._images(obs)
         log_prob, entropy, _ = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
@@ -437,7 +437,7 @@ class OpenVLAPolicy(BasePolicy):
         """
         Score stored tokens under the policy training started from: the adapter switched off, or the frozen copy.
 
-        :return: log-probabilities ``(batch, K)``.
+        :return: Log-probabilities ``(batch, K)``.
         :raises RuntimeError: Under full fine-tuning before :meth:`freeze_reference`.
         """
         images = self._images(obs)
@@ -472,14 +472,14 @@ class OpenVLAPolicy(BasePolicy):
         """
         :param obs: Batch of observations.
         :param deterministic: Greedy tokens instead of sampled ones; their log-probabilities are at temperature 1 then.
-        :return: token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
+        :return: Token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
         """
         tokens, log_prob, hidden = self._generate(obs, 0.0 if deterministic else self.temperature)
         return tokens, self._values(hidden), log_prob.sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
+        :return: Values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
         """
         images = self._images(obs)
         log_prob, entropy, hidden = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
@@ -487,7 +487,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :return: values ``(batch, 1)``; zeros without a value head.
+        :return: Values ``(batch, 1)``; zeros without a value head.
         """
         images = self._images(obs)
         if self.value_net is None:
@@ -516,7 +516,7 @@ class OpenVLAPolicy(BasePolicy):
         Token ids to environment actions: bins, the checkpoint's statistics, the gripper's convention, the Box's bounds.
 
         :param scaled_action: Token ids ``(batch, *action shape)``.
-        :return: float32 actions of the same shape.
+        :return: Actions, float32, of the same shape.
         """
         assert isinstance(self.action_space, spaces.Box)
         tokens = np.asarray(scaled_action).reshape(-1, self.n_tokens)
@@ -531,7 +531,7 @@ class OpenVLAPolicy(BasePolicy):
         Environment actions to token ids, as training data is encoded. Not the inverse of sampling: two ids share a bin.
 
         :param action: ``(batch, *action shape)``.
-        :return: int64 token ids of the same shape.
+        :return: Token ids, int64, of the same shape.
         """
         actions = np.asarray(action, dtype=np.float64).reshape(-1, self.n_tokens)
         if self.gripper == "libero":

@@ -107,10 +107,10 @@ def save_tiny(folder: str | os.PathLike[str], n_action_bins: int, assets: str | 
     """
     Write the tiny checkpoint with another number of action bins. Few bins suit few demonstrations.
 
-    :param folder: gets the checkpoint.
-    :param n_action_bins: bins per action dimension, 2 to 256.
-    :param assets: kind that it is to be used with, kept in its configuration.
-    :raises ValueError: if ``n_action_bins`` is out of range.
+    :param folder: Folder to write to.
+    :param n_action_bins: Bins per action dimension, 2 to 256.
+    :param assets: Assets that it is to be used with, recorded in its configuration.
+    :raises ValueError: If ``n_action_bins`` is out of range.
     """
     config = tiny_config()
     if not 2 <= n_action_bins <= config["n_action_bins"]:
