@@ -157,10 +157,10 @@ def test_parity(light: DoctorContext, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_complete_checkpoint(saved: Path) -> None:
     subject = of(saved)
-    names = ("checkpoint", "checkpoint and assets", "unnorm key", "tokenizer")
+    names = ("checkpoint", "checkpoint and assets", "conventions", "unnorm key", "tokenizer")
     findings = run_checks(subject, [pair for pair in doctor_policy.POLICY_CHECKS if pair[0] in names])
-    assert [(finding.check, finding.status) for finding in findings] == [(name, "ok") for name in names]
-    assert "libero_object" in findings[2].found
+    assert [(finding.check, finding.status) for finding in findings if finding.status != "ok"] == [("conventions", "note")]
+    assert "image_key=agentview_rgb" in findings[2].found and "libero_object" in findings[3].found
 
 
 def _remove_shard(folder: Path) -> None:
@@ -230,6 +230,38 @@ def test_unnorm_key(copy: Path) -> None:
     (copy / "dataset_statistics.json").write_text(json.dumps({"bridge": statistics["libero_object"], "fractal": {}}))
     finding = doctor_policy.check_unnorm_key(of(copy))
     assert finding.status == "failed" and "bridge, fractal" in finding.remedy
+
+
+def test_statistics_of_another_robot(copy: Path) -> None:
+    statistics = json.loads((copy / "dataset_statistics.json").read_text())
+    (copy / "dataset_statistics.json").write_text(json.dumps({"bridge_orig": statistics["libero_object"]}))
+    finding = doctor_policy.check_unnorm_key(of(copy))
+    assert finding.status == "failed" and "bridge_orig" in finding.found and "--unnorm-key: bridge_orig" in finding.remedy
+    assert doctor_policy.check_unnorm_key(of(copy, unnorm_key="bridge_orig")).status == "note"
+
+
+def _make_oft(folder: Path) -> str:
+    (folder / "action_head--150000_checkpoint.pt").write_bytes(b"")
+    return "OpenVLA-OFT's (action_head--150000_checkpoint.pt)"
+
+
+def _make_run_folder(folder: Path) -> str:
+    shutil.copytree(folder, folder / "checkpoint")
+    (folder / "config.json").write_text("{}")
+    return f"did you mean '{folder / 'checkpoint'}'?"
+
+
+@pytest.mark.parametrize("change", [_make_oft, _make_run_folder])
+def test_what_is_no_checkpoint_of_openvla_fails_in_one_row(copy: Path, change: Callable[[Path], str]) -> None:
+    reason = change(copy)
+    findings = run_checks(of(copy), doctor_policy.POLICY_CHECKS)
+    assert findings[0].status == "failed" and reason in findings[0].found
+    assert {(finding.status, finding.found) for finding in findings[1:]} == {("not checked", "see the row of the checkpoint")}
+
+
+def test_openvla_oft_is_refused_by_its_name_without_a_download() -> None:
+    finding = doctor_policy.check_checkpoint(of(Path("moojink/openvla-7b-oft-finetuned-libero-goal")))
+    assert finding.status == "failed" and "its name" in finding.found
 
 
 def test_another_tokenizer(copy: Path) -> None:
@@ -404,6 +436,12 @@ def test_start_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["start_policy"]["greedy_rate"] == 0.5
     assert main([*arguments, "--joint-noise", "0.1", "--json"]) == 0 and seen["joint_noise"] == 0.1
+
+
+def test_renamed_flags_still_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--plan", "--batch-size", "0"]) == 1
+    text = capsys.readouterr().err
+    assert "--batch-size is now --micro-batch-size" in text and "micro_batch_size must be a positive integer" in text
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
