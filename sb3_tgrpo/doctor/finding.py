@@ -88,7 +88,7 @@ class DoctorContext:
         try:
             return TaskName.parse(self.env_id)
         except ValueError as error:
-            raise ValueError(f"--env {self.env_id}: the checks know LIBERO's tasks, such as libero_object-3.") from error
+            raise ValueError(f"--env {self.env_id}: only LIBERO's tasks can be checked, such as libero_object-3.") from error
 
     @cached_property
     def checkpoint(self) -> Checkpoint | None:
@@ -137,7 +137,7 @@ def carry_out(name: str, check: Check, context: DoctorContext) -> Finding:
     try:
         return check(context)
     except Exception as error:
-        remedy = getattr(error, "remedy", "The message says what is wrong; the other rows may say why.")
+        remedy = getattr(error, "remedy", "Read the message; another row may name the cause.")
         return Finding(name, "failed", f"{type(error).__name__}: {error}", remedy)
 
 

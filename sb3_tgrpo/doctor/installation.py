@@ -72,7 +72,7 @@ def check_gl(context: DoctorContext) -> Finding:
         backend = choose_gl()
     except RuntimeError as error:
         return Finding("OpenGL", "failed", str(error), MISSING_GL)
-    how = "as MUJOCO_GL says" if named else "chosen"
+    how = "by MUJOCO_GL" if named else "chosen"
     return Finding("OpenGL", "ok", f"{backend or 'of the system'} ({how})")
 
 

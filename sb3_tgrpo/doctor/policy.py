@@ -55,7 +55,7 @@ def shard_problem(path: Path) -> str:
             return f"{path.name} has a damaged header"
     end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
     if size != 8 + length + end:
-        return f"{path.name} has {size} bytes, its header says {8 + length + end}"
+        return f"{path.name} has {size} bytes, by its header it should have {8 + length + end}"
     return ""
 
 
@@ -235,7 +235,7 @@ def _logits(context: DoctorContext, obs: dict[str, th.Tensor], tokens: th.Tensor
 
 @_of_checkpoint("recorded density", plays=True)
 def check_density(context: DoctorContext, checkpoint: Checkpoint) -> Found:
-    """Recorded log-probabilities are those of the distribution sampled from, at its temperature."""
+    """Recorded log-probabilities belong to the distribution sampled from, at its temperature."""
     policy = context.policy
     obs = _observations(context)
     with th.no_grad():

@@ -8,7 +8,7 @@ from sb3_tgrpo.doctor.finding import Check, DoctorContext, Finding
 from sb3_tgrpo.doctor.installation import HF_LIBERO
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-# Mean of a 128x128 frame of libero_object-0's first stored start with the pinned MuJoCo (EGL and OSMesa agree), and how far
+# Mean of a 128x128 frame of libero_object-0's first stored initial state with the pinned MuJoCo (EGL and OSMesa agree), and how far
 # another renderer may be off. MuJoCo 3.8 draws this frame 38 levels darker.
 BRIGHTNESS = {"full": 135.7, "light": 130.7}
 BRIGHTNESS_TOLERANCE = 8.0
@@ -52,7 +52,7 @@ def check_brightness(context: DoctorContext) -> Finding:
 
 
 def check_parity(context: DoctorContext) -> Finding:
-    """Start state and controller against LIBERO's own environment, step by step."""
+    """Initial state and controller against LIBERO's own environment, step by step."""
     name = "parity with LIBERO"
     if importlib.util.find_spec("libero") is None:
         remedy = "pip install --no-deps hf-libero==" + HF_LIBERO
@@ -61,11 +61,11 @@ def check_parity(context: DoctorContext) -> Finding:
     theirs = libero_states(context)
     ours = our_states(context)
     difference = float(np.abs(ours - theirs).max())
-    found = f"{suite}-{task}: largest difference {difference:.1e} in the start and {_PARITY_STEPS} steps"
+    found = f"{suite}-{task}: largest difference {difference:.1e} in the initial state and {_PARITY_STEPS} steps"
     if difference == 0.0:
         return Finding(name, "ok", found)
     steps = np.abs(ours - theirs).max(axis=1)
-    where = "in the start already" if steps[0] > 0 else f"from step {int(np.argmax(steps > 0))} on"
+    where = "in the initial state already" if steps[0] > 0 else f"from step {int(np.argmax(steps > 0))} on"
     remedy = "Compare robosuite and MuJoCo with their pins: physics here is not what published results had."
     return Finding(name, "failed", f"{found}, {where}", remedy)
 
@@ -75,7 +75,7 @@ def _probe_actions() -> np.ndarray:
 
 
 def our_states(context: DoctorContext) -> np.ndarray:
-    """Flattened states ``(steps + 1, n)`` of :class:`~sb3_tgrpo.envs.LiberoEnv` from the first stored start."""
+    """Flattened states ``(steps + 1, n)`` of :class:`~sb3_tgrpo.envs.LiberoEnv` from the first stored initial state."""
     env = context.make_env(context.task, observations=())
     try:
         env.reset(seed=0, options={"init_state_id": 0})

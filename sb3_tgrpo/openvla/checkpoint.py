@@ -1,4 +1,4 @@
-"""A checkpoint by its name: where its files are, what they record, and the model. Reads ``config.json``, weights on demand."""
+"""A checkpoint by its name: where its files are, what they record, and the model. Torch is imported to load weights only."""
 
 import logging
 import os
@@ -297,7 +297,7 @@ def load_openvla(
         Experimental: it has not been run on a GPU.
     :return: The model in evaluation mode with frozen parameters.
     :raises ValueError: If the folder isn't an OpenVLA checkpoint, is incomplete or damaged, or CUDA is asked for and absent;
-        the message says what is wrong.
+        the message names the cause.
     :raises ImportError: If ``quantization`` is given without bitsandbytes.
     """
     return Checkpoint(folder_or_hub_id).load(dtype, device, quantization)
@@ -405,7 +405,7 @@ def _refuse(name: str, sign: str) -> None:
 
 def warn_of_ends(name: str) -> None:
     """
-    One warning that a fingerprint of a version before 0.2 was compared.
+    Warn that a fingerprint of a version before 0.2 was compared.
 
     :param name: Name of the checkpoint.
     """

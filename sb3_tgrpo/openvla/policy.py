@@ -50,7 +50,7 @@ class OpenVLAPolicy(BasePolicy):
     :meth:`unscale_action` decodes, which Stable-Baselines3's rollout and ``predict`` call before stepping the environment.
 
     Observations are a ``Dict`` with ``image`` (uint8, either layout) and ``instruction`` (zero-padded UTF-8 bytes), or an
-    image alone with ``instruction=`` given.
+    image alone with ``instruction=`` given. A checkpoint that was trained on the wrist camera reads ``wrist_image`` instead.
 
     :param observation_space: Observation space.
     :param action_space: Any ``Box`` with as many dimensions as the checkpoint has action tokens.
@@ -62,7 +62,7 @@ class OpenVLAPolicy(BasePolicy):
     :param lora: ``"language"``, ``"upstream"``, keyword arguments of ``peft.LoraConfig``, or None for full fine-tuning.
     :param value_head: Add a value head (PPO, A2C). Without it values are 0.
     :param adapter: PEFT folder or hub id merged into the checkpoint before training starts.
-    :param temperature: Sampling temperature; log-probabilities are those of this distribution. None = the adapter's, else 1.
+    :param temperature: Sampling temperature; log-probabilities are of this distribution. None = the adapter's, else 1.
     :param gripper: ``"libero"`` converts OpenVLA's gripper to LIBERO's, ``"none"`` leaves it. None = what the checkpoint
         records, else by the environment.
     :param instruction: Use this instruction instead of the observation's.
@@ -150,7 +150,7 @@ class OpenVLAPolicy(BasePolicy):
         own = next(iter(statistics)) if statistics is not None and len(statistics) == 1 else None
         self.unnorm_key = self._resolve_statistics(unnorm_key, suite, own or trained.unnorm_key or source.recorded_unnorm_key)
         self._statistics_were_set = False
-        """Whether they came after construction, so that no constructor argument tells of them: they are saved then."""
+        """Whether they came after construction: no constructor argument holds them then, and they are saved."""
         self.value_net = self._build_value_net() if value_head else None
         self.reference_model: OpenVLA | None = None
         self._vision_frozen = self.model.vision_is_frozen
@@ -212,7 +212,7 @@ class OpenVLAPolicy(BasePolicy):
     ) -> nn.Module:
         from sb3_tgrpo.openvla.loading import place_model, resolve_device, resolve_dtype
 
-        # Kept for `export_adapter`: after the merge the weights no longer tell it from the checkpoint.
+        # Kept for `export_adapter`: after the merge it cannot be separated from the checkpoint's weights.
         self.start_adapter: StartAdapter | None = None
         if adapter is None:
             model, fingerprint = source.load(dtype, device, quantization), ""
@@ -545,7 +545,7 @@ class OpenVLAPolicy(BasePolicy):
         Write the adapter alone as a PEFT folder with a model card; PEFT, and ``adapter=``, load it. It fits the checkpoint
         itself: an adapter that training started from is written within it.
 
-        :param folder: Where to.
+        :param folder: Folder to write to.
         :raises ValueError: Under full fine-tuning, or if the adapter that training started from can't be written within it
             (use :meth:`export_merged`).
         """
@@ -580,7 +580,7 @@ class OpenVLAPolicy(BasePolicy):
         """
         Write base plus adapter as one checkpoint in the upstream layout.
 
-        :param folder: Where to.
+        :param folder: Folder to write to.
         :param dtype: Precision on disk.
         :param obs: Observations to compare the written checkpoint on.
         :return: With ``obs``, the share of greedy tokens the rounding on disk changes; else None.

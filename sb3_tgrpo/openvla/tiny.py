@@ -4,7 +4,7 @@
 Two vision towers on 64x64 images, a projector and a Llama, all sizes stated in the configuration and read from it like any
 checkpoint's. What differs from upstream besides the sizes: images are average-pooled instead of passed through JPEG and
 Lanczos, 2x2 neighbouring patches become one visual token, the vocabulary has 1024 + 64 ids (action ids 768..1023), and the
-tokenizer knows the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
+tokenizer has the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
 
 The weights are random, from a generator of their own. With the default ``lora="language"`` the random vision side stays
 frozen; train the whole model (``lora=None``) before expecting it to see.

@@ -144,7 +144,7 @@ def test_parity(light: DoctorContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert simulator.check_parity(light).status == "ok"
     states = np.random.default_rng(0).normal(size=(6, 10))
     monkeypatch.setattr(simulator, "libero_states", lambda subject: states)
-    for row, where in ((0, "in the start already"), (3, "from step 3 on")):
+    for row, where in ((0, "in the initial state already"), (3, "from step 3 on")):
         other = states.copy()
         other[row:, 4] += 1e-9
         monkeypatch.setattr(simulator, "our_states", lambda subject, other=other: other)
@@ -189,7 +189,7 @@ def _remove_weights(folder: Path) -> None:
     ("damage", "message"),
     [
         (_remove_shard, "lacks model-00002-of-00004.safetensors"),
-        (_truncate_shard, "its header says"),
+        (_truncate_shard, "by its header"),
         (_cut_header, "truncated in its header"),
         (_remove_tokenizer, "lacks tokenizer.json"),
         (_remove_weights, "neither model.safetensors.index.json nor model.safetensors"),
