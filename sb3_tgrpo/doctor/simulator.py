@@ -8,8 +8,8 @@ from sb3_tgrpo.doctor.finding import Check, DoctorContext, Finding
 from sb3_tgrpo.doctor.installation import HF_LIBERO
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-# Mean of a 128x128 frame of libero_object-0's first stored initial state with the pinned MuJoCo (EGL and OSMesa agree), and how far
-# another renderer may be off. MuJoCo 3.8 draws this frame 38 levels darker.
+# Mean of a 128x128 frame of libero_object-0's first stored initial state with the pinned MuJoCo (EGL and OSMesa agree), and
+# how far another renderer may be off. MuJoCo 3.8 draws this frame 38 levels darker.
 BRIGHTNESS = {"full": 135.7, "light": 130.7}
 BRIGHTNESS_TOLERANCE = 8.0
 REFERENCE_TASK = TaskName("libero_object", 0)

@@ -171,7 +171,7 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
                 tensor = shard.get_tensor(name)
                 if tuple(tensor.shape) != expected[name]:
                     raise ValueError(
-                        f"{folder}: {name} has shape {tuple(tensor.shape)}, by the configuration it should be {expected[name]}."
+                        f"{folder}: {name} has shape {tuple(tensor.shape)}, the configuration gives {expected[name]}."
                     )
                 tensors[name] = tensor.to(device=device, dtype=dtype)
         model.load_state_dict(tensors, strict=False, assign=True)

@@ -26,7 +26,7 @@ from torch import nn
 from sb3_tgrpo.openvla.actions import BOX_KEY, action_dim, libero_gripper, libero_gripper_inverse, resolve_unnorm_key
 from sb3_tgrpo.openvla.cache import FrameCache, frame_keys
 from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint, warn_of_ends
-from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, has_instruction, image_space
+from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, image_space
 from sb3_tgrpo.openvla.conventions import LIBERO_CAMERA, Conventions
 from sb3_tgrpo.openvla.prompt import Prompts, decode_instruction, prompt_token_ids
 from sb3_tgrpo.openvla.state import check_base, ignore_missing_frozen, remove_frozen
@@ -112,7 +112,8 @@ class OpenVLAPolicy(BasePolicy):
             normalize_images=False,
         )
         check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
-        instruction_space = observation_space["instruction"] if has_instruction(observation_space) else None  # type: ignore[index]
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        instruction_space = parts.get("instruction")
         suite = getattr(instruction_space, "suite", None)
         source = Checkpoint(checkpoint if checkpoint is not None else upstream_checkpoint(suite))
         self.checkpoint = source.name
