@@ -16,7 +16,7 @@ from sb3_tgrpo.openvla.actions import check_statistics
 from sb3_tgrpo.openvla.checkpoint import find_checkpoint, is_hub_id, warn_of_ends
 from sb3_tgrpo.openvla.conventions import Conventions
 from sb3_tgrpo.openvla.folder import read_json
-from sb3_tgrpo.openvla.loading import save_openvla, some
+from sb3_tgrpo.openvla.loading import some
 from sb3_tgrpo.openvla.model import DEFAULT_ACTION_DIM, OpenVLA
 
 if TYPE_CHECKING:
@@ -345,20 +345,6 @@ def merged_state_dict(model: OpenVLA, dtype: th.dtype = th.float32) -> dict[str,
                 full = full + layers[owner].get_delta_weight(active).float()
         merged[f"{owner}.{leaf}"] = full.to("cpu", dtype)
     return merged
-
-
-def export_merged(
-    model: OpenVLA, folder: str | os.PathLike[str], dtype: th.dtype = th.bfloat16, config: Mapping[str, Any] | None = None
-) -> Path:
-    """
-    Write base plus adapter as one checkpoint in the upstream layout.
-
-    :param model: The model with its adapters.
-    :param folder: Folder to write to.
-    :param dtype: Precision on disk. bfloat16 (upstream's) rounds the sum: see :func:`token_flip_rate`.
-    :param config: Entries to change in ``config.json``.
-    """
-    return save_openvla(model, folder, state_dict=merged_state_dict(model, dtype), config=config, dtype=dtype)
 
 
 @th.no_grad()

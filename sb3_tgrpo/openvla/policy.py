@@ -226,7 +226,7 @@ class OpenVLAPolicy(BasePolicy):
             fingerprint = self.start_adapter.fingerprint
             place_model(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
         self.base_identity: th.Tensor
-        identity, self._base_by_ends = (
+        identity, self.base_identity_by_ends = (
             hashlib.sha256((text + fingerprint).encode()).digest() for text in (model.identity, model.identity_by_ends)
         )
         self.register_buffer("base_identity", th.tensor(list(identity), dtype=th.uint8))
@@ -253,9 +253,9 @@ class OpenVLAPolicy(BasePolicy):
         """
         if identity == bytes(self.base_identity.tolist()):
             return True
-        if identity == self._base_by_ends:
+        if identity == self.base_identity_by_ends:
             warn_of_ends(self.checkpoint)
-        return identity == self._base_by_ends
+        return identity == self.base_identity_by_ends
 
     def _resolve_statistics(self, unnorm_key: str | None, suite: str | None, recorded: str | None) -> str:
         """Choose the action statistics; a checkpoint without any decodes into the action space's bounds."""
@@ -296,8 +296,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        for name in ("normalize_images",):
-            data.pop(name, None)
+        data.pop("normalize_images", None)
         data.update(
             lr_schedule=self._dummy_schedule,
             checkpoint=self.checkpoint,
@@ -586,10 +585,12 @@ class OpenVLAPolicy(BasePolicy):
         :param obs: Observations to compare the written checkpoint on.
         :return: With ``obs``, the share of greedy tokens the rounding on disk changes; else None.
         """
-        from sb3_tgrpo.openvla.loading import resolve_dtype
-        from sb3_tgrpo.openvla.lora import export_merged, token_flip_rate
+        from sb3_tgrpo.openvla.loading import resolve_dtype, save_openvla
+        from sb3_tgrpo.openvla.lora import merged_state_dict, token_flip_rate
 
-        export_merged(self.model, folder, resolve_dtype(dtype, self.device), self.config_record())
+        on_disk = resolve_dtype(dtype, self.device)  # bfloat16, upstream's, rounds the sum of base and adapter
+        weights = merged_state_dict(self.model, on_disk)
+        save_openvla(self.model, folder, state_dict=weights, config=self.config_record(), dtype=on_disk)
         if obs is None:
             return None
         images = self._images(obs)
