@@ -219,6 +219,8 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: s
     wrapper.unload()
     digest = hashlib.sha256((folder / ADAPTER_CONFIG).read_bytes())
     digest.update((folder / "adapter_model.safetensors").read_bytes())
+    if (folder / ADAPTER_RECORD).is_file():  # statistics and gripper change actions as weights do
+        digest.update((folder / ADAPTER_RECORD).read_bytes())
     return StartAdapter(str(adapter), digest.hexdigest(), factors)
 
 

@@ -318,6 +318,10 @@ def test_everything_needed_to_use_an_adapter_lies_beside_it(folder, tmp_path):
     assert policy.model.statistics("mine") == own["mine"]
     tokens = np.full((1, 7), 1000)
     assert np.array_equal(policy.unscale_action(tokens), trained.unscale_action(tokens))
+    raw = json.loads((adapter / "sb3_tgrpo.json").read_text())
+    (adapter / "sb3_tgrpo.json").write_text(json.dumps(raw | {"gripper": "libero"}))
+    with pytest.raises(ValueError, match="another base"):
+        make(folder, libero_space(size=96), adapter=adapter).load_state_dict(policy.state_dict())
     with pytest.raises(ValueError, match="trained on frames of 96x96"):
         make(folder, adapter=adapter)
     full = libero_space(size=96, assets="full")
