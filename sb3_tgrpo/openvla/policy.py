@@ -113,23 +113,12 @@ class OpenVLAPolicy(BasePolicy):
         )
         check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-        instruction_space = parts.get("instruction")
-        suite = getattr(instruction_space, "suite", None)
+        suite = getattr(parts.get("instruction"), "suite", None)
         source = Checkpoint(checkpoint if checkpoint is not None else upstream_checkpoint(suite))
         self.checkpoint = source.name
         record = self._adapter_record(adapter)
         trained = (conventions or Conventions()).over(record.conventions).over(source.conventions)
-        self.camera = trained.observation(observation_space) if isinstance(observation_space, spaces.Dict) else None
-        self._image_space = image_space(observation_space, self.camera, instruction)
-        self._channels_first = is_image_space_channels_first(self._image_space)
-        self.assets = getattr(instruction_space, "assets", None)
-        source.check_assets(self.assets, bool(getattr(instruction_space, "assets_by_name", False)), trained)
-        shape = self._image_space.shape
-        frame = (shape[1], shape[2]) if self._channels_first else (shape[0], shape[1])
-        trained.check_image_size(*frame, f"the checkpoint {source.name!r}")
-        self.gripper = gripper or trained.gripper or ("libero" if suite is not None else "none")
-        camera = trained.image_key or (LIBERO_CAMERA if suite is not None else None)
-        self.conventions = replace(trained, assets=self.assets or trained.assets, image_key=camera, image_size=frame)
+        self._adopt(trained, source, instruction, gripper)
         if suite is not None and adapter is None and conventions is None:
             _log_assumptions(source.name)
         self.temperature = record.temperature if temperature is None else temperature
@@ -142,7 +131,7 @@ class OpenVLAPolicy(BasePolicy):
             "statistics": statistics, "conventions": conventions,
         }  # fmt: skip
         self.vla = self._build_model(source, adapter, dtype, device, quantization, lora)
-        check_image_size(frame, self.model.config)
+        check_image_size(*self._frame, self.model.config)
         self.model.gradient_checkpointing = gradient_checkpointing
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
@@ -195,6 +184,25 @@ class OpenVLAPolicy(BasePolicy):
         """
         spaces_of = env.observation_space, env.action_space
         return cls(*spaces_of, FloatSchedule(0.0), checkpoint, lora=lora, value_head=value_head, **settings)
+
+    def _adopt(
+        self, trained: Conventions, source: Checkpoint, instruction: str | None, gripper: Literal["libero", "none"] | None
+    ) -> None:
+        """Choose camera and gripper by what was trained; refuse an environment that shows something else."""
+        space = self.observation_space
+        self.camera = trained.observation(space) if isinstance(space, spaces.Dict) else None
+        self._image_space = image_space(space, self.camera, instruction)
+        self._channels_first = is_image_space_channels_first(self._image_space)
+        words = space.spaces.get("instruction") if isinstance(space, spaces.Dict) else None
+        libero = getattr(words, "suite", None) is not None
+        self.assets = getattr(words, "assets", None)
+        source.check_assets(self.assets, bool(getattr(words, "assets_by_name", False)), trained)
+        shape = self._image_space.shape
+        self._frame = (shape[1], shape[2]) if self._channels_first else (shape[0], shape[1])
+        trained.check_image_size(*self._frame, f"the checkpoint {source.name!r}")
+        self.gripper = gripper or trained.gripper or ("libero" if libero else "none")
+        key = trained.image_key or (LIBERO_CAMERA if libero else None)
+        self.conventions = replace(trained, assets=self.assets or trained.assets, image_key=key, image_size=self._frame)
 
     @staticmethod
     def _adapter_record(adapter: str | os.PathLike[str] | None) -> "AdapterRecord":
