@@ -213,7 +213,7 @@ class Checkpoint:
         size = self.image_size
         assumed = {"assets": "full", "gripper": "libero", "image_key": LIBERO_CAMERA, "image_size": f"{size}x{size}"}
         missing = [f"{name}={value}" for name, value in assumed.items() if getattr(self.conventions, name) is None]
-        return f"{self.name} records no conventions of its own for: {', '.join(missing)} (assumed)." if missing else None
+        return f"{self.name}: config.json does not record, and assumed is: {', '.join(missing)}." if missing else None
 
     # ------------------------------------------------------------------ rules
 
