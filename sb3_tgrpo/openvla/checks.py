@@ -23,9 +23,8 @@ def image_space(space: spaces.Space, key: str | None, instruction: str | None) -
     return image
 
 
-def check_image_size(frame: tuple[int, int], config: OpenVLAConfig) -> None:
+def check_image_size(height: int, width: int, config: OpenVLAConfig) -> None:
     """The checkpoint's image recipe starts from frames of a given size."""
-    height, width = frame
     if config.pipeline == "libero" and (height, width) != (LIBERO_SIZE, LIBERO_SIZE):
         raise ValueError(
             f"The checkpoint reads {LIBERO_SIZE}x{LIBERO_SIZE} frames, not {height}x{width}: make the environment, or collect "

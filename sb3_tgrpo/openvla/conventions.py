@@ -1,7 +1,7 @@
 """What a policy's inputs and outputs mean, as ``config.json`` records it under ``sb3_tgrpo``. Without torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from typing import Any, Literal
 
 CAMERAS = {"agentview_rgb": "image", "eye_in_hand_rgb": "wrist_image"}
@@ -60,8 +60,8 @@ class Conventions:
 
         :param other: Conventions that hold where these are None.
         """
-        mine, theirs = self.record(), other.record()
-        return Conventions.read({**theirs, **mine}, "conventions")
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Conventions(*(there if here is None else here for here, there in pairs))
 
     def observation(self, space: Any) -> str:
         """
@@ -71,19 +71,20 @@ class Conventions:
         :return: ``"image"``, or ``"wrist_image"`` for LIBERO's camera in the hand.
         :raises ValueError: If LIBERO's environment shows another camera only.
         """
-        name = CAMERAS.get(self.image_key or LIBERO_CAMERA)
+        camera = self.image_key or LIBERO_CAMERA
+        name = CAMERAS.get(camera)
         if hasattr(space.spaces.get("instruction"), "suite") and name not in space.spaces:
             shown = ", ".join(key for key in space.spaces if key != "instruction") or "no picture"
             remedy = f"observations=({name!r},)" if name else f"one of LIBERO's cameras, {' or '.join(CAMERAS)}"
             raise ValueError(
-                f"image_key={self.image_key!r}: the checkpoint was trained on this camera, the environment shows {shown}. "
+                f"image_key={camera!r}: the checkpoint was trained on this camera, the environment shows {shown}. "
                 f"Make the environment with {remedy}."
             )
         return name if name is not None and name in space.spaces else "image"
 
     def check_image_size(self, height: int, width: int, source: str) -> None:
         """
-        Refuse frames of another size than those of training.
+        Refuse frames of another size than in training.
 
         :param height: Height of the environment's frames.
         :param width: Width of the environment's frames.
@@ -103,7 +104,7 @@ class Conventions:
         :param assets: Kind that the environment shows, None for an environment without assets.
         :param by_name: Whether the user asked for these assets by name.
         :param who: Name of the policy or checkpoint, for the message.
-        :raises ValueError: If the assets are others than those of training and were not asked for by name.
+        :raises ValueError: If training used other assets, and these were not asked for by name.
         """
         if assets is None or by_name or self.assets in (None, assets):
             return

@@ -16,7 +16,7 @@ from sb3_tgrpo.openvla.actions import check_statistics
 from sb3_tgrpo.openvla.checkpoint import find_checkpoint, is_hub_id, warn_of_ends
 from sb3_tgrpo.openvla.conventions import Conventions
 from sb3_tgrpo.openvla.folder import read_json
-from sb3_tgrpo.openvla.loading import save_openvla, some
+from sb3_tgrpo.openvla.loading import some
 from sb3_tgrpo.openvla.model import DEFAULT_ACTION_DIM, OpenVLA
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_RECORD = "sb3_tgrpo.json"
 
-# Written in any case. Other settings only where they differ from PEFT's default: old versions refuse names they don't know.
+# Written in any case. Other settings only where they differ from PEFT's default: old versions refuse unknown names.
 _PLAIN_SETTINGS = (
     "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
     "bias", "init_lora_weights", "fan_in_fan_out", "modules_to_save",
@@ -219,11 +219,13 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: s
     wrapper.unload()
     digest = hashlib.sha256((folder / ADAPTER_CONFIG).read_bytes())
     digest.update((folder / "adapter_model.safetensors").read_bytes())
+    if (folder / ADAPTER_RECORD).is_file():  # statistics and gripper change actions as weights do
+        digest.update((folder / ADAPTER_RECORD).read_bytes())
     return StartAdapter(str(adapter), digest.hexdigest(), factors)
 
 
 def _check_named_base(base: str | None, adapter: str, checkpoint: str) -> None:
-    """All that an adapter of another origin says about its base is a name."""
+    """An adapter of another origin names its base, and nothing more can be compared."""
     if not base or base == checkpoint or Path(base).name == Path(checkpoint).name:
         return
     if is_hub_id(base) and is_hub_id(checkpoint):
@@ -255,7 +257,7 @@ def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig"
 
 def _check_weights(wrapper: "PeftModel", folder: Path, adapter: str | os.PathLike[str]) -> None:
     """
-    PEFT only warns of keys that are missing, and says nothing of those that it has no place for.
+    PEFT warns of missing keys, and ignores keys that it has no place for.
 
     :raises ValueError: Where the file does not hold exactly the adapter's weights, all of them finite.
     """
@@ -347,20 +349,6 @@ def merged_state_dict(model: OpenVLA, dtype: th.dtype = th.float32) -> dict[str,
     return merged
 
 
-def export_merged(
-    model: OpenVLA, folder: str | os.PathLike[str], dtype: th.dtype = th.bfloat16, config: Mapping[str, Any] | None = None
-) -> Path:
-    """
-    Write base plus adapter as one checkpoint in the upstream layout.
-
-    :param model: The model with its adapters.
-    :param folder: Where to.
-    :param dtype: Precision on disk. bfloat16 (upstream's) rounds the sum: see :func:`token_flip_rate`.
-    :param config: Entries to change in ``config.json``.
-    """
-    return save_openvla(model, folder, state_dict=merged_state_dict(model, dtype), config=config, dtype=dtype)
-
-
 @th.no_grad()
 def token_flip_rate(
     first: OpenVLA,
@@ -390,7 +378,7 @@ def export_adapter(
     with it, as one adapter of the sum of their ranks, so that the folder fits the bare checkpoint.
 
     :param wrapper: PEFT's wrapper.
-    :param folder: Where to.
+    :param folder: Folder to write to.
     :param record: What is written beside the weights.
     :param start: Adapter that was merged before training.
     :raises ValueError: If the two can't be written as one.
@@ -412,7 +400,7 @@ def export_adapter(
 
 
 def _simplify_config(path: Path, base: str) -> None:
-    """Leave what old versions of PEFT know, and what is needed to use the adapter."""
+    """Leave the settings that old versions of PEFT read, and others only where they matter."""
     from peft import LoraConfig
 
     usual = json.loads(json.dumps(LoraConfig().to_dict(), default=str))
