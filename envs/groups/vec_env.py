@@ -9,21 +9,24 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions, StopOn, SyncGroupVectorEnv, stack_observations
+from sb3_tgrpo.defaults import GROUP_SIZE
+from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions, StopOn, SyncGroupVectorEnv, stack_observations, succeeded
 
 
 class GroupVecEnv(VecEnv):
     """
     Thin adapter that shows a :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv` to Stable-Baselines3.
 
-    All members of a group are ``done`` in the same step. ``info["valid"]`` tells whether a member's step counts; a done info
+    All members of a group are ``done`` in the same step. ``info["valid"]`` is True where a member's step counts. A done info
     holds ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` with the return and length over the steps that
-    count, so no ``Monitor`` is needed. (A ``VecMonitor`` around it also works; its lengths include held and paused steps.)
+    count, in place of a ``Monitor``'s: each member has one entry. ``env_is_wrapped(Monitor)`` is True therefore, and
+    ``evaluate_policy`` uses these entries.
 
-    :param groups: the groups; this adapter closes them.
+    :param groups: Groups to adapt; closed with this adapter.
     """
 
     def __init__(self, groups: SyncGroupVectorEnv) -> None:
@@ -57,6 +60,11 @@ class GroupVecEnv(VecEnv):
     def alternate(self) -> bool:
         """Whether halves of the groups take turns."""
         return self.groups.alternate
+
+    @property
+    def n_moves(self) -> int:
+        """Resets and steps so far."""
+        return self.groups.n_moves
 
     @property
     def active(self) -> np.ndarray:
@@ -117,7 +125,8 @@ class GroupVecEnv(VecEnv):
         self._returns += step.rewards
         self._lengths += step.valid
         dones = step.terminations | step.truncations
-        infos = step.infos
+        # An entry of the member's own Monitor comes at another step, and counts none where the group ends before the member.
+        infos = [{key: value for key, value in info.items() if key != "episode"} for info in step.infos]
         for i, info in enumerate(infos):
             info["valid"] = bool(step.valid[i])
             if "resampled" in info:
@@ -130,7 +139,7 @@ class GroupVecEnv(VecEnv):
                 elapsed = round(time.time() - self._start_time, 6)
                 info["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": elapsed}
                 if "is_success" in step.final_infos[i]:  # a held member reported it when it ended
-                    info["is_success"] = bool(step.final_infos[i]["is_success"])
+                    info["is_success"] = succeeded(step.final_infos[i])
                 self._returns[i], self._lengths[i] = 0.0, 0
         return stack_observations(self.observation_space, step.observations), step.rewards, dones, infos
 
@@ -144,7 +153,8 @@ class GroupVecEnv(VecEnv):
         return list(self.groups.get_attr(attr_name, indices=list(self._get_indices(indices))))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        self.groups.set_attr(attr_name, value, indices=list(self._get_indices(indices)))
+        chosen = list(self._get_indices(indices))
+        self.groups.set_attr(attr_name, [value] * len(chosen), indices=chosen)  # for SB3 a list is one value
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -153,12 +163,15 @@ class GroupVecEnv(VecEnv):
         return list(self.groups.call(method_name, *method_args, indices=chosen, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        return list(self.groups.is_wrapped(wrapper_class, indices=list(self._get_indices(indices))))
+        chosen = list(self._get_indices(indices))
+        if wrapper_class is Monitor:  # what it would add is there
+            return [True] * len(chosen)
+        return list(self.groups.is_wrapped(wrapper_class, indices=chosen))
 
 
 def make_group_env(
     env_id: str | Iterable[str] | Callable[[], gym.Env],
-    group_size: int = 4,
+    group_size: int = GROUP_SIZE,
     n_groups: int = 1,
     *,
     stop_on: StopOn = "success",

@@ -5,6 +5,7 @@ The processes are started as fresh interpreters rather than by ``multiprocessing
 (which would need a ``__main__`` guard around every example) nor inherit its threads and GL contexts.
 """
 
+import copy
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 import cloudpickle
 import gymnasium as gym
+import numpy as np
 
 START_TIMEOUT = 300.0
 """
@@ -58,7 +60,8 @@ def run_command(env: gym.Env, command: str, args: tuple[Any, ...]) -> Any:
     if command == "is_wrapped":
         return _is_wrapped(env, *args)
     if command == "describe":
-        return env.observation_space, env.action_space, env.metadata, env.render_mode, env.spec
+        spaces = copy.deepcopy((env.observation_space, env.action_space))  # whoever seeds them does not seed the environment's
+        return *spaces, env.metadata, env.render_mode, env.spec, _running_statistics(env)
     raise ValueError(f"Unknown command {command!r}.")
 
 
@@ -70,11 +73,34 @@ def _is_wrapped(env: gym.Env, wrapper_class: type) -> bool:
     return False
 
 
+def _running_statistics(env: gym.Env) -> str | None:
+    """Name of a wrapper that updates running statistics, such as ``NormalizeReward``."""
+    while isinstance(env, gym.Wrapper):
+        if getattr(env, "update_running_mean", False):
+            return type(env).__name__
+        env = env.env
+    return None
+
+
+def _copied(value: Any) -> Any:
+    """A copy that shares nothing; the most frequent kinds first, for speed."""
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.copy()
+    if isinstance(value, (bool, int, float, str, np.generic)) or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple([_copied(item) for item in value])
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return copy.deepcopy(value)
+
+
 class InProcessWorker:
     """
-    The environment in this process: no start-up, no copies, and no protection from a crash or a hang.
+    The environment in this process: no start-up, and no protection from a crash or a hang. Steps and resets share no array
+    and no dictionary with the environment, as if it were in another process.
 
-    :param env_fn: makes the environment.
+    :param env_fn: Function that makes the environment.
     """
 
     def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
@@ -83,12 +109,13 @@ class InProcessWorker:
         self._pending: tuple[str, tuple[Any, ...]] | None = None
 
     def send(self, command: str, *args: Any) -> None:
-        self._pending = (command, args)
+        self._pending = (command, _copied(args) if command in ("step", "reset") else args)
 
     def receive(self, timeout: float | None) -> Any:
         assert self._pending is not None
         pending, self._pending = self._pending, None
-        return run_command(self.env, *pending)
+        answer = run_command(self.env, *pending)
+        return _copied(answer) if pending[0] in ("step", "reset") else answer
 
     def restart(self) -> None:
         raise RuntimeError("An environment in this process cannot be lost, so it is never restarted.")
@@ -113,12 +140,11 @@ class WorkerProcess:
         filenos = [theirs.fileno() for _, theirs in pairs]
         # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
         environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; sys.path[:] = %r; from sb3_tgrpo.envs.groups.worker import serve; serve(%r)",
-        ]
-        command[2] %= (sys.path, filenos)
+        program = (  # watches the parent before anything that takes long is imported
+            f"import sys; sys.path[:] = {sys.path!r}; from sb3_tgrpo.processes import end_with_parent; "
+            f"end_with_parent({os.getpid()}); from sb3_tgrpo.envs.groups.worker import serve; serve({filenos!r})"
+        )
+        command = [sys.executable, "-c", program]
         self.popen = subprocess.Popen(command, pass_fds=filenos, env=environ, stdin=subprocess.DEVNULL)
         for _, theirs in pairs:
             theirs.close()
@@ -219,7 +245,7 @@ class SubprocessWorker:
                 raise WorkerLostError(f"ended unexpectedly, exit status {self.process.popen.wait()}") from error
             request, succeeded, answer = cloudpickle.loads(message)
             if not succeeded and request in (0, self._request):
-                raise answer
+                raise _restored(*answer)
             if request == self._request:
                 self._starting = self._starting and self._command != "reset"
                 return answer
@@ -327,17 +353,31 @@ def _serve_one(connection: Connection, envs: dict[Connection, gym.Env | None]) -
                 assert env is not None
                 answer = run_command(env, command, args)
             reply = cloudpickle.dumps((request, True, answer))
-        except Exception as error:
-            reply = _pickled_failure(request, error)
+        except BaseException as error:  # also SystemExit, which would end this process without its text
+            reply = cloudpickle.dumps((request, False, _described(error)))
         connection.send_bytes(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return False
     return True
 
 
-def _pickled_failure(request: int, error: Exception) -> bytes:
-    error.add_note("Traceback in the environment's process:\n" + traceback.format_exc())
+def _described(error: BaseException) -> tuple[str, str, bytes | None]:
+    """An exception as text (its class and message), traceback, and pickled if it can be."""
+    text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     try:
-        return cloudpickle.dumps((request, False, error.with_traceback(None)))
-    except Exception:  # an exception that holds something that can't be pickled, such as a simulator
-        return cloudpickle.dumps((request, False, RuntimeError("".join(traceback.format_exception(error)))))
+        return text, trace, cloudpickle.dumps(error.with_traceback(None))
+    except Exception:  # it holds something that can't be pickled, such as a simulator
+        return text, trace, None
+
+
+def _restored(text: str, trace: str, pickled: bytes | None) -> Exception:
+    """The exception of :func:`_described`, or a ``RuntimeError`` with its text where its class can't be built from a pickle."""
+    error: Any = None
+    try:
+        error = pickled and cloudpickle.loads(pickled)
+    except Exception:  # a constructor that takes other arguments than the message, or a module that only the worker has
+        pass
+    if not isinstance(error, Exception) or f"{type(error).__name__}: {error}" != text:
+        error = RuntimeError(text)
+    error.add_note("Traceback in the environment's process:\n" + trace)
+    return error
