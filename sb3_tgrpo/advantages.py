@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch as th
 
+from sb3_tgrpo import defaults
+
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 MIN_SPREAD = 1e-8
@@ -56,8 +58,8 @@ def trajectory_advantages(
 
 def tgrpo_advantages(
     rewards: Array,
-    alpha_step: float = 0.3,
-    alpha_traj: float = 0.7,
+    alpha_step: float = defaults.ALPHA_STEP,
+    alpha_traj: float = defaults.ALPHA_TRAJ,
     mask: Array | None = None,
     step_signal: Array | None = None,
     min_spread: float = MIN_SPREAD,

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 
+from sb3_tgrpo import defaults
 from sb3_tgrpo.advantages import MIN_SPREAD, discounted_returns, tgrpo_advantages, trajectory_advantages
 
 PAGE_BYTES = 8 << 20
@@ -120,7 +121,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        group_size: int = 4,
+        group_size: int = defaults.GROUP_SIZE,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         if group_size < 2 or n_envs % group_size != 0:
@@ -214,8 +215,8 @@ class GroupedRolloutBuffer(BaseBuffer):
 
     def compute_advantages(
         self,
-        alpha_step: float = 0.3,
-        alpha_traj: float = 0.7,
+        alpha_step: float = defaults.ALPHA_STEP,
+        alpha_traj: float = defaults.ALPHA_TRAJ,
         min_spread: float = MIN_SPREAD,
         compare_ended: bool = False,
     ) -> None:

@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch as th
 
+from sb3_tgrpo import defaults
+
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 
@@ -33,7 +35,7 @@ def tgrpo_loss(
     old_log_prob: Array,
     advantages: Array,
     *,
-    clip_range: float = 0.2,
+    clip_range: float = defaults.CLIP_RANGE,
     clip_range_high: float | None = None,
     ref_log_prob: Array | None = None,
     kl_coef: float = 0.0,

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
@@ -68,6 +68,30 @@ class GroupPolicy(Protocol):
         ...
 
 
+class Decisions(NamedTuple):
+    """Latest observation, action and log-probability of each environment, ``(num_envs, ...)`` each."""
+
+    obs: np.ndarray | dict[str, np.ndarray]
+    actions: np.ndarray
+    log_probs: np.ndarray
+
+    def with_rows(self, rows: np.ndarray, new: "Decisions") -> "Decisions":
+        """A copy with these rows replaced."""
+        obs: Any = new.obs
+        before: Any = self.obs
+        if isinstance(obs, dict):
+            merged: Any = {key: _with_rows(before[key], rows, value) for key, value in obs.items()}
+        else:
+            merged = _with_rows(before, rows, obs)
+        return Decisions(merged, _with_rows(self.actions, rows, new.actions), _with_rows(self.log_probs, rows, new.log_probs))
+
+
+def _with_rows(old: np.ndarray, rows: np.ndarray, new: np.ndarray) -> np.ndarray:
+    result = old.copy()
+    result[rows] = new
+    return result
+
+
 class ActorPolicy(BasePolicy):
     """
     Actor without a critic: features extractor, a multi-layer perceptron and an action distribution. Implements
@@ -76,7 +100,8 @@ class ActorPolicy(BasePolicy):
     :param observation_space: Observation space.
     :param action_space: Discrete, MultiDiscrete, MultiBinary or Box (a diagonal Gaussian with learned deviations).
     :param lr_schedule: Learning rate schedule (could be constant).
-    :param net_arch: Units of the hidden layers after the features extractor.
+    :param net_arch: Units of the hidden layers after the features extractor. Of SB3's ``dict(pi=..., vf=...)``, ``pi`` is used:
+        there is no critic.
     :param activation_fn: Activation function.
     :param ortho_init: Orthogonal initialisation, as SB3's on-policy algorithms use it.
     :param log_std_init: Initial log standard deviation of a Gaussian.
@@ -94,7 +119,7 @@ class ActorPolicy(BasePolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
         log_std_init: float = 0.0,
@@ -117,6 +142,8 @@ class ActorPolicy(BasePolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        if isinstance(net_arch, dict):
+            net_arch = net_arch.get("pi", [])
         self.net_arch = [64, 64] if net_arch is None else net_arch
         self.activation_fn = activation_fn
         self.ortho_init = ortho_init
@@ -153,9 +180,16 @@ class ActorPolicy(BasePolicy):
         with th.no_grad():
             return self._log_prob(self._distribution(self.reference, obs), actions)
 
+    def train(self, mode: bool = True) -> "ActorPolicy":
+        """As ``nn.Module.train``; the reference stays in evaluation mode, or normalisation and dropout would change it."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
     def freeze_reference(self) -> None:
         """See :meth:`GroupPolicy.freeze_reference`."""
-        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
+        self.reference = copy.deepcopy(self.actor).requires_grad_(False).eval()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -119,6 +119,7 @@ class SyncGroupVectorEnv(VectorEnv):
         self.timeout = timeout
         self.start_options = start_options
         self.alternate = alternate
+        self.restarts = subprocess
         # The two halves that take turns, and whose turn it is; without `alternate` all are of one.
         self._half = np.arange(self.num_envs) // self.group_size >= (self.n_groups + 1) // 2
         self._half &= alternate
@@ -485,10 +486,12 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def _read_spaces(self) -> None:
         descriptions = self._ask("describe")
-        self.single_observation_space, self.single_action_space, metadata, self.render_mode, self.spec, statistics = descriptions[0]
+        self.single_observation_space, self.single_action_space, metadata, self.render_mode, self.spec, statistics = (
+            descriptions[0]
+        )
         if statistics is not None:
             raise ValueError(
-                f"{statistics} updates running statistics, of its own in each member, so that members can't be compared: leave "
+                f"{statistics} updates running statistics, in each member its own, so that members can't be compared: leave "
                 "it out, or set its update_running_mean to False. GroupVecNormalize normalises observations of groups."
             )
         for i, (observation_space, action_space, *_) in enumerate(descriptions):

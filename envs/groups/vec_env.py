@@ -62,6 +62,11 @@ class GroupVecEnv(VecEnv):
         return self.groups.alternate
 
     @property
+    def restarts(self) -> bool:
+        """Whether an environment that is lost is started anew: those in processes are."""
+        return self.groups.restarts
+
+    @property
     def n_moves(self) -> int:
         """Resets and steps so far."""
         return self.groups.n_moves

@@ -371,7 +371,7 @@ def _described(error: BaseException) -> tuple[str, str, bytes | None]:
 
 
 def _restored(text: str, trace: str, pickled: bytes | None) -> Exception:
-    """The exception of :func:`_described`, or a ``RuntimeError`` with its text where its class can't be built from a pickle."""
+    """The exception of :func:`_described`; a ``RuntimeError`` with its text where its class can't be built from a pickle."""
     error: Any = None
     try:
         error = pickled and cloudpickle.loads(pickled)

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 from torch.nn import functional as F
 
 from sb3_tgrpo.advantages import trajectory_advantages
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
+from sb3_tgrpo.checks import check_number
 from sb3_tgrpo.losses import ratio_statistics
 from sb3_tgrpo.tgrpo import TGRPO
 
@@ -191,11 +191,14 @@ class DPO(TGRPO):
     ) -> None:
         if foreign := sorted(set(settings) & _OF_TGRPO):
             raise TypeError(f"{', '.join(foreign)} belong to TGRPO's objective, which {type(self).__name__} does not have.")
-        if not 0.0 < beta < float("inf"):
-            raise ValueError(f"beta={beta} must be a positive number.")
+        check_number("beta", beta, positive=True)
         self.beta = beta
         settings.setdefault("rollout_buffer_class", PairedRolloutBuffer)
         super().__init__(policy, env, alpha_step=0.0, alpha_traj=1.0, kl_coef=0.0, outcome_reward="success", **settings)
+
+    @property
+    def _needs_reference(self) -> bool:
+        return True
 
     def pairs(self) -> np.ndarray:
         """Preferences among the members of the rollout's groups, as :func:`success_pairs` gives them."""
@@ -220,6 +223,7 @@ class DPO(TGRPO):
         if len(buffer.pairs):
             super().train()
         else:
+            self._before_rollout = None
             self._n_updates += self.n_epochs
             self.logger.record("train/loss", 0.0)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -270,19 +274,6 @@ class DPO(TGRPO):
         log_ratio = (log_prob - ref_log_prob).sum(dim=-1)
         result["kl_loss"] = (th.expm1(-log_ratio) + log_ratio).mean().item()
         return log_ratio, result
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if not self._reference_frozen:  # TGRPO only does so for its KL term
-            self.policy.freeze_reference()
-            self._reference_frozen = True
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
 
 class TPO(DPO):

@@ -22,6 +22,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
 
+from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions
 from sb3_tgrpo.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ GROUPED = ("tgrpo", "dpo", "tpo")
 """Methods that sample groups."""
 REFERENCES = ("trpo", "recurrent_ppo")
 """Methods with a policy of their own, which starts from nothing."""
-
-StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
 
 
 def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
