@@ -24,8 +24,10 @@ from torch import nn
 
 class GroupPolicy(Protocol):
     """
-    The interface between :class:`~sb3_tgrpo.tgrpo.TGRPO` and a policy. ``OpenVLAPolicy`` implements it beside SB3's
-    actor-critic contract; the policies of this module implement it alone.
+    The interface between :class:`~sb3_tgrpo.tgrpo.TGRPO` and a policy, which is a ``BasePolicy`` of Stable-Baselines3 with these
+    methods. ``OpenVLAPolicy`` implements it beside SB3's actor-critic contract; the policies of this module implement it alone.
+
+    TGRPO calls the class with the two spaces, a learning-rate schedule, ``use_sde=False`` and its ``policy_kwargs``.
 
     ``K`` is the number of tokens that make up one action (7 for OpenVLA, 1 for an ordinary policy). Actions here are what
     is *stored and scored* (token ids for OpenVLA); ``unscale_action`` turns them into environment actions when
@@ -37,6 +39,10 @@ class GroupPolicy(Protocol):
 
     squash_output: bool
     optimizer: th.optim.Optimizer
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Training mode (True) in updates, evaluation mode in rollouts. The reference stays in evaluation mode."""
+        ...
 
     def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -100,8 +106,8 @@ class ActorPolicy(BasePolicy):
     :param observation_space: Observation space.
     :param action_space: Discrete, MultiDiscrete, MultiBinary or Box (a diagonal Gaussian with learned deviations).
     :param lr_schedule: Learning rate schedule (could be constant).
-    :param net_arch: Units of the hidden layers after the features extractor. Of SB3's ``dict(pi=..., vf=...)``, ``pi`` is used:
-        there is no critic.
+    :param net_arch: Units of the hidden layers after the features extractor. There is no critic: of SB3's
+        ``dict(pi=..., vf=...)``, ``pi`` is used.
     :param activation_fn: Activation function.
     :param ortho_init: Orthogonal initialisation, as SB3's on-policy algorithms use it.
     :param log_std_init: Initial log standard deviation of a Gaussian.
@@ -317,5 +323,7 @@ class ActorMultiInputPolicy(ActorPolicy):
         )
 
 
-GROUP_POLICY_METHODS = ("sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference")
+GROUP_POLICY_METHODS = (
+    "sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference", "set_training_mode", "squash_output", "optimizer",
+)  # fmt: skip
 """What makes a policy class usable by TGRPO; see :class:`GroupPolicy`."""

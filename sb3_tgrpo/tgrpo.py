@@ -654,7 +654,7 @@ class TGRPO(ResumableAlgorithm):
             if isinstance(path, io.BufferedIOBase):
                 path.seek(0)
             env = _make_groups(env, (data or {}).get("group_size"))
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_moves", "saves_on_interrupt"]
