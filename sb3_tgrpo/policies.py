@@ -24,8 +24,8 @@ from torch import nn
 
 class GroupPolicy(Protocol):
     """
-    The interface between :class:`~sb3_tgrpo.tgrpo.TGRPO` and a policy, which is a ``BasePolicy`` of Stable-Baselines3 with these
-    methods. ``OpenVLAPolicy`` implements it beside SB3's actor-critic contract; the policies of this module implement it alone.
+    The interface between :class:`~sb3_tgrpo.tgrpo.TGRPO` and a policy, which is a ``BasePolicy`` of Stable-Baselines3 with
+    these methods. ``OpenVLAPolicy`` implements it beside SB3's actor-critic contract, the policies of this module alone.
 
     TGRPO calls the class with the two spaces, a learning-rate schedule, ``use_sde=False`` and its ``policy_kwargs``.
 
@@ -324,6 +324,7 @@ class ActorMultiInputPolicy(ActorPolicy):
 
 
 GROUP_POLICY_METHODS = (
-    "sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference", "set_training_mode", "squash_output", "optimizer",
+    "sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference",
+    "set_training_mode", "squash_output", "optimizer",
 )  # fmt: skip
 """What makes a policy class usable by TGRPO; see :class:`GroupPolicy`."""
