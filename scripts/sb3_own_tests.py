@@ -10,6 +10,7 @@ put around groups. Nothing of Stable-Baselines3 is kept here: the tests are read
 
 import argparse
 import copy
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,13 @@ PPOS_OWN = {
     "n_steps", "gae_lambda", "clip_range_vf", "normalize_advantage", "ent_coef", "vf_coef", "use_sde", "sde_sample_freq",
 }  # fmt: skip
 CRITICS_OWN = {"share_features_extractor", "full_std", "use_expln", "squash_output"}
-ALL_OF = ("test_vec_envs.py", "test_vec_normalize.py", "test_vec_stacked_obs.py", "test_vec_monitor.py", "test_vec_check_nan.py")
+ALL_OF = (
+    "test_vec_envs.py",
+    "test_vec_normalize.py",
+    "test_vec_stacked_obs.py",
+    "test_vec_monitor.py",
+    "test_vec_check_nan.py",
+)
 """Files whose tests are of vector environments: all of their tests are run."""
 WITH_PPO = (
     "test_callbacks.py", "test_cnn.py", "test_custom_policy.py", "test_deterministic.py", "test_dict_env.py",
@@ -116,7 +123,26 @@ class PPO(TGRPO):
 
 
 class OnlyPPO:
-    """A pytest plugin that leaves out tests of other algorithms."""
+    """
+    A pytest plugin that leaves out tests of other algorithms, and ends a test that waits for what groups never do.
+
+    :param seconds: Longest time of a test.
+    """
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        signal.signal(signal.SIGALRM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        raise TimeoutError(f"not finished after {self.seconds} s")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Any:
+        signal.alarm(self.seconds)
+        try:
+            return (yield)
+        finally:
+            signal.alarm(0)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         def applies(item: pytest.Item) -> bool:
@@ -124,7 +150,11 @@ class OnlyPPO:
                 return True
             source = item.obj.__code__ if hasattr(item, "obj") else None  # type: ignore[attr-defined]
             ids = item.callspec.id.split("-") if hasattr(item, "callspec") else []  # type: ignore[attr-defined]
-            return "PPO" in ids or "ppo" in ids or (source is not None and "PPO" in source.co_names and "model_class" not in item.fixturenames)  # type: ignore[attr-defined]
+            return (
+                "PPO" in ids
+                or "ppo" in ids
+                or (source is not None and "PPO" in source.co_names and "model_class" not in item.fixturenames)
+            )  # type: ignore[attr-defined]
 
         left_out = [item for item in items if not applies(item)]
         items[:] = [item for item in items if applies(item)]
@@ -134,6 +164,7 @@ class OnlyPPO:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="unpacked source tree of Stable-Baselines3")
+    parser.add_argument("--seconds", type=int, default=60, help="longest time of a test")
     known, others = parser.parse_known_args()
     tests = known.path / "tests"
     if not tests.is_dir():
@@ -141,7 +172,10 @@ def main() -> int:
     stable_baselines3.PPO = PPO  # type: ignore[misc, assignment]
     vec_env.DummyVecEnv, vec_env.SubprocVecEnv = Groups, GroupsInProcesses  # type: ignore[misc, assignment]
     files = [str(tests / name) for name in (*ALL_OF, *WITH_PPO)]
-    return pytest.main([*files, "--rootdir", str(tests), "-c", "/dev/null", "-p", "no:cacheprovider", *others], plugins=[OnlyPPO()])
+    return pytest.main(
+        [*files, "--rootdir", str(tests), "-c", "/dev/null", "-p", "no:cacheprovider", *others],
+        plugins=[OnlyPPO(known.seconds)],
+    )
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ class InProcessWorker:
         assert self._pending is not None
         pending, self._pending = self._pending, None
         answer = run_command(self.env, *pending)
-        return _copied(answer) if pending[0] in ("step", "reset") else answer
+        if pending[0] in ("step", "reset") and isinstance(answer, tuple):
+            return _copied(answer[0]), *answer[1:-1], _copied(answer[-1])
+        return answer
 
     def restart(self) -> None:
         raise RuntimeError("An environment in this process cannot be lost, so it is never restarted.")

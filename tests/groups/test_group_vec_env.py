@@ -13,7 +13,7 @@ import pytest
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
 from toy_envs import IdentityEnv, ScriptEnv
 
 from sb3_tgrpo.envs import GroupVecEnv, GroupVecNormalize, make_group_env
@@ -156,18 +156,6 @@ def test_normalisation_equals_sb3s_where_nobody_stands_still(tmp_path: Path) -> 
             np.testing.assert_array_equal(info.get("terminal_observation"), other.get("terminal_observation"))
     wrapped[1].save(str(tmp_path / "moments.pkl"))
     assert isinstance(VecNormalize.load(str(tmp_path / "moments.pkl"), make(n_groups=1)), GroupVecNormalize)
-
-
-@pytest.mark.parametrize("subprocess", [False, True])
-def test_frames_of_dictionaries_are_stacked(subprocess: bool) -> None:
-    """SB3's stack writes into what it is given."""
-    env = make_group_env(partial(IdentityEnv, "dict", length=3), 2, stop_on="never", subprocess=subprocess)
-    stacked = VecFrameStack(env, 3, channels_order={"one_hot": None, "image": "last"})
-    stacked.reset()
-    for _ in range(7):
-        *_, infos = stacked.step(np.zeros(2, dtype=int))
-    stacked.close()
-    assert infos is not None
 
 
 @pytest.mark.parametrize("subprocess", [False, True])
