@@ -49,7 +49,7 @@ class GroupPolicy(Protocol):
         Sample one action for each observation. TGRPO calls it without gradient, in evaluation mode.
 
         :param obs: Observations as ``obs_as_tensor`` gives them, batch first (images stay uint8).
-        :return: actions ``(batch, *stored_action_shape)`` and their float32 log-probabilities ``(batch, K)``.
+        :return: Actions ``(batch, *stored_action_shape)`` and their float32 log-probabilities ``(batch, K)``.
         """
         ...
 
@@ -57,7 +57,7 @@ class GroupPolicy(Protocol):
         """
         Log-probability of stored actions under the current parameters, with gradient, at ``temperature``.
 
-        :return: log-probabilities ``(batch, K)`` and the entropy of each action's distribution ``(batch,)``, both float32.
+        :return: Log-probabilities ``(batch, K)`` and the entropy of each action's distribution ``(batch,)``, both float32.
         """
         ...
 
@@ -201,7 +201,7 @@ class ActorPolicy(BasePolicy):
         """
         :param obs: Observations.
         :param deterministic: The mode instead of a sample.
-        :return: actions and their log-probabilities ``(batch, 1)``.
+        :return: Actions and their log-probabilities ``(batch, 1)``.
         """
         distribution = self._distribution(self.actor, obs)
         actions = distribution.get_actions(deterministic=deterministic)

@@ -55,16 +55,16 @@ class TGRPO(ResumableAlgorithm):
     :param env: Groups made by :func:`~sb3_tgrpo.envs.make_group_env`, a ``SyncGroupVectorEnv``, or the id of a Gymnasium
         environment with seeded resets, of which one group is made.
     :param learning_rate: The paper's 1e-5 suits LoRA on a large model; small networks need more.
-    :param group_size: N. None: that of ``env``, or 4 (paper, section V-D) where TGRPO makes the group itself.
-    :param groups_per_update: Groups sampled for one update, a multiple of the groups that ``env`` steps at once. None: those.
+    :param group_size: Members of a group, N. None: as in ``env``, or 4 (paper, section V-D) where TGRPO makes the group.
+    :param groups_per_update: Groups sampled for one update, a multiple of those that ``env`` steps at once. None: as many.
     :param batch_size: Steps per minibatch, shuffled over all groups. None: one whole group per minibatch.
     :param n_epochs: Passes over the rollout.
     :param micro_batch_size: Steps per forward and backward pass; gradients are summed, so it changes memory, not the update.
-    :param alpha_step: alpha_1 of eq. (4), weight of the step level.
-    :param alpha_traj: alpha_2 of eq. (4), weight of the trajectory level.
-    :param clip_range: eps of eq. (6), below and above; may be a function of the remaining progress.
-    :param clip_range_high: eps above, for an asymmetric clip.
-    :param kl_coef: beta of eq. (6).
+    :param alpha_step: Weight of the step level, alpha_1 of eq. (4).
+    :param alpha_traj: Weight of the trajectory level, alpha_2 of eq. (4).
+    :param clip_range: Clip range, eps of eq. (6), below and above. May be a function of the remaining progress.
+    :param clip_range_high: Clip range above, for an asymmetric clip.
+    :param kl_coef: Weight of the KL term, beta of eq. (6).
     :param ratio_level: Whether eq. (5) is the ratio of the whole action or of each of its tokens.
     :param outcome_reward: GRPO: one reward per trajectory instead of one per step, ``"success"`` (1 or 0, from
         ``info["is_success"]``) or ``"return"``. Needs ``alpha_step=0`` and groups with ``stop_on="never"``: in a group that
@@ -87,8 +87,8 @@ class TGRPO(ResumableAlgorithm):
         one than the saved model's starts a new random sequence instead of going on with the saved one.
     :param device: "auto", "cpu", "cuda", ...
     :param _init_setup_model: Whether to build the networks at creation.
-    :raises ValueError: on settings that do not fit together, named with their values.
-    :raises TypeError: on an environment that is not grouped.
+    :raises ValueError: On settings that do not fit together, named with their values.
+    :raises TypeError: On an environment that is not grouped.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -101,7 +101,7 @@ class TGRPO(ResumableAlgorithm):
     objective = "TGRPO"
     """What is optimised: parameters of another objective are not loaded."""
     saves_on_interrupt = True
-    """Whether Ctrl-C saves the model; False where somebody else does. Not saved itself."""
+    """Whether Ctrl-C saves the model; False where another program does. Not saved itself."""
 
     def __init__(
         self,
@@ -581,7 +581,7 @@ class TGRPO(ResumableAlgorithm):
         :param tb_log_name: Name of the run for TensorBoard.
         :param reset_num_timesteps: False goes on counting, after ``load`` for instance.
         :param progress_bar: Show a progress bar.
-        :return: self
+        :return: This algorithm.
         """
         try:
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

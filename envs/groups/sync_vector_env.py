@@ -75,17 +75,17 @@ class SyncGroupVectorEnv(VectorEnv):
     alternating sampler; Sample Factory's double buffering). :attr:`active` tells whose turn it is, the mask whose step came
     back; the very first step returns nobody's. Trajectories are the same.
 
-    :param env_fns: one function per environment; the first ``group_size`` make up the first group, and so on.
-    :param group_size: members per group, at least 2.
-    :param stop_on: when a group ends, see above.
-    :param timeout: seconds to wait for a step or a reset of an environment in a process of its own.
-    :param subprocess: each environment in a process of its own (needed to survive crashes and hangs), or all in this one.
-    :param start_options: reset options of each new start, drawn with the generator of that start, which depends on the seed
+    :param env_fns: Functions that make one environment each; the first ``group_size`` make up the first group, and so on.
+    :param group_size: Members per group, at least 2.
+    :param stop_on: Rule by which a group ends, see above.
+    :param timeout: Seconds to wait for a step or a reset of an environment in a process of its own.
+    :param subprocess: Whether environments run in processes of their own, which survives crashes and hangs, or in this one.
+    :param start_options: Reset options of each new start, drawn with the generator of that start, which depends on the seed
         alone; for instance ``lambda rng: {"init_state_id": int(rng.integers(50))}``.
-    :param alternate: let the halves of the groups take turns, see above; nothing changes with one group.
-    :param processes: let the environments share this many, see :class:`~sb3_tgrpo.envs.groups.worker.SubprocessWorker`;
+    :param alternate: Whether the halves of the groups take turns, see above; nothing changes with one group.
+    :param processes: Number of processes that environments share, see :class:`~sb3_tgrpo.envs.groups.worker.SubprocessWorker`;
         None: one each, so that what a crash costs is its own group.
-    :raises ValueError: on a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
+    :raises ValueError: On a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
         environments with different spaces, or members whose seeded resets differ.
     """
 
@@ -158,10 +158,10 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         Start all groups.
 
-        :param seed: base seed of the starts; a list gives the seed of every environment, equal within a group; None goes on to
+        :param seed: Base seed of the starts; a list gives the seed of every environment, equal within a group; None goes on to
             the next start.
-        :param options: reset options of every environment for this start.
-        :return: batched observations and infos.
+        :param options: Reset options of every environment for this start.
+        :return: Batched observations and infos.
         """
         if options is not None and "reset_mask" in options:
             raise ValueError("options={'reset_mask': ...}: the members of a group start together. Leave it out.")
@@ -175,8 +175,8 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         One step of every member that is not held.
 
-        :param actions: batched actions; those of held members are ignored.
-        :return: observations, rewards, terminations, truncations and infos with the arrays ``valid`` and ``resampled``.
+        :param actions: Batched actions; those of held members are ignored.
+        :return: Observations, rewards, terminations, truncations and infos with the arrays ``valid`` and ``resampled``.
         """
         step = self.step_groups(list(iterate(self.action_space, actions)))
         infos: dict[str, Any] = {}
@@ -295,8 +295,8 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         As :meth:`step`, on lists.
 
-        :param actions: one per environment; those of inactive ones are ignored.
-        :raises ValueError: on another number of actions.
+        :param actions: Actions, one per environment; those of inactive ones are ignored.
+        :raises ValueError: On another number of actions.
         """
         if len(actions) != self.num_envs:  # before any is sent: members must stay in step
             raise ValueError(f"There are {len(actions)} actions, expected one per environment: {self.num_envs}.")

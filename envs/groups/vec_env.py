@@ -101,8 +101,8 @@ class GroupVecEnv(VecEnv):
         """
         Seed the starts from the next reset on.
 
-        :param seed: base seed; group ``g`` starts with ``seed + g``. None draws one.
-        :return: the seed of each environment's next start.
+        :param seed: Base seed; group ``g`` starts with ``seed + g``. None draws one.
+        :return: The seed of each environment's next start.
         """
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
@@ -198,22 +198,22 @@ def make_group_env(
 
     :param env_id: Gymnasium id (also ``"module:id"``), one id per group, or a function that makes the environment. Resets must
         be seeded.
-    :param group_size: members per group.
-    :param n_groups: number of groups; with several ids, groups per id.
-    :param stop_on: when a group ends, see :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
-    :param seed: seed of the starts; ``TGRPO(seed=...)`` sets it too.
-    :param env_kwargs: keyword arguments of ``gymnasium.make`` (of the function, if one is given).
-    :param subprocess: each environment in a process of its own. None: only where observations hold an image, as simulators
-        that render gain from it and small environments lose.
-    :param timeout: seconds to wait for one environment's step or reset when it has a process of its own.
-    :param start_options: reset options of each new start, see
+    :param group_size: Members per group.
+    :param n_groups: Number of groups; with several ids, groups per id.
+    :param stop_on: Rule by which a group ends, see :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
+    :param seed: Seed of the starts; ``TGRPO(seed=...)`` sets it too.
+    :param env_kwargs: Keyword arguments of ``gymnasium.make`` (of the function, if one is given).
+    :param subprocess: Whether environments run in processes of their own. None: where observations hold an image. Simulators
+        that render gain from it, small environments lose.
+    :param timeout: Seconds to wait for one environment's step or reset when it has a process of its own.
+    :param start_options: Reset options of each new start, see
         :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
-    :param alternate: halves of the groups take turns, so that simulators and policy work at the same time; likewise. For
-        processes and at least two groups. Wrappers that remember observations, such as ``VecFrameStack``, do not go with it.
-    :param processes: let the environments share this many processes; None: one each. Likewise.
+    :param alternate: Whether halves of the groups take turns, so that simulators and policy work at the same time. For
+        processes and at least two groups.
+    :param processes: Number of processes that environments share; None: one each.
     :return: SB3 ``VecEnv`` of ``n_groups * group_size`` environments (times the number of ids).
-    :raises TypeError: if ``env_id`` is none of these.
-    :raises ValueError: on bad numbers, an empty list of ids, or environments that do not fit together.
+    :raises TypeError: If ``env_id`` is none of these.
+    :raises ValueError: On bad numbers, an empty list of ids, or environments that do not fit together.
     """
     if n_groups < 1:
         raise ValueError(f"n_groups={n_groups} must be at least 1.")
@@ -246,11 +246,11 @@ def _env_fn(item: Any, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
 
 def find_spec(env_id: str) -> EnvSpec:
     """
-    What Gymnasium knows by an id.
+    Specification that is registered in Gymnasium under an id.
 
-    :param env_id: such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
-    :raises gymnasium.error.Error: if there is none.
-    :raises ImportError: if there is no such module.
+    :param env_id: Id such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
+    :raises gymnasium.error.Error: If there is none.
+    :raises ImportError: If there is no such module.
     """
     module, _, name = env_id.rpartition(":")
     if module:

@@ -130,7 +130,7 @@ class WorkerProcess:
     """
     A process that serves environments, one after the other, over a connection each.
 
-    :param n_envs: how many will be put into it.
+    :param n_envs: Number of environments that will run in it.
     """
 
     def __init__(self, n_envs: int = 1) -> None:
@@ -153,7 +153,7 @@ class WorkerProcess:
         self._n_envs = n_envs
 
     def connect(self) -> Connection:
-        """:return: a connection that nobody has yet."""
+        """:return: A connection that is still free."""
         connection = self._free.pop()
         self._arrived[connection] = deque()
         return connection
@@ -163,10 +163,10 @@ class WorkerProcess:
         Wait for an answer, and take in those of the other environments meanwhile: a large one that nobody reads would keep the
         process from ever coming to the one that is waited for.
 
-        :param connection: whose answer.
-        :param timeout: seconds in which at least one answer must come; None: forever.
-        :raises TimeoutError: if none came.
-        :raises EOFError, OSError: if the process ended.
+        :param connection: Connection of the environment whose answer is wanted.
+        :param timeout: Seconds in which at least one answer must come; None: forever.
+        :raises TimeoutError: If none came.
+        :raises EOFError, OSError: If the process ended.
         """
         while not self._arrived[connection]:
             others = (other for other in self._arrived if other is not connection and not other.closed)
@@ -204,8 +204,8 @@ class SubprocessWorker:
     The environment in another process, of its own or shared with others. Sharing takes less memory and keeps caches warmer;
     what ends or hangs the process costs all in it their episodes, and each is then restarted in a process of its own.
 
-    :param env_fn: makes the environment; pickled with cloudpickle, so closures and lambdas will do.
-    :param process: where it runs; None: in a process of its own.
+    :param env_fn: Function that makes the environment; pickled with cloudpickle, so closures and lambdas will do.
+    :param process: Process in which it runs; None: one of its own.
     """
 
     def __init__(self, env_fn: Callable[[], gym.Env], process: WorkerProcess | None = None) -> None:
@@ -229,9 +229,9 @@ class SubprocessWorker:
 
     def receive(self, timeout: float | None) -> Any:
         """
-        :param timeout: seconds to wait for the answer, more if the process is new; None = forever, 0 = not at all, even then.
-        :raises WorkerLostError: if the process ended, or did not answer in time (it is killed then).
-        :raises Exception: whatever the environment raised, with its traceback as a note.
+        :param timeout: Seconds to wait for the answer, more if the process is new; None = forever, 0 = not at all, even then.
+        :raises WorkerLostError: If the process ended, or did not answer in time (it is killed then).
+        :raises Exception: Whatever the environment raised, with its traceback as a note.
         """
         while True:
             patience = max(timeout, START_TIMEOUT) if timeout and self._starting else timeout
@@ -273,7 +273,7 @@ class SubprocessWorker:
 
 class WorkerPool:
     """
-    Processes kept for whoever next needs the same environment, since a simulator takes seconds to start. A context manager: at
+    Processes kept for the next user of the same environment, since a simulator takes seconds to start. A context manager: at
     the end of the ``with`` block they are closed.
 
     The same means that the function that makes it pickles to the same bytes, so that no environment is mistaken for another.
@@ -286,7 +286,7 @@ class WorkerPool:
         """
         An idle process with this environment, or a new one.
 
-        :param env_fn: makes the environment.
+        :param env_fn: Function that makes the environment.
         """
         pickled = cloudpickle.dumps(env_fn)
         for worker in self._idle:
@@ -299,7 +299,7 @@ class WorkerPool:
         """
         Keep a process.
 
-        :param worker: with every command answered; its environment is reset by the next user.
+        :param worker: Worker with every command answered; its environment is reset by the next user.
         """
         self._idle.append(worker)
 
@@ -319,7 +319,7 @@ def serve(filenos: Sequence[int]) -> None:
     """
     Body of a worker process: build environments and answer commands until told to close all or the caller is gone.
 
-    :param filenos: inherited file descriptors of this side's connections, one per environment.
+    :param filenos: Inherited file descriptors of this side's connections, one per environment.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes us in order
     envs: dict[Connection, gym.Env | None] = {Connection(fileno): None for fileno in filenos}

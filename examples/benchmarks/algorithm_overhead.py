@@ -1,6 +1,7 @@
 """
 What TGRPO costs beside SB3's PPO: valid environment steps per second on CartPole-v1, with the same number of environments,
-epochs and batch size, in one run. Everything runs in one thread and CPU time is measured: other programs disturb little. turns over the repetitions; the table shows medians, and medians of the ratios to PPO in the same repetition.
+epochs and batch size, in one run. Everything runs in one thread and CPU time is measured, which other programs disturb little.
+Variants take turns over the repetitions. The table shows medians, also of the ratios to PPO in the same repetition.
 
     python examples/benchmarks/algorithm_overhead.py
 """
