@@ -13,6 +13,7 @@ import copy
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,23 @@ WITH_PPO = (
 """Files whose tests are run where they are PPO's."""
 
 
+class SeededSpace(gym.Wrapper):
+    """Resets that are seeded, for environments whose observations are samples of a space."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            self.env.observation_space.seed(seed)
+        return self.env.reset(seed=seed, options=options)
+
+
+def _seeded(env_fn: Callable[[], gym.Env]) -> gym.Env:
+    return SeededSpace(env_fn())
+
+
+class Slow(Exception):
+    """A test took too long."""
+
+
 class Groups(GroupVecEnv):
     """One group in the place of a ``DummyVecEnv``, or of a ``SubprocVecEnv``."""
 
@@ -62,8 +80,10 @@ class Groups(GroupVecEnv):
 
     def __init__(self, env_fns: list[Callable[[], gym.Env]], start_method: str | None = None) -> None:
         if len(env_fns) == 1:
-            env_fns = [lambda: copy.deepcopy(make())] * 2 if (make := env_fns[0]) else []
-        super().__init__(SyncGroupVectorEnv(env_fns, len(env_fns), stop_on="never", subprocess=self.subprocess))
+            only = env_fns[0]
+            env_fns = [lambda: copy.deepcopy(only())] * 2
+        makers = [partial(_seeded, env_fn) for env_fn in env_fns]
+        super().__init__(SyncGroupVectorEnv(makers, len(makers), stop_on="never", subprocess=self.subprocess))
 
     @property
     def envs(self) -> list[gym.Env]:
@@ -134,7 +154,7 @@ class OnlyPPO:
         signal.signal(signal.SIGALRM, self._stop)
 
     def _stop(self, *_: object) -> None:
-        raise TimeoutError(f"not finished after {self.seconds} s")
+        raise Slow(f"not finished after {self.seconds} s")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
@@ -148,8 +168,8 @@ class OnlyPPO:
         def applies(item: pytest.Item) -> bool:
             if item.path.name in ALL_OF:
                 return True
-            source = item.obj.__code__ if hasattr(item, "obj") else None  # type: ignore[attr-defined]
-            ids = item.callspec.id.split("-") if hasattr(item, "callspec") else []  # type: ignore[attr-defined]
+            test: Any = item
+            ids = test.callspec.id.split("-") if hasattr(test, "callspec") else []
             return (
                 "PPO" in ids
                 or "ppo" in ids
