@@ -323,7 +323,7 @@ class TGRPO(ResumableAlgorithm):
         :param n_rollout_steps: Unused: a rollout is as long as its groups.
         :return: False if the callback asked to stop.
         """
-        self.policy.set_training_mode(False)  # type: ignore[attr-defined]
+        self.policy.set_training_mode(False)
         rollout_buffer.reset()
         self._start_anew_if_moved(env)
         callback.on_rollout_start()
@@ -461,7 +461,7 @@ class TGRPO(ResumableAlgorithm):
         """Update the policy with the groups of the rollout buffer, eq. (6)."""
         started = time.perf_counter()
         self._before_rollout = None  # from here on the rollout's steps are used
-        self.policy.set_training_mode(True)  # type: ignore[attr-defined]
+        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         metrics: dict[str, list[float]] = defaultdict(list)
         stop = False
