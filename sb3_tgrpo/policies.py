@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -148,6 +149,11 @@ class ActorPolicy(BasePolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        if isinstance(net_arch, list) and net_arch and isinstance(net_arch[0], dict):
+            warnings.warn(
+                f"net_arch={net_arch}: a list around a dictionary is SB3's old form. Give the dictionary.", stacklevel=2
+            )
+            net_arch = net_arch[0]
         if isinstance(net_arch, dict):
             net_arch = net_arch.get("pi", [])
         self.net_arch = [64, 64] if net_arch is None else net_arch

@@ -78,10 +78,10 @@ class Groups(GroupVecEnv):
 
     subprocess = False
 
+    def __new__(cls, env_fns: list[Callable[[], gym.Env]], start_method: str | None = None) -> Any:
+        return super().__new__(cls) if len(env_fns) > 1 else DummyVecEnv(env_fns)  # one environment is no group
+
     def __init__(self, env_fns: list[Callable[[], gym.Env]], start_method: str | None = None) -> None:
-        if len(env_fns) == 1:
-            only = env_fns[0]
-            env_fns = [lambda: copy.deepcopy(only())] * 2
         makers = [partial(_seeded, env_fn) for env_fn in env_fns]
         super().__init__(SyncGroupVectorEnv(makers, len(makers), stop_on="never", subprocess=self.subprocess))
 
@@ -103,9 +103,9 @@ def as_groups(env: Any) -> Any:
     if isinstance(env, GroupVecEnv) or env is None:
         return env
     if isinstance(env, gym.Env):
-        return Groups([lambda: env])
+        return Groups([lambda: copy.deepcopy(env)] * 2)
     if isinstance(env, DummyVecEnv):
-        return Groups([lambda one=one: copy.deepcopy(one) for one in env.envs])  # type: ignore[misc]
+        return Groups([lambda: copy.deepcopy(env.envs[0])] * max(2, env.num_envs))
     if isinstance(env, SubprocVecEnv):
         raise TypeError("environments of other processes can't be copied")
     assert isinstance(env, VecEnvWrapper)

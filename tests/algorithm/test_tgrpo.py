@@ -1043,8 +1043,10 @@ def test_settings_changed_after_creation(tmp_path: Path) -> None:
     assert TGRPO.load(tmp_path / "model", temperature=2.0).policy.temperature == 2.0
 
 
-def test_sb3s_net_arch() -> None:
-    model = TGRPO("MlpPolicy", identity(), policy_kwargs={"net_arch": {"pi": [7], "vf": [5]}}, **FAST).learn(80)
+@pytest.mark.filterwarnings("ignore:net_arch=")
+@pytest.mark.parametrize("net_arch", [{"pi": [7], "vf": [5]}, [{"pi": [7], "vf": [5]}]])
+def test_sb3s_net_arch(net_arch: Any) -> None:
+    model = TGRPO("MlpPolicy", identity(), policy_kwargs={"net_arch": net_arch}, **FAST).learn(80)
     assert [layer.out_features for layer in model.policy.actor.latent if hasattr(layer, "out_features")] == [7]  # type: ignore[attr-defined]
 
 
