@@ -17,19 +17,8 @@ ROWS = (
     ("tgrpo", "sft", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
     ("policies", "buffers", "resumable", "envs.groups", "envs.spaces", "envs.registration", "rewards.facts"),
-    (
-        "advantages",
-        "losses",
-        "group_env",
-        "checks",
-        "decoding",
-        "defaults",
-        "files",
-        "processes",
-        "version",
-        "lazy",
-        "progress_bar",
-    ),
+    ("advantages", "losses", "group_env", "checks", "decoding", "files", "processes", "version", "lazy", "progress_bar"),
+    ("defaults",),
 )
 FLOOR = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 
