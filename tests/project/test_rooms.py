@@ -16,8 +16,9 @@ ROWS = (
     ("baselines", "envs.demos", "rewards.verification"),
     ("tgrpo", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
-    ("policies", "buffers", "envs.groups", "envs.spaces", "envs.registration"),
-    ("rewards.facts", "advantages", "losses", "type_aliases", "decoding", "files", "lazy", "processes", "settings", "version"),
+    ("policies", "buffers", "resumable", "envs.groups", "envs.spaces", "envs.registration"),
+    ("rewards.facts", "advantages", "losses", "group_env", "checks", "progress_bar"),
+    ("decoding", "defaults", "files", "lazy", "processes", "settings", "version"),
 )
 FLOOR = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 
