@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Policy = BaseAlgorithm | BasePolicy
 
+GREEDY = Decoding()
+
 # Observations per forward pass. A row's rounding depends on the size of the batch, so it is always filled up to this one:
 # results then do not depend on how many environments happen to wait at once.
 _CPU_BATCH = 4
@@ -44,7 +46,7 @@ class BatchedTokenPolicy:
     """
 
     def __init__(
-        self, policy: "OpenVLAPolicy", decoding: Decoding = Decoding(), seed: int = 0, batch_size: int | None = None
+        self, policy: "OpenVLAPolicy", decoding: Decoding = GREEDY, seed: int = 0, batch_size: int | None = None
     ) -> None:
         self.policy = policy
         self.decoding = decoding
@@ -92,7 +94,7 @@ class SB3Policy:
 
     batch_size = 1
 
-    def __init__(self, model: Policy, decoding: Decoding = Decoding(), seed: int = 0) -> None:
+    def __init__(self, model: Policy, decoding: Decoding = GREEDY, seed: int = 0) -> None:
         if not decoding.greedy and decoding != (own := sampled(model)):
             name = type(sb3_policy(model)).__name__
             raise ValueError(f"temperature={decoding.temperature:g} can't be set for {name}: use 0 or {own.temperature:g}.")
@@ -186,7 +188,9 @@ def check_spaces(policy: BasePolicy, observation_space: spaces.Space, action_spa
         ("actions", policy.action_space, action_space),
     ):
         if _shapes(own) != _shapes(offered):
-            raise ValueError(f"The policy's {name} are {_shapes(own)}, the {name} of {task} are {_shapes(offered)}: see env_kwargs.")
+            raise ValueError(
+                f"The policy's {name} are {_shapes(own)}, the {name} of {task} are {_shapes(offered)}: see env_kwargs."
+            )
 
 
 def _shapes(space: spaces.Space) -> Any:

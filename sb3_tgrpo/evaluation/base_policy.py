@@ -12,7 +12,7 @@ import numpy as np
 import torch as th
 
 from sb3_tgrpo.decoding import Decoding
-from sb3_tgrpo.evaluation.adapters import BatchedTokenPolicy
+from sb3_tgrpo.evaluation.adapters import GREEDY, BatchedTokenPolicy
 from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
 from sb3_tgrpo.evaluation.protocol import Protocol
 from sb3_tgrpo.evaluation.statistics import Rate
@@ -66,7 +66,8 @@ class BasePolicyReport:
         if not low <= self.sampled_rate <= high:
             found.append(f"sampled success {self.sampled_rate:.0%} is not within {low:.0%} to {high:.0%}")
         if abs(self.sampled_rate - self.greedy_rate) > MAX_GAP:
-            found.append(f"greedy and sampled success differ by {100 * abs(self.sampled_rate - self.greedy_rate):.0f} percentage points")
+            gap = 100 * abs(self.sampled_rate - self.greedy_rate)
+            found.append(f"greedy and sampled success differ by {gap:.0f} percentage points")
         wide = [name for name, value in self.entropy.items() if value > MAX_ENTROPY]
         if wide:
             found.append(f"entropy above {MAX_ENTROPY:g} nat in {', '.join(wide)}")
@@ -124,7 +125,7 @@ def describe_base_policy(
     watched: dict[tuple[Any, int], np.ndarray] = {}
     outcomes: dict[tuple[int, int], tuple[bool, int]] = {}
     states = list(protocol.init_state_ids if protocol.seeds is None else protocol.seeds)
-    for kind, decoding in (("greedy", Decoding()), ("sampled", protocol.decoding)):
+    for kind, decoding in (("greedy", GREEDY), ("sampled", protocol.decoding)):
         one_kind = protocol if kind == "sampled" else replace(protocol, repetitions=1)
         requests = [
             replace(request, key=(init_state_id if init_state_id is not None else seed, member if kind == "sampled" else -1))

@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_tgrpo.decoding import Decoding
-from sb3_tgrpo.evaluation.adapters import Policy, check_spaces, make_adapter, sb3_policy
+from sb3_tgrpo.evaluation.adapters import GREEDY, Policy, check_spaces, make_adapter, sb3_policy
 from sb3_tgrpo.evaluation.identity import policy_name, policy_record
 from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest, PlayedEpisode, env_maker
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation, read_episodes, task_name
@@ -60,7 +60,7 @@ class Protocol:
     init_state_ids: Sequence[int] = tuple(range(50))
     seeds: Sequence[int] | None = None
     repetitions: int = 1
-    decoding: Decoding = Decoding()
+    decoding: Decoding = GREEDY
     seed: int = 0
     start_noise: float = 0.0
     official_order: bool = False
@@ -213,8 +213,8 @@ def evaluate_policy(
     passes have a fixed size, and each episode samples with a generator that follows from the protocol's seed, its task and its
     initial state.
 
-    With a folder, ``episodes.jsonl`` grows by a line per episode, ``evaluation.json`` appears at the end, and ``videos/`` holds
-    the videos. After an interruption of any kind the same call goes on, with the same result.
+    With a folder, ``episodes.jsonl`` grows by a line per episode, ``evaluation.json`` appears at the end, and videos lie in
+    ``videos/``. After an interruption of any kind the same call goes on, with the same result.
 
     :param policy: Algorithm of Stable-Baselines3 (TGRPO, PPO, ...) or policy such as
         :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`.

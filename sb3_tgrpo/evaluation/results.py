@@ -145,8 +145,9 @@ class Evaluation:
     def __str__(self) -> str:
         rows = {**self.per_task(), **(self.per_suite() if len(self.env_ids) > 1 else {}), "all": self.rate}
         width = max(map(len, rows))
-        how = f"{self.policy}, {self.decoding}" + (f", {self.assets} assets" if self.assets else "")
-        return "\n".join([f"{how}: successes, with 95 % intervals", *(f"{name:{width}}  {rate}" for name, rate in rows.items())])
+        assets = f", {self.assets} assets" if self.assets else ""
+        head = f"{self.policy}, {self.decoding}{assets}: successes of episodes [95 % interval]"
+        return "\n".join([head, *(f"{name:{width}}  {rate}" for name, rate in rows.items())])
 
 
 def read_episodes(path: str | os.PathLike[str]) -> list[EvalEpisode]:
