@@ -17,7 +17,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add ``study``."""
     from sb3_tgrpo.study.methods import GRIDS, METHODS
 
-    grids = "\n".join(f"  {name:<12} {grid.text}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
+    grids = "\n".join(f"  {name:<12} {grid.description}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
     parser = subparsers.add_parser(
         "study",
         help="tasks x methods x seeds: tables and plots",
@@ -67,8 +67,9 @@ def study_from(args: argparse.Namespace) -> Any:
     :raises ValueError: on unknown or contradicting ones.
     """
     from sb3_tgrpo.envs.registration import env_ids
+    from sb3_tgrpo.study.design import Study
     from sb3_tgrpo.study.methods import GRIDS, TASKS
-    from sb3_tgrpo.study.runner import Study, tuned_overrides
+    from sb3_tgrpo.study.tuning import tuned_overrides
     from sb3_tgrpo.train.config import TrainConfig, load_config
 
     grid = GRIDS[args.grid]

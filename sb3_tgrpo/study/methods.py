@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sb3_tgrpo.evaluation.results import task_name
 from sb3_tgrpo.train.config import TrainConfig, check_used, parse_setting
 
-START = "SFT"
-"""The start policy as it is: what everything is compared with, so part of every grid."""
+BASE = "SFT"
+"""The base policy as it is: what everything is compared with, so part of every grid."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,13 @@ class Grid:
     A named study.
 
     :param methods: see :func:`settings_of`.
-    :param text: what it is for.
+    :param description: Purpose of the study.
     :param n_tasks: tasks by default, the first of :data:`TASKS`.
     :param axis: what the methods vary, where that is one number or choice.
     """
 
     methods: tuple[str, ...]
-    text: str
+    description: str
     n_tasks: int = 1
     axis: str = ""
 
@@ -41,7 +42,7 @@ TUNED_BY = "T=1"
 TASKS = ("libero_object-9", "libero_object-3")
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    START: {"algo": "sft"},
+    BASE: {"algo": "sft"},
     "PPO": {"algo": "ppo"},
     "GRPO": {"alpha_step": 0.0, "alpha_traj": 1.0, "outcome_reward": "success", "stop_on": "never"},
     "TGRPO": {},
@@ -66,21 +67,21 @@ METHODS = (
 """Names that are part of a grid or may be; :func:`settings_of` knows more."""
 
 GRIDS: dict[str, Grid] = {
-    "table1": Grid((START, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
-    "preferences": Grid((START, "DPO", "TPO", "TGRPO"), "the paper's own baselines: DPO and GRAPE's objective (Table I)"),
+    "table1": Grid((BASE, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
+    "preferences": Grid((BASE, "DPO", "TPO", "TGRPO"), "the paper's own baselines: DPO and GRAPE's objective (Table I)"),
     "ablation": Grid(
-        (START, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
+        (BASE, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
         "one level alone, the stop rule, the sparse reward (paper, Table II)",
     ),
-    "payment": Grid((START, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
-    "alpha": Grid((START, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
-    "group-size": Grid((START, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
+    "payment": Grid((BASE, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
+    "alpha": Grid((BASE, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
+    "group-size": Grid((BASE, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
     "recipe": Grid(
-        (START, "TGRPO", *RECIPE_VARIANTS), "the main job's settings, one changed at a time (docs/results/main_job.md)"
+        (BASE, "TGRPO", *RECIPE_VARIANTS), "the main job's settings, one changed at a time (docs/results/main_job.md)"
     ),
-    "references": Grid((START, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
+    "references": Grid((BASE, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
     "tuning": Grid(
-        (START, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
+        (BASE, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
         "learning rates, as many trials for each method, on a task outside the tables",
     ),
 }
@@ -187,5 +188,5 @@ def _group_size(text: str, config: TrainConfig) -> dict[str, Any]:
 
 
 def short_name(env: str) -> str:
-    """``libero_object-3`` of ``LIBERO/libero_object-3-v0``; fit for a folder."""
-    return env.removeprefix("LIBERO/").removesuffix("-v0").replace("/", "_").replace(":", "_")
+    """``libero_object-3`` for ``LIBERO/libero_object-3-v0``; of other ids what is fit for a folder."""
+    return re.sub("[/:]", "_", task_name(env).removesuffix("-v0"))

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sb3_tgrpo.evaluation.comparison import Rate, paired_comparison
+from sb3_tgrpo.evaluation.comparison import FEWEST, paired_comparison
 from sb3_tgrpo.evaluation.results import Evaluation
-from sb3_tgrpo.evaluation.statistics import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
+from sb3_tgrpo.evaluation.statistics import Rate, bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
 from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.run_folder import RunFolder, now
-from sb3_tgrpo.study.methods import GRIDS, START, short_name
-from sb3_tgrpo.study.runner import Cell, Study
+from sb3_tgrpo.study.design import Cell, Study
+from sb3_tgrpo.study.methods import GRIDS, BASE, short_name
+from sb3_tgrpo.study.runner import cell_results
 from sb3_tgrpo.train.job import SETUP_FILE
 from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
 from sb3_tgrpo.train.stages import mode_name
@@ -21,21 +22,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PROTOCOL = (
-    "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
-    "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
-    "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
-    "over starts, played by both policies (other starts, these trained policies), and where each task has three seeds or more "
-    "one over each task's runs (other trainings, these starts). Ranks are averaged over tasks. "
-    "Steps of a success are medians, task by task. "
+    "Success in % on stored initial states, by the last policy of each run. In brackets 95 % intervals: Wilson's for a task, "
+    "as if episodes were independent. IQM is the interquartile mean over (task, seed) cells; the mean is over tasks, and of "
+    "each task over seeds. Their intervals (the mean's in the plots) come from a bootstrap that draws the seeds of each task. "
+    "The difference to SFT is in percentage points. Its first interval draws initial states, played by both policies: other "
+    "initial states, these trained policies. Where each task has three seeds or more, a second one draws each task's runs: "
+    "other trainings, these initial states. Ranks are averaged over tasks. Steps of a success are medians, task by task. "
     "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
 )
 
-FEWEST_SEEDS = 3
+FEWEST_SEEDS = FEWEST["evaluation"]
 """With fewer seeds of a task than this an interval over runs would be that of a handful of values; none is shown."""
 
 VERSUS = (
-    "Each row's success minus each column's, in points: on the cells that both have, whose number comes last, paired start by "
-    "start, with the same intervals. Two runs say little of a method, whatever the interval over starts."
+    "Each row's success minus each column's, in percentage points, on the cells that both have (their number comes last), "
+    "paired by initial state, with the same intervals. Two runs say little of a method, whatever the first interval."
 )
 
 
@@ -48,7 +49,7 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
     :return: what ``results.json`` holds.
     """
     cells = study.cells()
-    finished = {cell: root.read(f"{cell.name}/results.json") for cell in cells}
+    finished = {cell: cell_results(cell, root) for cell in cells}
     modes = {}
     for temperature in study.config.evaluation.eval_temperatures:
         name = mode_name(temperature)
@@ -106,7 +107,7 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
     """
     by_key = {(cell.method, cell.env, cell.seed): evaluation for cell, evaluation in found.items()}
     rows: dict[str, dict[str, Any]] = {}
-    for method in dict.fromkeys((START, *study.methods)):
+    for method in dict.fromkeys((BASE, *study.methods)):
         mine = {
             env: [by_key[method, env, seed] for seed in study.seeds if (method, env, seed) in by_key] for env in study.envs
         }
@@ -121,10 +122,10 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
             if all(task["evaluations"] > 1 for task in tasks.values()):
                 row["iqm_interval"] = list(bootstrap_interval(scores))
                 row["mean_interval"] = list(bootstrap_interval(scores, mean_of_tasks))
-        row["vs_sft"] = None if method == START else _paired(by_key, START, method, study)
+        row["vs_sft"] = None if method == BASE else _paired(by_key, BASE, method, study)
         rows[method] = row
     for method, row in rows.items():
-        others = [other for other in rows if other != method and START not in (other, method)]
+        others = [other for other in rows if other != method and BASE not in (other, method)]
         pairs = {other: _paired(by_key, other, method, study) for other in others}
         row["versus"] = {other: pair for other, pair in pairs.items() if pair is not None}
     complete = [method for method, row in rows.items() if row["iqm"] is not None]
@@ -135,7 +136,7 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
 
 
 def _task(method: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    different = _without_copies(evaluations) if method == START else evaluations
+    different = _without_copies(evaluations) if method == BASE else evaluations
     pooled = Rate(sum(e.rate.successes for e in different), sum(e.rate.trials for e in different))
     return {
         "rate": pooled.rate,
@@ -176,9 +177,9 @@ def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: 
         return None
     firsts, seconds = ([by_key[method, env, seed] for env, seed in keys] for method in (before, after))
     found: dict[str, Any] = {"seeds": min(Counter(env for env, _ in keys).values())}
-    found["start"] = paired_comparison(firsts, seconds).to_dict()
+    found["initial_state"] = paired_comparison(firsts, seconds).to_dict()
     if found["seeds"] > 1:
-        found["evaluation"] = paired_comparison(firsts, seconds, unit="evaluation").to_dict()
+        found["evaluation"] = paired_comparison(firsts, seconds, resample="evaluation").to_dict()
     return found
 
 
@@ -214,12 +215,12 @@ def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
 
     :param rows: of :func:`summarise`.
     """
-    trained = [method for method in rows if method != START]
+    trained = [method for method in rows if method != BASE]
     body = []
     for method in trained:
         pairs = rows[method]["versus"]
         cells = [
-            f"{_points(pairs[other])}, {pairs[other]['start']['n_evaluations']}" if other in pairs else "-"
+            f"{_points(pairs[other])}, {pairs[other]['initial_state']['n_evaluations']}" if other in pairs else "-"
             for other in trained
         ]
         body.append([method, *cells])
@@ -227,9 +228,11 @@ def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def _points(paired: dict[str, Any]) -> str:
-    """The difference with its interval over starts, and over runs where there are enough of them."""
-    over_starts, over_runs = paired["start"], paired.get("evaluation")
-    text = f"{100 * over_starts['difference']:+.1f} {_bounds(over_starts)}"
+    """The difference with its interval over initial states, and over runs where there are enough of them."""
+    over_states, over_runs = paired["initial_state"], paired.get("evaluation")
+    text = f"{100 * over_states['difference']:+.1f} {_bounds(over_states)}"
+    if over_states["n_resampled"] < FEWEST["initial_state"]:
+        text += f" from {over_states['n_resampled']} initial states"
     return f"{text}, runs {_bounds(over_runs)}" if over_runs is not None and paired["seeds"] >= FEWEST_SEEDS else text
 
 
@@ -247,7 +250,7 @@ def _percent(rate: float, interval: Sequence[float] | None) -> str:
 def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
     """The tables, what was run, and with what, as Markdown."""
     record = root.read(f"{study.grid}/study.json") or {"calls": []}
-    parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].text}\n", PROTOCOL + "\n"]
+    parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].description}\n", PROTOCOL + "\n"]
     for name, rows in results["modes"].items():
         parts.append(f"## {name}\n\n" + _markdown_table(*table_rows(rows, study.envs)))
         if any(row["versus"] for row in rows.values()):
@@ -358,7 +361,7 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
     """
     figure = new_figure(7.5, 3.2)
     axes = figure.subplots()
-    shown = [method for method in rows if not (axis and method == START)]
+    shown = [method for method in rows if not (axis and method == BASE)]
     for x, method in enumerate(shown):
         row = rows[method]
         dots = np.concatenate([task["seeds"] for task in row["tasks"].values()])
@@ -369,9 +372,9 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
         axes.plot([x], [row["mean"]], "o", color=BLUE, markersize=6)
     if axis:
         axes.plot(range(len(shown)), [rows[method]["mean"] for method in shown], color=BLUE, linewidth=1.0, alpha=0.5)
-        if START in rows:
-            axes.axhline(rows[START]["mean"], color=GREY, linestyle="--", linewidth=1.0)
-            axes.annotate(" SFT", (1.0, rows[START]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+        if BASE in rows:
+            axes.axhline(rows[BASE]["mean"], color=GREY, linestyle="--", linewidth=1.0)
+            axes.annotate(" SFT", (1.0, rows[BASE]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     labels = [method.partition("=")[2] or method for method in shown] if axis else shown
     axes.set_xticks(range(len(shown)), labels, fontsize=8)
     axes.set_xlabel({"alpha_1": r"$\alpha_1$"}.get(axis, axis), fontsize=9)
