@@ -114,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
-    from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, is_finished, run_study, write_tables
+    from sb3_tgrpo.study.design import is_finished
+    from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, run_study, write_tables
     from sb3_tgrpo.study.tables import rich_table
     from sb3_tgrpo.study.view import make_study_view
 

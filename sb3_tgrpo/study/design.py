@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sb3_tgrpo.study.methods import SETTINGS, BASE, MethodName, short_name
+from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.study.methods import BASE, SETTINGS, MethodName, short_name
 from sb3_tgrpo.train.config import TrainConfig, check_used, difference
 
 CELLS = "cells"
@@ -130,3 +131,26 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.folder_method}, {short_name(self.env)}, seed {self.seed}"
+
+
+def is_finished(cell: Cell, root: RunFolder) -> bool:
+    """
+    Whether a cell has its results.
+
+    :param cell: Finished, begun or neither.
+    :param root: Folder of the studies.
+    """
+    return cell_results(cell, root) is not None
+
+
+def cell_results(cell: Cell, root: RunFolder) -> dict[str, Any] | None:
+    """
+    Results of a cell; None if it has none that can be read.
+
+    :param cell: Finished, begun or neither.
+    :param root: Folder of the studies.
+    """
+    try:
+        return root.read(f"{cell.name}/results.json")
+    except ValueError:
+        return None

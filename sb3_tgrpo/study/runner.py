@@ -18,7 +18,7 @@ from typing import Any
 
 from sb3_tgrpo.files import atomic_copytree
 from sb3_tgrpo.run_folder import RunFolder, differences, environment_record, flat, now
-from sb3_tgrpo.study.design import Cell, Study
+from sb3_tgrpo.study.design import Cell, Study, is_finished
 from sb3_tgrpo.study.methods import BASE
 from sb3_tgrpo.study.view import RunningCell, StudyProgress, StudyView, seconds_left
 from sb3_tgrpo.train.config import TrainConfig, shipped_start, unused_settings
@@ -111,29 +111,6 @@ def _as_recorded(study: Study, root: RunFolder) -> Study:
 # ---------------------------------------------------------------------- checks
 
 
-def is_finished(cell: Cell, root: RunFolder) -> bool:
-    """
-    Whether a cell has its results.
-
-    :param cell: Finished, begun or neither.
-    :param root: Folder of the studies.
-    """
-    return cell_results(cell, root) is not None
-
-
-def cell_results(cell: Cell, root: RunFolder) -> dict[str, Any] | None:
-    """
-    Results of a cell; None if it has none that can be read.
-
-    :param cell: Finished, begun or neither.
-    :param root: Folder of the studies.
-    """
-    try:
-        return root.read(f"{cell.name}/results.json")
-    except ValueError:
-        return None
-
-
 def _unique(cells: Sequence[Cell]) -> list[Cell]:
     return list({cell.name: cell for cell in cells}.values())
 
@@ -204,7 +181,8 @@ def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
         played = (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward")
         if played is not None and is_libero(cell.config) and played != getattr(reward_program(cell.config), "sha256", None):
             raise ValueError(
-                f"{root / cell.name} was run with another version of the reward, {played[:12]}: choose another folder with --out."
+                f"{root / cell.name} was run with another version of the reward, {played[:12]}: choose another folder with "
+                "--out."
             )
 
 

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.evaluation.comparison import FEWEST, paired_comparison
 from sb3_tgrpo.evaluation.results import Evaluation
 from sb3_tgrpo.evaluation.statistics import Rate, bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
 from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.run_folder import RunFolder, now
-from sb3_tgrpo.study.design import Cell, Study
-from sb3_tgrpo.study.methods import GRIDS, BASE, short_name
-from sb3_tgrpo.study.runner import cell_results
+from sb3_tgrpo.study.design import Cell, Study, cell_results
+from sb3_tgrpo.study.methods import BASE, GRIDS, short_name
 from sb3_tgrpo.train.job import SETUP_FILE
 from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
-from sb3_tgrpo.train.stages import mode_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +51,7 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
     finished = {cell: cell_results(cell, root) for cell in cells}
     modes = {}
     for temperature in study.config.evaluation.eval_temperatures:
-        name = mode_name(temperature)
+        name = str(Decoding(temperature))
         file = f"evaluations/after_{name.replace('=', '')}/evaluation.json"
         found = {cell: Evaluation.load(root / cell.name / file) for cell, result in finished.items() if result is not None}
         modes[name] = summarise(found, study)
@@ -165,7 +164,7 @@ def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     found: dict[Hashable, Evaluation] = {}
     for k, evaluation in enumerate(evaluations):
         outcomes = tuple((episode.key, episode.success) for episode in evaluation.episodes)
-        found.setdefault(outcomes if evaluation.deterministic else k, evaluation)
+        found.setdefault(outcomes if evaluation.decoding.greedy else k, evaluation)
     return list(found.values())
 
 
