@@ -12,6 +12,7 @@ import numpy as np
 import torch as th
 
 from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.envs.groups.worker import WorkerPool
 from sb3_tgrpo.evaluation.adapters import GREEDY, BatchedTokenPolicy
 from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
 from sb3_tgrpo.evaluation.protocol import Protocol
@@ -125,19 +126,20 @@ def describe_base_policy(
     watched: dict[tuple[Any, int], np.ndarray] = {}
     outcomes: dict[tuple[int, int], tuple[bool, int]] = {}
     states = list(protocol.init_state_ids if protocol.seeds is None else protocol.seeds)
-    for kind, decoding in (("greedy", GREEDY), ("sampled", protocol.decoding)):
-        one_kind = protocol if kind == "sampled" else replace(protocol, repetitions=1)
-        requests = [
-            replace(request, key=(init_state_id if init_state_id is not None else seed, member if kind == "sampled" else -1))
-            for (_, init_state_id, seed, member), request in one_kind.requests([""]).items()
-        ]
-        adapter = _WatchedPolicy(policy, decoding, protocol.seed, watched)
-        player = EpisodePlayer({"": make}, adapter, n_envs=n_envs, subprocess=n_envs > 1)
-        for episode in player.play(requests):
-            state, member = episode.request.key
-            outcomes[state, member] = episode.success, episode.length
-            if on_episode is not None:
-                on_episode(state, kind, episode.success, episode.length)
+    with WorkerPool() as pool:
+        for kind, decoding in (("greedy", GREEDY), ("sampled", protocol.decoding)):
+            one_kind = protocol if kind == "sampled" else replace(protocol, repetitions=1)
+            requests = [
+                replace(request, key=(init_state_id if init_state_id is not None else seed, member if kind == "sampled" else -1))
+                for (_, init_state_id, seed, member), request in one_kind.requests([""]).items()
+            ]
+            adapter = _WatchedPolicy(policy, decoding, protocol.seed, watched)
+            player = EpisodePlayer({"": make}, adapter, n_envs=n_envs, subprocess=n_envs > 1, pool=pool)
+            for episode in player.play(requests):
+                state, member = episode.request.key
+                outcomes[state, member] = episode.success, episode.length
+                if on_episode is not None:
+                    on_episode(state, kind, episode.success, episode.length)
     means = np.mean([watched[key] for key in sorted(watched)], axis=0)
     greedy = [outcomes[state, -1] for state in states]
     sampled = [[outcomes[state, member] for member in range(protocol.repetitions)] for state in states]

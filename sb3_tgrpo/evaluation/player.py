@@ -64,6 +64,11 @@ class PlayedEpisode:
         self.reward += float(reward)
         outcome = info.get("is_success", False)
         self.success = self.success or (outcome == outcome and bool(outcome))  # NaN is no success
+        if "success" in info and "is_success" not in info:
+            gym.logger.warn(
+                f"{self.request.task} reports info['success'], not info['is_success']: its episodes count as failures. Wrap "
+                "the environment, or rename the key."
+            )
         if "stage" in info:
             self.max_stage = max(self.max_stage or 0, int(info["stage"]))
             self.n_stages = int(info["n_stages"])
