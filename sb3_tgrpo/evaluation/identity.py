@@ -64,6 +64,7 @@ def policy_record(policy: Policy) -> dict[str, Any]:
             "unnorm_key": vla.unnorm_key,
             "statistics": hashlib.blake2b(statistics.encode(), digest_size=8).hexdigest(),
             "gripper": vla.gripper,
+            "image_key": vla.conventions.image_key,
             "instruction": vla.instruction,
             "dtype": str(vla.model.dtype),
             "quantization": vla.quantization,

@@ -24,6 +24,7 @@ from sb3_tgrpo.evaluation.identity import policy_name, policy_record
 from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest, PlayedEpisode, env_maker
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation, read_episodes, task_name
 from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.openvla.conventions import Conventions
 from sb3_tgrpo.run_folder import RunFolder, versions
 
 if TYPE_CHECKING:
@@ -328,7 +329,8 @@ def _env_facts(policy: Policy, task: str, make: Callable[[], gym.Env]) -> dict[s
         parts = env.observation_space.spaces if isinstance(env.observation_space, spaces.Dict) else {"": env.observation_space}
         instruction = parts.get("instruction")
         assets = getattr(instruction, "assets", None) or getattr(getattr(env.unwrapped, "assets", None), "kind", None)
-        _check_assets(policy, task, assets, bool(getattr(instruction, "assets_by_name", False)))
+        by_name = bool(getattr(instruction, "assets_by_name", False))
+        Conventions(assets=_trained_assets(policy)).check_assets(assets, by_name, f"the policy that would play {task}")
         limit = env.spec.max_episode_steps if env.spec is not None else None
         return {
             "assets": assets,
@@ -340,15 +342,10 @@ def _env_facts(policy: Policy, task: str, make: Callable[[], gym.Env]) -> dict[s
         env.close()
 
 
-def _check_assets(policy: Policy, task: str, assets: str | None, by_name: bool) -> None:
+def _trained_assets(policy: Policy) -> Any:
     space = sb3_policy(policy).observation_space
     parts = space.spaces if isinstance(space, spaces.Dict) else {}
-    trained = getattr(parts.get("instruction"), "assets", None)
-    if assets is not None and trained not in (None, assets) and not by_name:
-        raise ValueError(
-            f"assets: the policy was made for {trained} assets, {task} would be played on {assets} ones. Ask for these by "
-            f"name (assets={assets!r}) if that is meant, or pass assets={trained!r}."
-        )
+    return getattr(parts.get("instruction"), "assets", None)
 
 
 def _episode(played: PlayedEpisode) -> EvalEpisode:

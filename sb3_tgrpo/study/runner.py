@@ -146,7 +146,7 @@ def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
 
 
 def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
-    from sb3_tgrpo.openvla.loading import checkpoint_identity
+    from sb3_tgrpo.openvla.checkpoint import Checkpoint
     from sb3_tgrpo.train.job import MAY_CHANGE, SETUP_FILE, has_begun
 
     if not has_begun(folder):
@@ -164,9 +164,9 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
         defaults=TrainConfig().to_dict(),
     )
     setup = folder.read(SETUP_FILE)
-    checkpoint = cell.config.start.checkpoint or str(shipped_start())
+    checkpoint = Checkpoint(cell.config.start.checkpoint or shipped_start(), download=False)
     # What is on the hub is compared when a cell runs; here it would have to be downloaded.
-    if setup is not None and os.path.isdir(checkpoint) and checkpoint_identity(checkpoint) != setup["start"]:
+    if setup is not None and not checkpoint.is_hub_id and not checkpoint.matches(setup["start"]):
         raise ValueError(
             f"{folder.path} started from another policy than {checkpoint} holds now: choose another folder with --out."
         )

@@ -194,7 +194,7 @@ def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
     :raises ValueError: if the reward is unknown or the task has none.
     """
     from sb3_tgrpo.envs.libero.assets import resolve_assets
-    from sb3_tgrpo.openvla.loading import checkpoint_identity, read_config
+    from sb3_tgrpo.openvla.checkpoint import checkpoint_identity, read_config
     from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
 
     model, identity = read_config(checkpoint), checkpoint_identity(checkpoint)
@@ -253,7 +253,7 @@ def untaught(env: str, checkpoint: str) -> str | None:
     :raises ValueError: if there is no such checkpoint.
     """
     from sb3_tgrpo.envs.libero.tasks import get_task
-    from sb3_tgrpo.openvla.loading import is_hub_id, read_config
+    from sb3_tgrpo.openvla.checkpoint import is_hub_id, read_config
     from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
 
     if is_hub_id(checkpoint):
