@@ -8,7 +8,7 @@ _MODULES = {
     "Execution": "sb3_tgrpo.evaluation.protocol",
     "Protocol": "sb3_tgrpo.evaluation.protocol",
     "Rate": "sb3_tgrpo.evaluation.statistics",
-    "evaluate_policy": "sb3_tgrpo.evaluation.protocol",
+    "evaluate_policy": "sb3_tgrpo.evaluation.evaluate",
     "paired_comparison": "sb3_tgrpo.evaluation.comparison",
     "sampled": "sb3_tgrpo.evaluation.adapters",
     "wilson_interval": "sb3_tgrpo.evaluation.statistics",

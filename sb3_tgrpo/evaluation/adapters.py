@@ -14,14 +14,13 @@ from stable_baselines3.common.preprocessing import maybe_transpose
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_tgrpo.decoding import Decoding
-from sb3_tgrpo.evaluation.player import EpisodeRequest, PolicyAdapter
+from sb3_tgrpo.evaluation.player import PolicyAdapter
+from sb3_tgrpo.evaluation.protocol import GREEDY, EpisodeRequest
 
 if TYPE_CHECKING:
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
 Policy = BaseAlgorithm | BasePolicy
-
-GREEDY = Decoding()
 
 # Observations per forward pass. A row's rounding depends on the size of the batch, so it is always filled up to this one:
 # results then do not depend on how many environments happen to wait at once.

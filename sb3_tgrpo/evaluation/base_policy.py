@@ -13,9 +13,9 @@ import torch as th
 
 from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.envs.groups.worker import WorkerPool
-from sb3_tgrpo.evaluation.adapters import GREEDY, BatchedTokenPolicy
-from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
-from sb3_tgrpo.evaluation.protocol import Protocol
+from sb3_tgrpo.evaluation.adapters import BatchedTokenPolicy
+from sb3_tgrpo.evaluation.player import EpisodePlayer
+from sb3_tgrpo.evaluation.protocol import GREEDY, EpisodeRequest, Protocol
 from sb3_tgrpo.evaluation.statistics import Rate
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
@@ -130,7 +130,9 @@ def describe_base_policy(
         for kind, decoding in (("greedy", GREEDY), ("sampled", protocol.decoding)):
             one_kind = protocol if kind == "sampled" else replace(protocol, repetitions=1)
             requests = [
-                replace(request, key=(init_state_id if init_state_id is not None else seed, member if kind == "sampled" else -1))
+                replace(
+                    request, key=(init_state_id if init_state_id is not None else seed, member if kind == "sampled" else -1)
+                )
                 for (_, init_state_id, seed, member), request in one_kind.requests([""]).items()
             ]
             adapter = _WatchedPolicy(policy, decoding, protocol.seed, watched)

@@ -6,6 +6,7 @@ and an environment that has finished an episode is given the next start at once.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -16,23 +17,7 @@ import numpy as np
 from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS
 from sb3_tgrpo.envs.groups.vec_env import find_spec
 from sb3_tgrpo.envs.groups.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerPool
-
-
-@dataclass(frozen=True)
-class EpisodeRequest:
-    """
-    An episode to play.
-
-    :param task: which environment.
-    :param seed: of its reset.
-    :param options: of its reset.
-    :param key: whatever the caller tells episodes apart by; also what an actor may seed its sampling with.
-    """
-
-    task: str
-    seed: int | None
-    options: dict[str, Any] | None
-    key: Any = None
+from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 
 
 @dataclass
@@ -277,8 +262,15 @@ class EpisodePlayer:
                 if self._enough(busy):
                     self._act(busy)
         finally:
+            self._close(slots)
+
+    def _close(self, slots: list[_Slot]) -> None:
+        if not self.subprocess or not slots:
             for slot in slots:
                 slot.close()
+            return
+        with ThreadPoolExecutor(len(slots)) as threads:  # each process may take seconds to end
+            list(threads.map(_Slot.close, slots))
 
     def _begin_next(self, slot: _Slot, queue: deque[EpisodeRequest]) -> bool:
         """Give the slot an episode, of the task it has loaded if there is one left."""

@@ -10,7 +10,8 @@ import pytest
 from toy_envs import OnceCrashingEnv
 
 from sb3_tgrpo.envs.groups import worker
-from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
+from sb3_tgrpo.evaluation.player import EpisodePlayer
+from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 
 
 class Nines:

@@ -27,8 +27,9 @@ from sb3_tgrpo.envs.groups.worker import WorkerPool
 from sb3_tgrpo.envs.libero.env import SETTLE_ACTION, SETTLE_STEPS, LiberoEnv
 from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
 from sb3_tgrpo.evaluation.adapters import sampled
+from sb3_tgrpo.evaluation.evaluate import evaluate_policy
 from sb3_tgrpo.evaluation.identity import fingerprint, policy_name
-from sb3_tgrpo.evaluation.protocol import Execution, Protocol, evaluate_policy
+from sb3_tgrpo.evaluation.protocol import Execution, Protocol
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation, read_episodes
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.rewards import load_reward
