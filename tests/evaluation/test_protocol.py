@@ -501,7 +501,7 @@ def test_policies_made_for_something_else(policy: OpenVLAPolicy) -> None:
     made_for_full.observation_space["instruction"].assets = "full"  # type: ignore[index]
     light = gym.make("LIBERO/libero_object-9-v0", **env_kwargs)
     light.observation_space["instruction"].assets_by_name = False  # type: ignore[index]
-    with pytest.raises(ValueError, match="made for full assets, walk would be played on light ones"):
+    with pytest.raises(ValueError, match="light assets, but the policy that would play walk was trained with LIBERO's own"):
         evaluate_policy(made_for_full, {"walk": lambda: light}, execution=HERE)
     model = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     with pytest.raises(ValueError, match=r"temperature=0.5 can't be set for ActorCriticPolicy: use 0 or 1"):
