@@ -66,7 +66,8 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or measure."""
-    from sb3_tgrpo.train.job import TrainingError, measure, run_seeds, run_training
+    from sb3_tgrpo.train.errors import TrainingError
+    from sb3_tgrpo.train.job import measure, run_seeds, run_training
     from sb3_tgrpo.train.report import result_lines
     from sb3_tgrpo.train.view import make_view
 

@@ -258,7 +258,7 @@ def check_tasks_and_policies(study: Study) -> list[str]:
     :raises ValueError: if there is no such start policy.
     :raises gymnasium.error.Error: if there is no such task.
     """
-    from sb3_tgrpo.train.stages import check_task, untaught
+    from sb3_tgrpo.train.setup import check_task, untaught
 
     for env in study.envs:
         check_task(env)
@@ -306,7 +306,7 @@ def _check(cell: Cell, root: RunFolder) -> None:
 def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
     """New cells must be paid as those that are there; what is there may be tabled whatever the package ships by now."""
     from sb3_tgrpo.train.job import SETUP_FILE
-    from sb3_tgrpo.train.stages import is_libero, reward_program
+    from sb3_tgrpo.train.setup import is_libero, reward_program
 
     for cell in cells:
         played = (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward")

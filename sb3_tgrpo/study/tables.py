@@ -13,9 +13,9 @@ from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.run_folder import RunFolder, now
 from sb3_tgrpo.study.methods import GRIDS, START, short_name
 from sb3_tgrpo.study.runner import Cell, Study
+from sb3_tgrpo.train.evaluate import mode_name
 from sb3_tgrpo.train.job import SETUP_FILE
 from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
-from sb3_tgrpo.train.stages import mode_name
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -20,31 +20,18 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo.files import JsonLines
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
 from sb3_tgrpo.train.config import TrainConfig, difference
-from sb3_tgrpo.train.stages import (
-    METRICS_FILE,
-    Setup,
-    check_extras,
-    episodes_per_start,
-    evaluate,
-    film,
-    make_model,
-    make_policy,
-    make_training_env,
-    mode_name,
-    resolve_setup,
-    show_videos,
-    simulators,
-    start_checkpoint,
-    train,
-    training_starts,
-    untaught,
-)
+from sb3_tgrpo.train.errors import explained
+from sb3_tgrpo.train.evaluate import episodes_per_start, evaluate, film, mode_name, show_videos, simulators
+from sb3_tgrpo.train.make_base_policy import start_checkpoint
+from sb3_tgrpo.train.model import make_model, make_policy, make_training_env
+from sb3_tgrpo.train.setup import Setup, resolve_setup, training_starts, untaught
+from sb3_tgrpo.train.stages import METRICS_FILE, check_extras, train
 from sb3_tgrpo.train.view import RunView
 
 if TYPE_CHECKING:
+    from sb3_tgrpo.envs.groups.worker import WorkerPool
     from sb3_tgrpo.evaluation.protocol import Evaluation
     from sb3_tgrpo.train.signal import SignalReport
-    from sb3_tgrpo.train.stages import WorkerPool
 
 RESULTS_FILE = "results.json"
 SECONDS_FILE = "seconds.json"
@@ -53,10 +40,6 @@ MAY_CHANGE = {"wandb", "threads", "update_threads", "workers", "save_every", "ev
 """Settings that do not change the result, or by rounding alone, so that an interrupted run may go on with others."""
 
 Pairs = dict[float, "tuple[Evaluation, Evaluation]"]
-
-
-class TrainingError(RuntimeError):
-    """A run that can't go on, with what to change."""
 
 
 def run_training(
@@ -82,7 +65,7 @@ def run_training(
     """
     run = RunFolder(folder)
     view = view or RunView()
-    with run.locked(), _explained(config):
+    with run.locked(), explained(config):
         _record_config(config, run, command)
         results = run.read(RESULTS_FILE)
         if results is not None:
@@ -189,7 +172,7 @@ def measure(
         raise ValueError(f"The signal is measured in TGRPO's gradients: leave out algo={config.algorithm.algo!r}.")
     run = RunFolder(folder)
     view = view or RunView()
-    with run.locked(), _explained(config):
+    with run.locked(), explained(config):
         th.set_num_threads(config.threads)
         unfinished = RunFolder(run / "signal")
         earlier = unfinished.read("config.json")
@@ -391,62 +374,3 @@ def _write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any], 
 
     view.begin_stage("report")
     view.end_stage(str(write_report(config, run, results)))
-
-
-# ---------------------------------------------------------------------- what went wrong
-
-
-@contextmanager
-def _explained(config: TrainConfig) -> Iterator[None]:
-    """Failures that have a remedy, told with it."""
-    try:
-        yield
-    except TrainingError:
-        raise
-    except (MemoryError, RuntimeError, ValueError) as error:
-        remedy = explain(error, config)
-        if remedy is None:
-            raise
-        raise TrainingError(remedy) from error
-
-
-def explain(error: BaseException, config: TrainConfig) -> str | None:
-    """
-    What to change so that a failure does not happen again, None if there is nothing to tell.
-
-    :param error: what was raised.
-    :param config: the run.
-    """
-    text = str(error)
-    low = text.lower()
-    algorithm = config.algorithm
-    goes_on = "The same command goes on from the last saved update."
-    if isinstance(error, th.OutOfMemoryError) or "cuda out of memory" in low:
-        return (
-            f"The GPU's memory ran out. Lower micro_batch_size (now {algorithm.micro_batch_size}), which does not change the "
-            f"result. {goes_on} Or begin anew (--out) with gradient_checkpointing (now {config.gradient_checkpointing}), "
-            f"quantization='4bit' (now {config.start.quantization!r}) or an adapter alone (lora, now {config.start.lora})."
-        )
-    if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
-        return (
-            f"Memory ran out. Lower parallel_groups (now {algorithm.parallel_groups}; each of its "
-            f"{algorithm.parallel_groups * algorithm.group_size} simulators takes its share), groups_per_update (now "
-            f"{algorithm.groups_per_update}; their images are kept until the update) or micro_batch_size (now "
-            f"{algorithm.micro_batch_size})."
-        )
-    if "after 3 restarts" in low:
-        killed = "exit status -9" in low
-        reason = (
-            "the system killed it, as it does when memory runs out: lower parallel_groups"
-            if killed
-            else ("see the messages of its process above")
-        )
-        return f"A simulator keeps failing: {text} ({reason}, now {algorithm.parallel_groups}). {goes_on}"
-    if "rewards must be finite" in low:
-        return None  # the reward's fault, as the message says
-    if "probability tensor contains" in low or "is nan" in low or "is inf" in low or "is not finite" in low:
-        return (
-            f"A number is not finite any more: {text} Lower learning_rate (now {algorithm.learning_rate:g}), set target_kl "
-            f"(now {algorithm.target_kl}) or lower max_grad_norm (now {algorithm.max_grad_norm:g}), in a new folder (--out)."
-        )
-    return None

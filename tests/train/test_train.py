@@ -30,18 +30,12 @@ from sb3_tgrpo.files import JsonLines
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
 from sb3_tgrpo.train.config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
-from sb3_tgrpo.train.job import TrainingError, explain, has_begun, run_training
-from sb3_tgrpo.train.stages import (
-    env_kwargs,
-    evaluation_settings,
-    follow_on_wandb,
-    make_model,
-    make_policy,
-    policy_kwargs,
-    resolve_setup,
-    training_starts,
-    untaught,
-)
+from sb3_tgrpo.train.errors import TrainingError, explain
+from sb3_tgrpo.train.evaluate import evaluation_settings
+from sb3_tgrpo.train.job import has_begun, run_training
+from sb3_tgrpo.train.model import make_model, make_policy
+from sb3_tgrpo.train.setup import env_kwargs, policy_kwargs, resolve_setup, training_starts, untaught
+from sb3_tgrpo.train.stages import follow_on_wandb
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 TOY = [
