@@ -12,7 +12,7 @@ from sb3_tgrpo.train.config import TaskConfig
 
 if TYPE_CHECKING:
     from sb3_tgrpo.doctor.checks import Finding
-    from sb3_tgrpo.evaluation.base_policy import StartPolicyReport
+    from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
 
 _DESCRIPTION = (
     "Checks libraries, simulator, assets, checkpoint and policy, and says what to do about each failure. Exit status 0: no "
@@ -85,12 +85,14 @@ def run(args: argparse.Namespace) -> int:
     return 0 if healthy(findings) else 1
 
 
-def describe(args: argparse.Namespace) -> "StartPolicyReport":
+def describe(args: argparse.Namespace) -> "BasePolicyReport":
     """The numbers of a start policy, of ``--policy``."""
     import torch as th
     from stable_baselines3.common.utils import FloatSchedule
 
-    from sb3_tgrpo.evaluation.base_policy import describe_start_policy
+    from sb3_tgrpo.decoding import Decoding
+    from sb3_tgrpo.evaluation.base_policy import describe_base_policy
+    from sb3_tgrpo.evaluation.protocol import Protocol
     from sb3_tgrpo.openvla.loading import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
@@ -104,9 +106,9 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
         lora=None, value_head=False, device=args.device,
     )  # fmt: skip
     env.close()
-    return describe_start_policy(
-        policy, make, range(args.starts), temperature=args.temperature, stored=args.stored, seed=args.seed, n_envs=args.n_envs
-    )
+    states = {"init_state_ids" if args.stored else "seeds": tuple(range(args.starts))}
+    protocol = Protocol(**states, repetitions=4, decoding=Decoding(args.temperature), seed=args.seed)
+    return describe_base_policy(policy, make, protocol, n_envs=args.n_envs)
 
 
 def start_maker(args: argparse.Namespace, image_size: int) -> Callable[[], gym.Env]:

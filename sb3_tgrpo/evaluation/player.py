@@ -62,7 +62,8 @@ class PlayedEpisode:
         self.length += 1
         self.info = info
         self.reward += float(reward)
-        self.success = self.success or bool(info.get("is_success", False))
+        outcome = info.get("is_success", False)
+        self.success = self.success or (outcome == outcome and bool(outcome))  # NaN is no success
         if "stage" in info:
             self.max_stage = max(self.max_stage or 0, int(info["stage"]))
             self.n_stages = int(info["n_stages"])
@@ -101,7 +102,7 @@ def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render:
     return make
 
 
-class Actor(Protocol):
+class PolicyAdapter(Protocol):
     """A policy as the player sees it."""
 
     batch_size: int
@@ -215,7 +216,7 @@ class EpisodePlayer:
     Plays episodes, each un-grouped and to its own end.
 
     :param makers: function that makes the environment of each task; environments report ``info["is_success"]``.
-    :param actor: the policy.
+    :param policy: Policy adapter.
     :param n_envs: environments at once.
     :param subprocess: each environment in a process of its own.
     :param timeout: seconds to wait for a step or reset of such a process; it is then restarted, as is one that crashes, and
@@ -230,7 +231,7 @@ class EpisodePlayer:
     def __init__(
         self,
         makers: Mapping[str, Callable[[], gym.Env]],
-        actor: Actor,
+        policy: PolicyAdapter,
         *,
         n_envs: int = 1,
         subprocess: bool = True,
@@ -242,7 +243,7 @@ class EpisodePlayer:
     ) -> None:
         if n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
-        self.makers, self.actor = makers, actor
+        self.makers, self.policy = makers, policy
         self.n_envs, self.subprocess = n_envs, subprocess
         self.timeout, self.max_steps, self.pool = timeout, max_steps, pool
         self.picture, self.wants_pictures = picture, wants_pictures
@@ -281,7 +282,7 @@ class EpisodePlayer:
         request = next((request for request in queue if request.task == slot.task), queue[0])
         queue.remove(request)
         slot.restarts = 0
-        slot.begin(request, self.actor.begin(request))
+        slot.begin(request, self.policy.begin(request))
         return True
 
     def _answered(self, busy: list[_Slot]) -> list[tuple[_Slot, float | None]]:
@@ -301,7 +302,7 @@ class EpisodePlayer:
         try:
             answer = slot.receive(timeout)
         except WorkerLostError as error:
-            slot.restart(error, self.actor.begin(slot.episode.request))
+            slot.restart(error, self.policy.begin(slot.episode.request))
             return None
         except Exception as error:
             error.add_note(f"Raised in an episode of {slot.episode.request.task}, {slot.episode.request.key}.")
@@ -317,14 +318,14 @@ class EpisodePlayer:
     def _enough(self, busy: list[_Slot]) -> bool:
         """Whether to call the policy: on half of the environments at once, while the other half simulates."""
         n_waiting = sum(slot.observation is not None for slot in busy)
-        return n_waiting == len(busy) or n_waiting >= min(self.actor.batch_size, max(1, len(busy) // 2))
+        return n_waiting == len(busy) or n_waiting >= min(self.policy.batch_size, max(1, len(busy) // 2))
 
     def _act(self, busy: list[_Slot]) -> None:
         waiting = [slot for slot in busy if slot.observation is not None]
         for task in dict.fromkeys(slot.task for slot in waiting):
-            mine = [slot for slot in waiting if slot.task == task]
-            for first in range(0, len(mine), self.actor.batch_size):
-                batch = mine[first : first + self.actor.batch_size]
-                actions = self.actor.act([slot.observation for slot in batch], [slot.memory for slot in batch])
+            same = [slot for slot in waiting if slot.task == task]
+            for first in range(0, len(same), self.policy.batch_size):
+                batch = same[first : first + self.policy.batch_size]
+                actions = self.policy.act([slot.observation for slot in batch], [slot.memory for slot in batch])
                 for slot, action in zip(batch, actions, strict=True):
                     slot.act(action)

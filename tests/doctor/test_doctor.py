@@ -15,7 +15,9 @@ from sb3_tgrpo.cli import main
 from sb3_tgrpo.doctor import checks as doctor
 from sb3_tgrpo.doctor import policy as doctor_policy
 from sb3_tgrpo.doctor.checks import Finding, Plan, Subject, examine, healthy, to_dict
-from sb3_tgrpo.evaluation.base_policy import StartPolicyReport
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
+from sb3_tgrpo.evaluation.protocol import Protocol
 from sb3_tgrpo.openvla import load_openvla, save_openvla
 
 
@@ -385,20 +387,21 @@ def test_start_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(doctor_policy, "POLICY_CHECKS", ())
     seen: dict[str, Any] = {}
 
-    def describe(policy: Any, env: Any, starts: Any, **kwargs: Any) -> StartPolicyReport:
+    def describe(policy: Any, env: Any, protocol: Protocol, **kwargs: Any) -> BasePolicyReport:
         made = env()
-        seen.update(kwargs, starts=list(starts), image=made.observation_space["image"].shape)
+        seen.update(kwargs, protocol=protocol, image=made.observation_space["image"].shape)
         seen.update(noise=made.unwrapped.start_noise, joint_noise=made.unwrapped.joint_noise)
         made.close()
-        return StartPolicyReport([True, False], [[True, False], [True, True]], {"x": 0.5}, (10.0, 12.0), 0.8)
+        return BasePolicyReport([True, False], [[True, False], [True, True]], {"x": 0.5}, (10.0, 12.0), 0.8)
 
-    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_start_policy", describe)
+    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_base_policy", describe)
     arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--starts", "2", "--temperature", "0.8"]
     assert main([*arguments, "--start-noise", "0.02", "--n-envs", "1"]) == 0
-    assert seen["stored"] is False and seen["joint_noise"] == 0.02  # as in training
+    assert seen["joint_noise"] == 0.02  # as in training
     text = capsys.readouterr().out
     assert "greedy success   1/2" in text and "mixed groups     1/2" in text
-    assert seen["starts"] == [0, 1] and seen["temperature"] == 0.8 and seen["noise"] == 0.02 and seen["image"] == (128, 128, 3)
+    assert seen["protocol"] == Protocol(seeds=(0, 1), repetitions=4, decoding=Decoding(0.8))
+    assert seen["noise"] == 0.02 and seen["image"] == (128, 128, 3)
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["start_policy"]["greedy_rate"] == 0.5
     assert main([*arguments, "--joint-noise", "0.1", "--json"]) == 0 and seen["joint_noise"] == 0.1
@@ -411,15 +414,15 @@ def test_stored_starts_are_widened(monkeypatch: pytest.MonkeyPatch, noise: float
     monkeypatch.setattr(doctor_policy, "POLICY_CHECKS", ())
     states: list[np.ndarray] = []
 
-    def describe(policy: Any, env: Any, starts: Any, *, stored: bool, **kwargs: Any) -> StartPolicyReport:
+    def describe(policy: Any, env: Any, protocol: Protocol, **kwargs: Any) -> BasePolicyReport:
         made = cloudpickle.loads(cloudpickle.dumps(env))()  # as in a process of its own
         made.reset(options={"init_state_id": 0})
         states.append(made.unwrapped.flat_state())
         made.close()
-        assert stored
-        return StartPolicyReport([True], [[True, False]], {"x": 0.5}, (10.0, 12.0), 0.8)
+        assert protocol.seeds is None
+        return BasePolicyReport([True], [[True, False]], {"x": 0.5}, (10.0, 12.0), 0.8)
 
-    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_start_policy", describe)
+    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_base_policy", describe)
     arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--stored", "--seed", "5"]
     assert main([*arguments, "--start-noise", str(noise)]) == 0
     with Subject(assets="light").make_env(("libero_object", 0), observations=()) as env:
