@@ -7,7 +7,7 @@ of their own as references that are no VLA.
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,9 +20,6 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    pass
 
 GROUPED = ("tgrpo", "dpo", "tpo")
 """Methods that sample groups."""

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
     from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, is_finished, run_study, write_tables
     from sb3_tgrpo.study.tables import rich_table
-    from sb3_tgrpo.study.view import make_study_view
+    from sb3_tgrpo.study.view import StudyView
 
     study = study_from(args)
     if args.dry_run:
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 workers=workers,
                 command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
-                view=make_study_view(f"study {study.grid}: {args.out}"),
+                view=StudyView(f"study {study.grid}: {args.out}", live=sys.stdout.isatty()),
             )
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)

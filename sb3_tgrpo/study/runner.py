@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.run_folder import RunFolder, environment_record, now
+from sb3_tgrpo.run_folder import RunFolder, differences, environment_record, flat, now
 from sb3_tgrpo.study.methods import SETTINGS, START, TUNED_BY, MethodName, short_name
 from sb3_tgrpo.study.view import RunningCell, StudyProgress, StudyView, seconds_left
-from sb3_tgrpo.train.config import TrainConfig, check_used, difference, shipped_start, unused_settings
+from sb3_tgrpo.train.config import TrainConfig, check_used, shipped_start, unused_settings
 
 CELLS = "cells"
 
@@ -57,7 +57,7 @@ class Study:
         for name, values in (("tasks", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be one or more different ones, got {', '.join(map(str, values)) or 'none'}.")
-        if self.config.start.from_scratch:
+        if self.config.base_policy.from_scratch:
             raise ValueError(
                 "A study starts all its cells from one checkpoint: make it first ('sb3-tgrpo sft', or 'sb3-tgrpo train "
                 "--from-scratch', which leaves it in start/checkpoint), then pass --checkpoint."
@@ -77,7 +77,7 @@ class Study:
 
     def checkpoint(self, env: str) -> str | None:
         """The start policy of a task, None for the one that ships."""
-        return self.checkpoints.get(env, self.config.start.checkpoint)
+        return self.checkpoints.get(env, self.config.base_policy.checkpoint)
 
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
         """
@@ -93,7 +93,7 @@ class Study:
             config = config.updated(SETTINGS[known] if known in name.lineage else name.changed(config))
             check_used(self.overrides.get(known, {}), known, config)
             config = config.updated(self.overrides.get(known, {}))
-        if changed := difference(_in_common(common), _in_common(config)):
+        if changed := differences(flat(_in_common(common)), flat(_in_common(config))):
             raise ValueError(
                 f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "
                 "evaluation and budget, and the task but for reward and payment. Set it for all of them (--set NAME=VALUE, "
@@ -120,7 +120,7 @@ def _in_common(config: TrainConfig) -> dict[str, Any]:
     values = config.to_dict()
     task = {name: value for name, value in values["task"].items() if name not in ("reward", "payment")}
     budget = {"total_timesteps": values["algorithm"]["total_timesteps"]}
-    return {"task": task, "algorithm": budget, **{name: values[name] for name in ("start", "evaluation", "seed")}}
+    return {"task": task, "algorithm": budget, **{name: values[name] for name in ("base_policy", "evaluation", "seed")}}
 
 
 @dataclass(frozen=True)
@@ -258,11 +258,11 @@ def check_tasks_and_policies(study: Study) -> list[str]:
     :raises ValueError: if there is no such start policy.
     :raises gymnasium.error.Error: if there is no such task.
     """
-    from sb3_tgrpo.train.setup import check_task, untaught
+    from sb3_tgrpo.train.setup import check_task, task_mismatch_warning
 
     for env in study.envs:
         check_task(env)
-    found = [untaught(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
+    found = [task_mismatch_warning(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
     return [warning for warning in found if warning]
 
 
@@ -295,7 +295,7 @@ def _check(cell: Cell, root: RunFolder) -> None:
     if changed:
         raise ValueError(f"{root / cell.name} is of other settings ({'; '.join(changed)}): choose another folder with --out.")
     setup = root.read(f"{cell.name}/{SETUP_FILE}")
-    checkpoint = cell.config.start.checkpoint or str(shipped_start())
+    checkpoint = cell.config.base_policy.checkpoint or str(shipped_start())
     # What is on the hub is compared when a cell runs; here it would have to be downloaded.
     if setup is not None and os.path.isdir(checkpoint) and checkpoint_identity(checkpoint) != setup["start"]:
         raise ValueError(
@@ -310,7 +310,11 @@ def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
 
     for cell in cells:
         played = (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward")
-        if played is not None and is_libero(cell.config) and played != getattr(reward_program(cell.config), "sha256", None):
+        if (
+            played is not None
+            and is_libero(cell.config.task.env)
+            and played != getattr(reward_program(cell.config), "sha256", None)
+        ):
             message = f"{root / cell.name} was paid by another version of the reward, {played[:12]}"
             raise ValueError(f"{message}: choose another folder with --out.")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.evaluation.comparison import Rate, paired_comparison
 from sb3_tgrpo.evaluation.results import Evaluation
 from sb3_tgrpo.evaluation.statistics import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
@@ -13,7 +14,6 @@ from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.run_folder import RunFolder, now
 from sb3_tgrpo.study.methods import GRIDS, START, short_name
 from sb3_tgrpo.study.runner import Cell, Study
-from sb3_tgrpo.train.evaluate import mode_name
 from sb3_tgrpo.train.job import SETUP_FILE
 from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
 
@@ -51,7 +51,7 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
     finished = {cell: root.read(f"{cell.name}/results.json") for cell in cells}
     modes = {}
     for temperature in study.config.evaluation.eval_temperatures:
-        name = mode_name(temperature)
+        name = str(Decoding(temperature))
         file = f"evaluations/after_{name.replace('=', '')}/evaluation.json"
         found = {cell: Evaluation.load(root / cell.name / file) for cell, result in finished.items() if result is not None}
         modes[name] = summarise(found, study)

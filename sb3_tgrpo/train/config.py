@@ -27,7 +27,7 @@ ALGORITHM_NAMES: dict[str, str] = {
 }  # fmt: skip
 """By ``algo``, as people read them."""
 
-BASE_POLICY_FOLDER = Path(__file__).parents[1] / "data" / "start"
+START_FOLDER = Path(__file__).parents[1] / "data" / "start"
 
 
 RENAMED = {
@@ -327,32 +327,18 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     return TrainConfig.from_dict(values, str(path))
 
 
-def shipped_base_policy() -> Path:
+def shipped_start() -> Path:
     """
     Folder of the base policy that ships with the package.
 
     :raises FileNotFoundError: If this installation has none.
     """
-    if not (BASE_POLICY_FOLDER / "config.json").is_file():
+    if not (START_FOLDER / "config.json").is_file():
         raise FileNotFoundError(
             "This installation has no base policy: pass --checkpoint FOLDER, or --from-scratch to train one (with "
             "demonstrations of a scripted expert)."
         )
-    return BASE_POLICY_FOLDER
-
-
-def difference(first: Any, second: Any, prefix: str = "") -> list[str]:
-    """
-    Settings in which two :meth:`TrainConfig.to_dict` differ, with both values.
-
-    :param first: Earlier settings.
-    :param second: Later settings.
-    :param prefix: Text before each name.
-    """
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = sorted({*first, *second})
-        return [text for key in keys for text in difference(first.get(key), second.get(key), f"{prefix}{key}.")]
-    return [] if first == second else [f"{prefix[:-1]} was {first!r}, is {second!r}"]
+    return START_FOLDER
 
 
 def flags() -> list[tuple[str, str, Any, Any, str]]:

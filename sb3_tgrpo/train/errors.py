@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch as th
-
 from sb3_tgrpo.train.config import TrainConfig
 
 
@@ -14,7 +12,12 @@ class TrainingError(RuntimeError):
 
 @contextmanager
 def explained(config: TrainConfig) -> Iterator[None]:
-    """Failures that have a remedy, told with it."""
+    """
+    Raise failures that have a remedy as :class:`TrainingError` with it.
+
+    :param config: Configuration of the run.
+    :raises TrainingError: With what to change.
+    """
     try:
         yield
     except TrainingError:
@@ -28,20 +31,21 @@ def explained(config: TrainConfig) -> Iterator[None]:
 
 def explain(error: BaseException, config: TrainConfig) -> str | None:
     """
-    What to change so that a failure does not happen again, None if there is nothing to tell.
+    What to change so that a failure does not happen again, None if there is nothing to add.
 
-    :param error: what was raised.
-    :param config: the run.
+    :param error: The exception.
+    :param config: Configuration of the run.
     """
     text = str(error)
     low = text.lower()
     algorithm = config.algorithm
     goes_on = "The same command goes on from the last saved update."
-    if isinstance(error, th.OutOfMemoryError) or "cuda out of memory" in low:
+    if "cuda out of memory" in low:
         return (
             f"The GPU's memory ran out. Lower micro_batch_size (now {algorithm.micro_batch_size}), which does not change the "
             f"result. {goes_on} Or begin anew (--out) with gradient_checkpointing (now {config.gradient_checkpointing}), "
-            f"quantization='4bit' (now {config.start.quantization!r}) or an adapter alone (lora, now {config.start.lora})."
+            f"quantization='4bit' (now {config.base_policy.quantization!r}) or an adapter alone (lora, now "
+            f"{config.base_policy.lora})."
         )
     if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
         return (
@@ -55,9 +59,11 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
         reason = (
             "the system killed it, as it does when memory runs out: lower parallel_groups"
             if killed
-            else ("see the messages of its process above")
+            else "see the messages of its process above"
         )
         return f"A simulator keeps failing: {text} ({reason}, now {algorithm.parallel_groups}). {goes_on}"
+    if "opengl" in low or "mujoco_gl" in low:
+        return f"{text} {goes_on}"
     if "rewards must be finite" in low:
         return None  # the reward's fault, as the message says
     if "probability tensor contains" in low or "is nan" in low or "is inf" in low or "is not finite" in low:

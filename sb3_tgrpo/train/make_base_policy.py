@@ -1,36 +1,40 @@
-"""The start policy: the one that ships or is given, or demonstrations and supervised fine-tuning."""
+"""The base policy: the one that ships or is given, or demonstrations and supervised fine-tuning."""
 
 import dataclasses
 from pathlib import Path
 from typing import Any
 
 from sb3_tgrpo.run_folder import RunFolder
-from sb3_tgrpo.train.config import TrainConfig, difference, shipped_start
+from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_start
 from sb3_tgrpo.train.setup import TINY_IMAGE_SIZE
 from sb3_tgrpo.train.view import RunView
 
 
-def start_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> str:
+def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> str:
     """
-    The start policy's checkpoint; under ``from_scratch`` it is made first, in the folder.
+    The base policy's checkpoint; under ``from_scratch`` it is made first, in the folder.
 
-    :param config: the run.
-    :param folder: where a start policy is made.
-    :param view: told of progress.
+    :param config: The configuration.
+    :param folder: Folder in which a base policy is made.
+    :param view: Progress is shown here.
+    :raises ValueError: If the folder holds a base policy of other settings.
     """
-    if config.start.checkpoint is not None:
-        return config.start.checkpoint
-    if not config.start.from_scratch:
+    if config.base_policy.checkpoint is not None:
+        return config.base_policy.checkpoint
+    if not config.base_policy.from_scratch:
         return str(shipped_start())
+    from sb3_tgrpo.sft.trainer import STATE_FILE
+
     task = ("env", "start_noise", "joint_noise", "assets", "image_size")
-    recipe = {**dataclasses.asdict(config.start), **{name: getattr(config.task, name) for name in task}}
-    earlier = folder.read("start/recipe.json")
-    if earlier is None:
-        folder.write("start/recipe.json", recipe)
-    elif changed := difference(earlier, recipe):
-        raise ValueError(f"{folder / 'start'} holds a start policy of other settings ({'; '.join(changed)}): delete it.")
-    demos = _collect(config, folder, view)
-    return str(_fine_tune(config, folder, demos, view))
+    recipe = {**dataclasses.asdict(config.base_policy), **{name: getattr(config.task, name) for name in task}}
+    start = RunFolder(folder / "start")
+    start.claim("recipe.json", recipe, results=("demos.hdf5*", "checkpoint/*", STATE_FILE), upgrade=_renamed)
+    demos = _collect(config, start, view)
+    return str(_fine_tune(config, start, demos, view))
+
+
+def _renamed(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {RENAMED.get(name, name): value for name, value in recipe.items()}
 
 
 def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
@@ -38,20 +42,20 @@ def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
     from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
 
     suite, index = parse_task_id(config.task.env)
-    file = folder / "start" / "demos.hdf5"
-    wanted = config.start.demos
+    file = folder / "demos.hdf5"
+    wanted = config.base_policy.demos
     if file.is_file():
         view.skip_stage("demonstrations", f"{wanted} of {suite}-{index}")
         return file
     settings = CollectionSettings(
         task=f"{suite}-{index}",
         episodes=wanted,
-        seed=config.start.start_seed,
-        expert=config.start.expert,
-        dart=config.start.dart,
-        pushes=config.start.pushes,
-        slips=config.start.slips,
-        detour=config.start.detour,
+        seed=config.base_policy.base_seed,
+        expert=config.base_policy.expert,
+        dart=config.base_policy.dart,
+        pushes=config.base_policy.pushes,
+        slips=config.base_policy.slips,
+        detour=config.base_policy.detour,
         start_noise=config.task.start_noise,
         joint_noise=config.task.joint_noise,
         assets=config.task.assets or "light",
@@ -75,8 +79,8 @@ def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunVie
     from sb3_tgrpo.sft.dataset import DemonstrationDataset
     from sb3_tgrpo.sft.trainer import SFT, STATE_FILE
 
-    recipe = config.start
-    checkpoint, state = folder / "start" / "checkpoint", folder / "start"
+    recipe = config.base_policy
+    checkpoint, state = folder / "checkpoint", folder.path
     if (checkpoint / "config.json").is_file() and not (state / STATE_FILE).is_file():
         view.skip_stage("supervised fine-tuning", f"{recipe.sft_steps} updates")
         return checkpoint
@@ -86,11 +90,11 @@ def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunVie
         dataset,
         learning_rate=recipe.sft_learning_rate,
         batch_size=recipe.sft_batch_size,
-        ema_decay=recipe.sft_ema,
+        ema_decay=recipe.sft_ema_decay,
         center_images=True,
-        validation_fraction=recipe.sft_validation,
+        validation_fraction=recipe.sft_validation_fraction,
         policy_kwargs={"checkpoint": _base(config, folder), "lora": None},
-        seed=recipe.start_seed,
+        seed=recipe.base_seed,
         device=config.device,
     )
     view.begin_stage("supervised fine-tuning", recipe.sft_steps, "updates", done=0)
@@ -111,8 +115,8 @@ def _base(config: TrainConfig, folder: RunFolder) -> str:
     """What fine-tuning starts from: tiny, with the recipe's number of bins."""
     from sb3_tgrpo.openvla.tiny import save_tiny, tiny_config
 
-    if tiny_config()["n_action_bins"] == config.start.action_bins:
+    if tiny_config()["n_action_bins"] == config.base_policy.action_bins:
         return "tiny"
-    base = folder / "start" / "base"
-    save_tiny(base, config.start.action_bins, config.task.assets or "light")
+    base = folder / "base"
+    save_tiny(base, config.base_policy.action_bins, config.task.assets or "light")
     return str(base)
