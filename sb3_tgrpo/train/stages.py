@@ -1,6 +1,7 @@
 """The parts of a run. Each can be interrupted and goes on where it was."""
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -164,13 +165,13 @@ class Run:
             self.view.skip_stage(title, f"{model.num_timesteps:,} steps")
             return model.policy
         total = self.config.algorithm.total_timesteps
-        self.view.begin_stage(title, total, "steps")
+        self.view.begin_stage(title, total, "steps", first_round=math.inf, text="simulators start")
         env: VecEnv = TimedVecEnv(make_training_env(self.config, self.setup))
         if algo not in REFERENCES:  # SB3 would turn every image round, only for the policy to turn it back
             env = VecTransposeImage(env, skip=True)
         try:
             model = self._model(env)
-            self.view.begin_stage(title, total, "steps", done=model.num_timesteps)
+            self.view.resume(model.num_timesteps, self.rows(model.num_timesteps))
             with self._on_wandb():
                 if total > model.num_timesteps:
                     left = total - model.num_timesteps
@@ -213,7 +214,6 @@ class Run:
             if config.algorithm.algo not in GROUPED:  # these do not save their random state, and start their episodes anew
                 sequence = np.random.SeedSequence([config.seed, model.num_timesteps])
                 model.set_random_seed(int(sequence.generate_state(1)[0] >> 1))
-            self.view.rows = self.rows(model.num_timesteps)
         if config.algorithm.algo in GROUPED:
             model.saves_on_interrupt = False  # resume.zip does better
         return model

@@ -214,6 +214,16 @@ class RunView(View):
         self.stages.append(stage)
         self._show_end(stage)
 
+    def resume(self, done: float, rows: list[dict[str, Any]]) -> None:
+        """
+        Training begins where an earlier call was.
+
+        :param done: How much that call has done.
+        :param rows: Its updates.
+        """
+        self.rows = rows
+        self.stages[-1].done = self.stages[-1].first = done
+
     def advance(self, done: float, text: str = "") -> None:
         """
         The current part goes on.
