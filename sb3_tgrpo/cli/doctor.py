@@ -93,7 +93,7 @@ def describe(args: argparse.Namespace) -> "BasePolicyReport":
     from sb3_tgrpo.decoding import Decoding
     from sb3_tgrpo.evaluation.base_policy import describe_base_policy
     from sb3_tgrpo.evaluation.protocol import Protocol
-    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.openvla.checkpoint import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
     if not th.cuda.is_available():

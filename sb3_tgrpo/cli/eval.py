@@ -162,7 +162,7 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
     import gymnasium as gym
     from stable_baselines3.common.utils import FloatSchedule
 
-    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.openvla.checkpoint import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
     checkpoint = None if args.checkpoint == "upstream" else args.checkpoint

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,28 +29,10 @@ from sb3_tgrpo.openvla.actions import (
 from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.cuda_graph import GraphedGeneration
 from sb3_tgrpo.openvla.images import Normalization, preprocess_libero_image, rotate_and_area_resize, to_pixel_values
+from sb3_tgrpo.openvla.prompt import Prompts
 from sb3_tgrpo.openvla.vit import Projector, VisionBackbone
 
 DEFAULT_ACTION_DIM = 7
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """
-    A batch of prompts, shorter ones padded on the left.
-
-    :param input_ids: ``(batch, length)`` int64 on the model's device.
-    :param padding: Number of padding ids at the start of each row, known to the host.
-    :param offsets: The same numbers on the device, ``(batch, 1)``.
-    """
-
-    input_ids: th.Tensor
-    padding: tuple[int, ...]
-    offsets: th.Tensor
-
-    @property
-    def ragged(self) -> bool:
-        return any(self.padding)
 
 
 class KeyValueCache:
@@ -85,7 +66,7 @@ class KeyValueCache:
 class OpenVLA(nn.Module):
     """
     The model behind an OpenVLA checkpoint; parameter names are the checkpoint's. Build it with
-    :func:`~sb3_tgrpo.openvla.loading.load_openvla`.
+    :func:`~sb3_tgrpo.openvla.checkpoint.load_openvla`.
 
     :param config: Sizes and statistics, read from ``config.json``.
     :param normalization: Image statistics, read from ``preprocessor_config.json``.
@@ -108,6 +89,7 @@ class OpenVLA(nn.Module):
         self.is_loaded_in_4bit = False  # the name PEFT looks for
         self.files: dict[str, bytes] = {}
         self.identity = ""
+        self.identity_by_ends = ""
         self._graphs = GraphedGeneration(self._generate, self.adapter_state)
 
     # ------------------------------------------------------------------ properties

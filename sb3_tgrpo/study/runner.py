@@ -279,7 +279,7 @@ def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
 
 
 def _check(cell: Cell, root: RunFolder) -> None:
-    from sb3_tgrpo.openvla.loading import checkpoint_identity
+    from sb3_tgrpo.openvla.checkpoint import checkpoint_identity
     from sb3_tgrpo.train.job import SETUP_FILE, changed_settings, has_begun
 
     earlier = root.read(f"{cell.name}/config.json")

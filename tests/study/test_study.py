@@ -41,7 +41,7 @@ from sb3_tgrpo.evaluation.comparison import wilson_interval
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation
 from sb3_tgrpo.evaluation.statistics import bootstrap_interval, interquartile_mean, mean_of_tasks, ranks
 from sb3_tgrpo.files import JsonLines
-from sb3_tgrpo.openvla.loading import checkpoint_identity
+from sb3_tgrpo.openvla.checkpoint import checkpoint_identity
 from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.run_folder import RunFolder
