@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.train.config import TrainConfig, shipped_start
-from sb3_tgrpo.train.stages import env_kwargs, policy_kwargs, resolve_setup
+from sb3_tgrpo.train.setup import env_kwargs, policy_kwargs, resolve_setup
 
 WAYS = {
     "one group": {"n_groups": 1},

@@ -21,7 +21,8 @@ from sb3_tgrpo import TGRPO
 from sb3_tgrpo.advantages import step_advantages
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import TrainConfig, parse_setting, shipped_start
-from sb3_tgrpo.train.stages import make_model, make_training_env, resolve_setup
+from sb3_tgrpo.train.model import make_model, make_training_env
+from sb3_tgrpo.train.setup import resolve_setup
 
 
 def rollout(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ import torch as th
 
 from sb3_tgrpo.envs.spaces import encode_instruction
 from sb3_tgrpo.train.config import TrainConfig, shipped_start
-from sb3_tgrpo.train.stages import make_policy, resolve_setup
+from sb3_tgrpo.train.model import make_policy
+from sb3_tgrpo.train.setup import resolve_setup
 
 STEPS = 128
 

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     from sb3_tgrpo.study.design import is_finished
     from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, run_study, write_tables
     from sb3_tgrpo.study.tables import rich_table
-    from sb3_tgrpo.study.view import make_study_view
+    from sb3_tgrpo.study.view import StudyView
 
     study = study_from(args)
     if args.dry_run:
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 workers=workers,
                 command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
-                view=make_study_view(f"study {study.grid}: {args.out}"),
+                view=StudyView(f"study {study.grid}: {args.out}", live=sys.stdout.isatty()),
             )
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)

@@ -23,7 +23,8 @@ def main(folder: str) -> int:
 
     :return: exit status.
     """
-    from sb3_tgrpo.train.job import TrainingError, run_training
+    from sb3_tgrpo.train.errors import TrainingError
+    from sb3_tgrpo.train.job import run_training
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = TrainConfig.from_dict(json.loads((Path(folder) / "cell.json").read_text(encoding="utf-8")))

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.run_folder import RunFolder, differences, flat
 from sb3_tgrpo.study.methods import BASE, SETTINGS, MethodName, short_name
-from sb3_tgrpo.train.config import TrainConfig, check_used, difference
+from sb3_tgrpo.train.config import TrainConfig, check_used
 
 CELLS = "cells"
 
@@ -40,7 +40,7 @@ class Study:
         for name, values in (("tasks", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be one or more different ones, got {', '.join(map(str, values)) or 'none'}.")
-        if self.config.start.from_scratch:
+        if self.config.base_policy.from_scratch:
             raise ValueError(
                 "A study starts all its cells from one checkpoint: make it first ('sb3-tgrpo sft', or 'sb3-tgrpo train "
                 "--from-scratch', which leaves it in start/checkpoint), then pass --checkpoint."
@@ -60,7 +60,7 @@ class Study:
 
     def checkpoint(self, env: str) -> str | None:
         """The start policy of a task, None for the one that ships."""
-        return self.checkpoints.get(env, self.config.start.checkpoint)
+        return self.checkpoints.get(env, self.config.base_policy.checkpoint)
 
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
         """
@@ -76,7 +76,7 @@ class Study:
             config = config.updated(SETTINGS[known] if known in name.lineage else name.changed(config))
             check_used(self.overrides.get(known, {}), known, config)
             config = config.updated(self.overrides.get(known, {}))
-        if changed := difference(_in_common(common), _in_common(config)):
+        if changed := differences(flat(_in_common(common)), flat(_in_common(config))):
             raise ValueError(
                 f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "
                 "evaluation and budget, and the task but for reward and payment. Set it for all of them (--set NAME=VALUE, "
@@ -103,7 +103,7 @@ def _in_common(config: TrainConfig) -> dict[str, Any]:
     values = config.to_dict()
     task = {name: value for name, value in values["task"].items() if name not in ("reward", "payment")}
     budget = {"total_timesteps": values["algorithm"]["total_timesteps"]}
-    return {"task": task, "algorithm": budget, **{name: values[name] for name in ("start", "evaluation", "seed")}}
+    return {"task": task, "algorithm": budget, **{name: values[name] for name in ("base_policy", "evaluation", "seed")}}
 
 
 @dataclass(frozen=True)

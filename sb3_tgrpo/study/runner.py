@@ -124,11 +124,11 @@ def check_tasks_and_policies(study: Study) -> list[str]:
     :raises ValueError: If a base policy does not exist.
     :raises gymnasium.error.Error: If a task does not exist.
     """
-    from sb3_tgrpo.train.stages import check_task, untaught
+    from sb3_tgrpo.train.setup import check_task, task_mismatch_warning
 
     for env in study.envs:
         check_task(env)
-    found = [untaught(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
+    found = [task_mismatch_warning(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
     return [warning for warning in found if warning]
 
 
@@ -147,9 +147,12 @@ def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
 
 def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
     from sb3_tgrpo.openvla.checkpoint import Checkpoint
-    from sb3_tgrpo.train.job import MAY_CHANGE, SETUP_FILE, has_begun
+    from sb3_tgrpo.train.job import CONFIG_FILE, MAY_CHANGE, SETUP_FILE, has_begun
 
     if not has_begun(folder):
+        return
+    trained = any(next(folder.path.glob(pattern), None) for pattern in ("results.json", "metrics.jsonl", "evaluations/after_*"))
+    if folder.read(CONFIG_FILE) is None and not trained:  # interrupted after the base policy's evaluations were taken over
         return
     may_change = set(MAY_CHANGE)
     if finished:
@@ -157,14 +160,14 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
         unused = unused_settings(cell.config) - {"algo"}
         may_change |= {f"{section}.{name}" for section in ("algorithm", "baseline") for name in unused}
     folder.claim(
-        "config.json",
+        CONFIG_FILE,
         cell.config.to_dict(),
-        results=("results.json", "start", "**/evaluations"),
+        results=("*",),
         may_change=may_change,
-        defaults=TrainConfig().to_dict(),
+        upgrade=lambda earlier: TrainConfig.from_dict(earlier, str(folder / CONFIG_FILE)).to_dict(),
     )
     setup = folder.read(SETUP_FILE)
-    checkpoint = Checkpoint(cell.config.start.checkpoint or shipped_start(), download=False)
+    checkpoint = Checkpoint(cell.config.base_policy.checkpoint or shipped_start(), download=False)
     # What is on the hub is compared when a cell runs; here it would have to be downloaded.
     if setup is not None and not checkpoint.is_hub_id and not checkpoint.matches(setup["start"]):
         raise ValueError(
@@ -175,11 +178,11 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
 def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
     """New cells must have the reward of those that are there; tables may be of any version's."""
     from sb3_tgrpo.train.job import SETUP_FILE
-    from sb3_tgrpo.train.stages import is_libero, reward_program
+    from sb3_tgrpo.train.setup import reward_program
 
     for cell in cells:
         played = (root.read(f"{cell.name}/{SETUP_FILE}") or {}).get("reward")
-        if played is not None and is_libero(cell.config) and played != getattr(reward_program(cell.config), "sha256", None):
+        if played is not None and played != getattr(reward_program(cell.config), "sha256", None):
             raise ValueError(
                 f"{root / cell.name} was run with another version of the reward, {played[:12]}: choose another folder with "
                 "--out."

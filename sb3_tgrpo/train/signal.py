@@ -19,8 +19,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_tgrpo.advantages import tgrpo_advantages, trajectory_advantages
+from sb3_tgrpo.files import atomic_path
 from sb3_tgrpo.losses import tgrpo_loss
 from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.train.setup import check_n_groups
 
 if TYPE_CHECKING:
     from sb3_tgrpo.tgrpo import TGRPO
@@ -251,8 +253,7 @@ def measure_signal(
     env = model.get_env()
     if env is None:
         raise ValueError("The model has no environment: load it with TGRPO.load(path, env=env).")
-    if n_groups < 3:
-        raise ValueError(f"n_groups={n_groups}: comparing gradients takes at least 3 groups.")
+    check_n_groups(n_groups)
     chosen = dict(variants) if variants is not None else default_variants(model)
     kept = None if folder is None else _KeptRollouts(Path(folder), model, list(chosen))
     before = dict(vars(model))
@@ -319,7 +320,7 @@ class _KeptRollouts:
     """Rollouts in a folder, a file each."""
 
     def __init__(self, path: Path, model: "TGRPO", variants: list[str]) -> None:
-        from sb3_tgrpo.evaluation.protocol import fingerprint
+        from sb3_tgrpo.evaluation.identity import fingerprint
 
         self.folder = RunFolder(path)
         settings = {
@@ -337,15 +338,7 @@ class _KeptRollouts:
             "outcome_reward": model.outcome_reward,
             "variants": variants,
         }
-        earlier = self.folder.read("settings.json")
-        if earlier is None:
-            self.folder.write("settings.json", settings)
-            return
-        changed = [
-            f"{name}: {earlier.get(name)} then, {value} now" for name, value in settings.items() if earlier.get(name) != value
-        ]
-        if changed:
-            raise ValueError(f"{path} holds another measurement ({'; '.join(changed)}). Choose another folder, or delete it.")
+        self.folder.claim("settings.json", settings, results=("rollout_*.pt",), defaults={"outcome_reward": None})
 
     def read(self) -> list[_Rollout]:
         """All that were finished, in their order."""
@@ -353,9 +346,8 @@ class _KeptRollouts:
 
     def add(self, rollout: _Rollout) -> None:
         number = len(list(self.folder.path.glob("rollout_*.pt")))
-        unfinished = self.folder / "unfinished"
-        th.save(rollout, unfinished)
-        os.replace(unfinished, self.folder / f"rollout_{number:04d}.pt")
+        with atomic_path(self.folder / f"rollout_{number:04d}.pt") as unfinished:
+            th.save(rollout, unfinished)
 
 
 def _report(rollouts: list[_Rollout], variants: list[str]) -> SignalReport:

@@ -590,7 +590,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def make(one: Callable[[], gym.Env], n_envs: int, start_options: Any = None) -> VecEnv:
         return DummyVecEnv([partial(DrawnStarts, one(), start_options, place) for place in range(n_envs)])
 
-    monkeypatch.setattr("sb3_tgrpo.train.stages.make_ungrouped_env", make)
+    monkeypatch.setattr("sb3_tgrpo.train.model.make_ungrouped_env", make)
     for name in ("film", "show_videos"):
         monkeypatch.setattr(f"sb3_tgrpo.train.job.{name}", lambda *args: None)
     yield
