@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_tgrpo.cli.common import announced_interrupt, checked_env_ids
+from sb3_tgrpo.cli.ids import checked_env_ids
+from sb3_tgrpo.cli.interrupt import interruptible
 
 if TYPE_CHECKING:
     from sb3_tgrpo.evaluation.adapters import Policy
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     env_ids = chosen_env_ids(args.env, args.suite)
     protocol = protocol_from(args, env_ids)
     check_policy(args, env_ids[0])
-    with announced_interrupt():
+    with interruptible():
         evaluation, folder = _evaluate(args, env_ids, protocol)
     print_evaluation(evaluation)
     if before is not None:

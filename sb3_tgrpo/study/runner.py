@@ -151,7 +151,7 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
 
     if not has_begun(folder):
         return
-    trained = any(next(folder.path.glob(pattern), None) for pattern in ("results.json", "metrics.jsonl", "evaluations/after_*"))
+    trained = any(next(folder.path.glob(name), None) for name in ("results.json", "metrics.jsonl", "evaluations/after_*"))
     if folder.read(CONFIG_FILE) is None and not trained:  # interrupted after the base policy's evaluations were taken over
         return
     may_change = set(MAY_CHANGE)

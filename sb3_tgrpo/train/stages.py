@@ -19,7 +19,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from sb3_tgrpo.baselines.ungrouped import GROUPED, REFERENCES, algorithm_class
 from sb3_tgrpo.decoding import Decoding
-from sb3_tgrpo.evaluation.protocol import Execution, Protocol, evaluate_policy
+from sb3_tgrpo.evaluation.evaluate import evaluate_policy
+from sb3_tgrpo.evaluation.protocol import Execution, Protocol
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation, read_episodes, task_name
 from sb3_tgrpo.files import JsonLines, atomic_copytree
 from sb3_tgrpo.run_folder import RunFolder, cpu_count

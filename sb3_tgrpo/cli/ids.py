@@ -1,11 +1,7 @@
-"""What several commands share: environments named on the command line, and Ctrl-C that is heard at once."""
+"""Environments named on the command line."""
 
 import difflib
-import signal
-import sys
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 
 def checked_env_ids(names: Iterable[str]) -> list[str]:
@@ -33,22 +29,3 @@ def checked_env_ids(names: Iterable[str]) -> list[str]:
         meant = f"Did you mean {' or '.join(close)}?" if close else f"LIBERO's suites are {', '.join(SUITES)}."
         raise ValueError(f"env={task!r}: there is no such environment. {meant}")
     return found
-
-
-@contextmanager
-def announced_interrupt() -> Iterator[None]:
-    """Inside the block, Ctrl-C is acknowledged before anything is ended, which may take seconds."""
-
-    def acknowledge(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping. The same command goes on from here.", file=sys.stderr, flush=True)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, acknowledge)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
