@@ -83,7 +83,8 @@ def test_settings_that_a_method_uses(algo: str, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr("sb3_tgrpo.envs.make_group_env", note)
         monkeypatch.setattr(train_model, "make_ungrouped_env", note)
         monkeypatch.setattr(train_model, "algorithm_class", lambda algo: note)
-        setup = Setup("start", "its hash", "light", None, "a reward", {}, {}, None)
+        nothing: dict[str, Any] = dict.fromkeys(item.name for item in fields(Setup))
+        setup = Setup(**{**nothing, "env_kwargs": {}, "policy_kwargs": {}})
         env = train_model.make_training_env(config, setup)
         train_model.make_model(config, setup, RunFolder(tmp_path), env)
         return [*calls, config.algorithm.total_timesteps]  # what learn() is told

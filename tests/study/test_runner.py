@@ -18,13 +18,14 @@ from studies import CELL, ENVS, TOY, environ, study_arguments, toy
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.study import add_parser, study_from
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.openvla.checkpoint import Checkpoint
 from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.study import runner as study_runner
 from sb3_tgrpo.study.design import Cell, Study
-from sb3_tgrpo.study.runner import check_cells, commit, run_study, write_tables
+from sb3_tgrpo.study.runner import StudyError, check_cells, commit, run_study, write_tables
 from sb3_tgrpo.study.view import StudyProgress, StudyView
 from sb3_tgrpo.train.config import TrainConfig, shipped_start
 
@@ -86,7 +87,11 @@ def test_study_folder(finished: Path) -> None:
     assert "evaluate before, greedy" in (finished / CELL / "log.txt").read_text()
     assert "(done before)" in (finished / CELL / "log.txt").read_text()
     assert json.loads((finished / CELL / "config.json").read_text())["seed"] == 0
-    assert json.loads((finished / CELL / "setup.json").read_text()) == {"start": "tiny", "assets": "none", "reward": None}
+    assert json.loads((finished / CELL / "setup.json").read_text()) == {
+        "start": Checkpoint("tiny").identity,
+        "assets": "none",
+        "reward": None,
+    }
 
 
 def test_finished_cells_are_not_run_again(
@@ -100,9 +105,9 @@ def test_finished_cells_are_not_run_again(
     assert main([*study_arguments(finished), "--tables"]) == 0
     assert main([*study_arguments(finished), "kl_coef=0.5"]) == 1  # cells of other settings
     refusal = capsys.readouterr().err  # of TGRPO's: nothing of training changes what the start policy reached
-    assert "TGRPO/seed_0 is of other settings (algorithm.kl_coef was 0.0, is 0.5)" in refusal
+    assert "TGRPO/seed_0 was made with other settings (algorithm.kl_coef was 0.0, is 0.5)" in refusal
     assert main([*study_arguments(finished), "max_episode_steps=7"]) == 1
-    assert "SFT/seed_0 is of other settings (task.max_episode_steps was" in capsys.readouterr().err
+    assert "SFT/seed_0 was made with other settings (task.max_episode_steps was" in capsys.readouterr().err
 
 
 def test_finished_cells_stay_true_when_settings_change_that_their_method_does_not_use(tmp_path: Path) -> None:
@@ -118,7 +123,7 @@ def test_finished_cells_stay_true_when_settings_change_that_their_method_does_no
     check_cells([*cells(beta=0.5).values()], root)
     check_cells([cells(kl_coef=0.5)["SFT"], cells(kl_coef=0.5)["PPO"], cells(n_epochs=9)["SFT"]], root)
     for wrong in (cells(kl_coef=0.5)["GRPO"], cells(n_epochs=9)["PPO"], cells(joint_noise=0.5)["SFT"]):
-        with pytest.raises(ValueError, match=f"{wrong.method}/seed_0 is of other settings"):
+        with pytest.raises(ValueError, match=f"{wrong.method}/seed_0 was made with other settings"):
             check_cells([wrong], root)
     ppo = cells()["PPO"]
     root.write(f"{ppo.name}/config.json", ppo.config.updated({"algo": "trpo"}).to_dict())
@@ -127,7 +132,7 @@ def test_finished_cells_stay_true_when_settings_change_that_their_method_does_no
     root.write(f"{ppo.name}/config.json", ppo.config.to_dict())
     (root / ppo.name / "results.json").unlink()
     check_cells([cells(kl_coef=0.5)["PPO"]], root)  # nothing of it was played
-    (root / ppo.name / "evaluations").mkdir()
+    atomic_write(root / ppo.name / "evaluations/before_greedy/episodes.jsonl", "")
     with pytest.raises(ValueError, match="kl_coef was"):  # to go on it would have to be the same in all
         check_cells([cells(kl_coef=0.5)["PPO"]], root)
 
@@ -137,7 +142,7 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     study = Study("table1", TrainConfig(), ("LIBERO/libero_object-8-v0",), ("TGRPO",), (0,))
     cell = study.cells()[0]
     root.write(f"{cell.name}/config.json", cell.config.to_dict())
-    (root / cell.name / "evaluations").mkdir()  # an episode was played
+    atomic_write(root / cell.name / "evaluations/before_greedy/episodes.jsonl", "")
     root.write(f"{cell.name}/setup.json", {"start": Checkpoint(shipped_start()).identity, "assets": "light"})
     check_cells([cell], root)
     root.write(f"{cell.name}/setup.json", {"start": "an earlier one", "assets": "light"})
@@ -149,14 +154,14 @@ def test_cells_of_an_earlier_reward_are_tabled_and_not_added_to(tmp_path: Path, 
     root = RunFolder(tmp_path)
     study = Study("table1", TrainConfig(), ("LIBERO/libero_object-8-v0",), ("TGRPO", "TGRPO-sparse"), (0,))
     started: list[Cell] = []
-    monkeypatch.setattr(study_runner, "_run", lambda cells, *args: started.extend(cells) or {})
+    monkeypatch.setattr(study_runner._Run, "finish", lambda run: started.extend(run.cells) or {})
     monkeypatch.setattr("sb3_tgrpo.study.tables.write_results", lambda study, root: {})
     cells = study.cells()
     rewards = [None if cell.method == "TGRPO-sparse" else load_reward("libero_object-8").sha256 for cell in cells]
     for newer, runs in (("", True), ("an older one", False), (None, True)):
         for cell, reward in zip(cells, rewards, strict=True):
             root.write(f"{cell.name}/config.json", cell.config.to_dict())
-            (root / cell.name / "evaluations").mkdir(exist_ok=True)
+            atomic_write(root / cell.name / "evaluations/before_greedy/episodes.jsonl", "")
             setup = {"start": Checkpoint(shipped_start()).identity, "assets": "light", "reward": reward}
             if newer is None:  # written before rewards were noted
                 del setup["reward"]
@@ -169,7 +174,7 @@ def test_cells_of_an_earlier_reward_are_tabled_and_not_added_to(tmp_path: Path, 
             run_study(study, tmp_path)
             assert started
         else:
-            with pytest.raises(ValueError, match=r"was paid by another version of the reward, an older"):
+            with pytest.raises(ValueError, match=r"was run with another version of the reward, an older"):
                 run_study(study, tmp_path)
             assert not started
 
@@ -180,9 +185,10 @@ class Recorder(StudyView):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[StudyProgress] = []
+        self.lines: list[str] = []
 
     def print(self, text: str) -> None:
-        pass
+        self.lines.append(text)
 
     def refresh(self, progress: StudyProgress) -> None:
         self.seen.append(progress)
@@ -267,12 +273,49 @@ def free(run: RunFolder) -> bool:
     return False
 
 
-def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", environ("0")["PYTHONPATH"])
     arguments = study_arguments(tmp_path)
     arguments[arguments.index("tiny")] = str(tmp_path / "nothing")
     save_tiny(tmp_path / "nothing", 32)
     (tmp_path / "nothing" / "model.safetensors.index.json").unlink()  # its weights can't be found
     assert main(arguments) == 1
     output = capsys.readouterr()
-    assert "2 of 2 cells failed" in output.err and "the start policy could not be evaluated" in output.err
+    assert "2 of 2 cells failed" in output.err and "the base policy could not be evaluated" in output.err
     assert "nothing" in output.err and "Traceback" not in output.err
+
+
+def test_cells_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ends when its standard input does; ending them one after the other would add up."""
+    script = "import os, time; os.read(0, 1); time.sleep(0.5)"
+    cells = [subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) for _ in range(3)]
+    closed = []
+    monkeypatch.setattr(subprocess.Popen, "wait", lambda self, timeout=None: closed.append([c.stdin.closed for c in cells]))
+    study_runner._end_all(cells)
+    monkeypatch.undo()
+    assert closed[0] == [True] * 3 and [cell.wait() for cell in cells] == [0] * 3
+
+
+def test_what_cannot_be_read_of_a_study_counts_as_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, view = RunFolder(tmp_path), Recorder()
+    study = Study("table1", toy(), (TOY["env"],), ("SFT",), (0,))
+    (cell,) = study.cells()
+    root.write(f"{cell.name}/config.json", cell.config.to_dict())
+    for name in (f"{cell.name}/results.json", f"{cell.name}/log.txt", "table1/study.json"):
+        atomic_write(root / name, '{"calls": [')
+    monkeypatch.setattr(study_runner, "_start", lambda *_: subprocess.Popen(["true"], stdin=subprocess.PIPE))
+    with pytest.raises(StudyError, match="1 of 1 cells failed"):  # it was started, and has written nothing
+        run_study(study, tmp_path, view=view)
+    assert any("results.json can't be read: the cell counts as not finished" in line for line in view.lines)
+    assert any("study.json can't be read" in line for line in view.lines)
+    assert not is_finished(cell, root) and len(root.read("table1/study.json")["calls"]) == 1
+
+
+@pytest.mark.parametrize("evidence", ["results.json", "metrics.jsonl", "evaluations/after_greedy/episodes.jsonl"])
+def test_a_cell_without_the_record_of_its_settings_is_refused(tmp_path: Path, evidence: str) -> None:
+    """Whatever it was run with, the table would say that it was what is asked for now."""
+    (cell,) = Study("table1", toy(), (TOY["env"],), ("SFT",), (0,)).cells()
+    atomic_write(tmp_path / cell.name / evidence, "{}")
+    atomic_write(tmp_path / cell.name / "model.zip", "")
+    with pytest.raises(ValueError, match=r"config\.json, which records its settings, is missing"):
+        check_cells([cell], RunFolder(tmp_path))

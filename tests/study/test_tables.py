@@ -42,12 +42,12 @@ def test_table_by_hand() -> None:
     assert tgrpo["rank"] == 1.0 and rows["SFT"]["rank"] == 2.0 and rows["SFT"]["vs_sft"] is None
     paired = tgrpo["vs_sft"]["initial_state"]
     assert (paired["only_before"], paired["only_after"], paired["n_pairs"]) == (1, 6, 16)
-    assert paired["difference"] == 5 / 16 and tgrpo["vs_sft"]["evaluation"]["unit"] == "evaluation"
+    assert paired["difference"] == 5 / 16 and tgrpo["vs_sft"]["evaluation"]["resample"] == "evaluation"
     # A method without one of the tasks has no overall figures, and takes no rank from others.
     assert rows["PPO"]["iqm"] is None and rows["PPO"]["rank"] is None and rows["PPO"]["tasks"][a]["rate"] == 0.0
     head, body = table_rows(rows, these.envs)
     assert head[:3] == ["method", "libero_object-3", "libero_object-9"] and body[2][1].startswith("62.5 [")
-    assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0]", "- / -"]
+    assert body[1][2:] == ["-", "-", "-", "-", "-25.0 [-75.0, +0.0] from 4 initial states", "- / -"]
     # Of TGRPO's four runs gains are 0.25 and 0.5 on the first task, 0 and 0.5 on the second.
     assert tgrpo["vs_sft"]["evaluation"]["interval"] == (0.125, 0.5) and tgrpo["vs_sft"]["seeds"] == 2
     assert body[2][6].startswith("+31.2 [") and "runs" not in body[2][6]  # two seeds say little of others
@@ -60,7 +60,10 @@ def test_table_by_hand() -> None:
     assert body[2][-1] == "11 / 11" and body[0][-1] == "10 / 10.5"
     head, body = versus_rows(rows)
     assert head == ["", "PPO", "TGRPO"]
-    assert body == [["PPO", "-", "-50.0 [-100.0, +0.0], 1"], ["TGRPO", "+50.0 [+0.0, +100.0], 1", "-"]]
+    assert body == [
+        ["PPO", "-", "-50.0 [-100.0, +0.0] from 4 initial states, 1"],
+        ["TGRPO", "+50.0 [+0.0, +100.0] from 4 initial states, 1", "-"],
+    ]
     assert plot(rows, "", "greedy").startswith(b"\x89PNG") and plot(rows, "alpha_1", "greedy").startswith(b"\x89PNG")
 
 
@@ -74,7 +77,7 @@ def test_the_interval_over_runs_keeps_the_tasks() -> None:
     low, high = rows["TGRPO"]["vs_sft"]["initial_state"]["interval"]
     assert low < 0.25 < high
     _, body = table_rows(rows, these.envs)
-    assert body[1][6].startswith("+25.0 [") and body[1][6].endswith("], runs [+25.0, +25.0]")
+    assert body[1][6].startswith("+25.0 [") and body[1][6].endswith("] from 8 initial states, runs [+25.0, +25.0]")
 
 
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(1.0)])
@@ -132,7 +135,7 @@ def test_tables_are_of_the_settings_asked_for(finished: Path, tmp_path: Path, ca
     folder = copy_of_tables(finished, tmp_path)
     before = (folder / "table1/table.md").read_text()
     assert main([*study_arguments(folder), "--tables", "--budget", "50"]) == 1
-    assert "TGRPO/seed_0 is of other settings (algorithm.total_timesteps was 40, is 50)" in capsys.readouterr().err
+    assert "TGRPO/seed_0 was made with other settings (algorithm.total_timesteps was 40, is 50)" in capsys.readouterr().err
     assert (folder / "table1/table.md").read_text() == before
 
 
@@ -189,13 +192,13 @@ def test_tables_keep_what_was_tuned_and_overridden(finished: Path, tmp_path: Pat
     assert main([*arguments, "--tables", "--tuning", str(same)]) == 0
     capsys.readouterr()
     assert main([*arguments, "TGRPO.learning_rate=0.1", "--tables"]) == 1
-    assert "settings of TGRPO are {'learning_rate': 0.001}, given are {'learning_rate': 0.1}" in capsys.readouterr().err
+    assert "overrides.TGRPO.learning_rate was 0.001, is 0.1" in capsys.readouterr().err
     other = tuning_results(tmp_path / "other", {"TGRPO@1": 0.3}, learning_rate=1e-3)
     assert main([*arguments, "--tables", "--tuning", str(other)]) == 1
-    assert "tuning is {'envs'" in capsys.readouterr().err
+    assert "tuning.trials.TGRPO.1.0 was 0.4, is 0.3" in capsys.readouterr().err
     untuned = copy_of_tables(finished, tmp_path / "untuned")
     assert main([*study_arguments(untuned), "--tables", "--tuning", str(same)]) == 1
-    assert "study.json has other settings than those given" in capsys.readouterr().err
+    assert "study.json records other settings" in capsys.readouterr().err
 
 
 def test_tables_of_cells_that_another_grid_ran(finished: Path, tmp_path: Path) -> None:
