@@ -24,7 +24,7 @@ from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.study import runner as study_runner
-from sb3_tgrpo.study.design import Cell, Study
+from sb3_tgrpo.study.design import Cell, Study, is_finished
 from sb3_tgrpo.study.runner import StudyError, check_cells, commit, run_study, write_tables
 from sb3_tgrpo.study.view import StudyProgress, StudyView
 from sb3_tgrpo.train.config import TrainConfig, shipped_start
