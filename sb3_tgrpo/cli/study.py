@@ -8,7 +8,7 @@ from typing import Any
 
 _DESCRIPTION = (
     "Run a named grid of tasks, methods and seeds, each cell in a process and a folder of its own, and write tables like the "
-    "paper's and plots. All cells have the same start checkpoint, budget of environment steps and evaluation. The same "
+    "paper's and plots. All cells have the same base policy, budget of environment steps and evaluation. The same "
     "command goes on after an interruption; studies in one folder share their cells."
 )
 
@@ -40,7 +40,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="extend",
         default=[],
         metavar="[TASK=]PATH",
-        help="start policy of all tasks, or of single ones",
+        help="base policy of all tasks, or of single ones",
     )
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings of all cells, as for train")
     parser.add_argument(
@@ -64,7 +64,8 @@ def study_from(args: argparse.Namespace) -> Any:
     """
     The study that the arguments ask for.
 
-    :raises ValueError: on unknown or contradicting ones.
+    :param args: Arguments of ``study``.
+    :raises ValueError: If arguments are unknown or contradict each other.
     """
     from sb3_tgrpo.envs.registration import env_ids
     from sb3_tgrpo.study.design import Study

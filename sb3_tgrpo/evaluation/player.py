@@ -1,6 +1,6 @@
 """
 Playing many episodes of one policy in several environments at once, without waiting: an observation is answered when it comes,
-and an environment that has finished an episode is given the next start at once.
+and an environment that has finished an episode is given the next initial state at once.
 """
 
 import time
@@ -25,11 +25,11 @@ class PlayedEpisode:
     """
     What happened in an episode.
 
-    :param reward: sum of rewards.
-    :param max_stage: highest stage of the reward program, if there is one.
-    :param progress: highest progress of the reward program, if there is one.
-    :param info: of the last step.
-    :param pictures: one per step and the start, if they were asked for.
+    :param reward: Sum of rewards.
+    :param max_stage: Highest stage of the reward program, if there is one.
+    :param progress: Highest progress of the reward program, if there is one.
+    :param info: Info of the last step.
+    :param pictures: Pictures, one per step and the initial one, if they were asked for.
     """
 
     request: EpisodeRequest
@@ -77,8 +77,8 @@ def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render:
     A function that makes an environment, also in another process.
 
     :param env: Gymnasium id or a function.
-    :param kwargs: keyword arguments of ``gymnasium.make`` or the function.
-    :param render: wrap it in :class:`PictureInInfo`.
+    :param kwargs: Keyword arguments of ``gymnasium.make`` or the function.
+    :param render: Whether to wrap it in :class:`PictureInInfo`.
     """
     # Here, as a worker does not know what this process has registered, and an unknown id should not fail there.
     spec = find_spec(env) if isinstance(env, str) else None
@@ -99,7 +99,7 @@ class PolicyAdapter(Protocol):
     """Most observations per call of :meth:`act`."""
 
     def begin(self, request: EpisodeRequest) -> Any:
-        """:return: what the policy remembers in this episode, such as a generator or a recurrent state."""
+        """:return: Memory of the policy in this episode, such as a generator or a recurrent state."""
         ...
 
     def act(self, observations: Sequence[Any], memories: Sequence[Any]) -> Sequence[np.ndarray]:
@@ -153,7 +153,7 @@ class _Slot:
         self.worker.send(command, *args)
 
     def receive(self, timeout: float | None) -> tuple[dict[str, Any], bool] | None:
-        """:return: the info and whether the episode is over, the observation being kept; None before there is one."""
+        """:return: Info and whether the episode is over, the observation being kept; None before there is one."""
         assert self.worker is not None
         answer = self.worker.receive(timeout)
         if self.awaited == "describe":
@@ -205,17 +205,17 @@ class EpisodePlayer:
     """
     Plays episodes, each un-grouped and to its own end.
 
-    :param makers: function that makes the environment of each task; environments report ``info["is_success"]``.
+    :param makers: Functions that make the environments, by task; environments report ``info["is_success"]``.
     :param policy: Policy adapter.
-    :param n_envs: environments at once.
-    :param subprocess: each environment in a process of its own.
-    :param timeout: seconds to wait for a step or reset of such a process; it is then restarted, as is one that crashes, and
-        its episode begins again.
-    :param max_steps: cut episodes here; None: the environment's limit alone.
-    :param pool: where processes are taken from and kept afterwards; None: they are started, and ended with their last episode.
-    :param picture: picture of an observation and its info, to be kept in :attr:`PlayedEpisode.pictures`.
-    :param wants_pictures: whether an episode's pictures are to be kept.
-    :raises ValueError: on ``n_envs`` below 1.
+    :param n_envs: Environments at once.
+    :param subprocess: Whether each environment has a process of its own.
+    :param timeout: Seconds to wait for a step or reset of such a process. A process that is late or crashes is restarted,
+        and its episode begins again.
+    :param max_steps: Steps after which an episode is cut; None: the environment's limit alone.
+    :param pool: Where processes are taken from and kept afterwards; None: they are started, and ended with their last episode.
+    :param picture: Function of an observation and its info: the picture to keep in :attr:`PlayedEpisode.pictures`.
+    :param wants_pictures: Function that decides whether an episode's pictures are kept.
+    :raises ValueError: If ``n_envs`` is below 1.
     """
 
     def __init__(
@@ -232,7 +232,7 @@ class EpisodePlayer:
         wants_pictures: Callable[[EpisodeRequest], bool] = lambda request: True,
     ) -> None:
         if n_envs < 1:
-            raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
+            raise ValueError(f"n_envs={n_envs} must be at least 1.")
         self.makers, self.policy = makers, policy
         self.n_envs, self.subprocess = n_envs, subprocess
         self.timeout, self.max_steps, self.pool = timeout, max_steps, pool
@@ -242,8 +242,8 @@ class EpisodePlayer:
         """
         Play the requested episodes.
 
-        :param requests: the order decides only in which order they begin; with one environment, also in which they end.
-        :return: episodes as they end.
+        :param requests: Episodes to play, in the order in which they begin; with one environment, also in which they end.
+        :return: Episodes as they end.
         """
         queue = deque(requests)
         slots = [_Slot(self.makers, self.subprocess, self.pool) for _ in range(min(self.n_envs, len(queue)))]

@@ -19,9 +19,10 @@ def _end_with_parent() -> None:
 
 def main(folder: str) -> int:
     """
-    Run what the folder's ``cell.json`` says.
+    Run the configuration in the folder's ``cell.json``.
 
-    :return: exit status.
+    :param folder: Folder of the cell.
+    :return: Exit status.
     """
     from sb3_tgrpo.train.errors import TrainingError
     from sb3_tgrpo.train.job import run_training

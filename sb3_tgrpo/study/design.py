@@ -16,15 +16,15 @@ class Study:
     """
     What is to be run.
 
-    :param grid: name of the grid.
-    :param config: what all cells have in common.
+    :param grid: Name of the grid.
+    :param config: Configuration that all cells have in common.
     :param envs: Gymnasium ids.
-    :param methods: see :func:`~sb3_tgrpo.study.methods.settings_of`.
-    :param seeds: of training.
-    :param checkpoints: start policy by Gymnasium id; others have the configuration's.
-    :param overrides: settings by method, from tuning for instance; those of a method are also those of its variants.
-    :param tuning: how they were found, for the record.
-    :raises ValueError: on values that do not fit together.
+    :param methods: Names of methods, as for :func:`~sb3_tgrpo.study.methods.settings_of`.
+    :param seeds: Seeds of training.
+    :param checkpoints: Base policies by Gymnasium id; other tasks have the configuration's.
+    :param overrides: Settings by method, from tuning for instance. A method's variants have them too.
+    :param tuning: Record of how these settings were found.
+    :raises ValueError: If values do not fit together.
     """
 
     grid: str
@@ -39,7 +39,7 @@ class Study:
     def __post_init__(self) -> None:
         for name, values in (("tasks", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
             if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be one or more different ones, got {', '.join(map(str, values)) or 'none'}.")
+                raise ValueError(f"{name}={list(values)} must be one or more, all different.")
         if self.config.base_policy.from_scratch:
             raise ValueError(
                 "A study starts all its cells from one checkpoint: make it first ('sb3-tgrpo sft', or 'sb3-tgrpo train "
@@ -54,22 +54,29 @@ class Study:
 
     @property
     def settable(self) -> tuple[str, ...]:
-        """Methods that settings may be given to: those of the study, and those that they are variants of."""
+        """Methods that settings may be given to: the study's methods, and the methods that these are variants of."""
         lineages = (name for method in self.methods for name in MethodName.of(method).lineage)
         return tuple(dict.fromkeys((BASE, "TGRPO", *self.methods, *lineages)))
 
     def checkpoint(self, env: str) -> str | None:
-        """The start policy of a task, None for the one that ships."""
+        """
+        The base policy of a task; None for the one that ships.
+
+        :param env: Gymnasium id.
+        """
         return self.checkpoints.get(env, self.config.base_policy.checkpoint)
 
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
         """
         The configuration of a cell.
 
-        :raises ValueError: for an unknown method or setting, or one that all methods of a study have in common.
+        :param method: Name of the method.
+        :param env: Gymnasium id.
+        :param seed: Seed of training.
+        :raises ValueError: If a method or setting is unknown, or all methods of a study must have the setting in common.
         """
         common = self.config.updated({"env": env, "seed": seed, "checkpoint": self.checkpoint(env)})
-        # A variant changes what its method has in this study, so that one's settings come before the variant's: three times
+        # A variant changes what its method has in this study, so the method's settings come before the variant's: three times
         # its learning rate, for instance, or another kl_coef than it was given.
         name, config = MethodName.of(method), common
         for known in dict.fromkeys((*name.lineage, method)):
@@ -78,14 +85,14 @@ class Study:
             config = config.updated(self.overrides.get(known, {}))
         if changed := differences(flat(_in_common(common)), flat(_in_common(config))):
             raise ValueError(
-                f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same start, seeds, "
-                "evaluation and budget, and the task but for reward and payment. Set it for all of them (--set NAME=VALUE, "
+                f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same base policy, "
+                "seeds, evaluation and budget, and the task but for reward and payment. Set it for all of them (--set NAME=VALUE, "
                 "--checkpoint, --tasks, --seeds, --budget), or leave it out."
             )
         return config
 
     def cells(self) -> "list[Cell]":
-        """All cells, those of the start policy first."""
+        """All cells, the base policy's first."""
         methods = [BASE, *(method for method in self.methods if method != BASE)]
         found = []
         for method in methods:
@@ -112,9 +119,9 @@ class Cell:
     One run of a study.
 
     :param env: Gymnasium id.
-    :param method: its name in the table.
-    :param seed: of training.
-    :param config: everything else.
+    :param method: Name of the method in the table.
+    :param seed: Seed of training.
+    :param config: Configuration of the run.
     :param folder_method: Name of the method whose folder the cell has.
     """
 
@@ -126,7 +133,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder in the study's."""
+        """Folder of the cell in the study's folder."""
         return f"{CELLS}/{short_name(self.env)}/{self.folder_method}/seed_{self.seed}"
 
     def __str__(self) -> str:

@@ -16,10 +16,10 @@ class Grid:
     """
     A named study.
 
-    :param methods: see :func:`settings_of`.
+    :param methods: Names of methods, as for :func:`settings_of`.
     :param description: Purpose of the study.
-    :param n_tasks: tasks by default, the first of :data:`TASKS`.
-    :param axis: what the methods vary, where that is one number or choice.
+    :param n_tasks: Number of tasks by default, the first of :data:`TASKS`.
+    :param axis: Name of the number or choice that the methods vary; empty if they vary several.
     """
 
     methods: tuple[str, ...]
@@ -38,7 +38,7 @@ RECIPE_VARIANTS = (
 )  # fmt: skip
 TUNED = ("PPO", "GRPO", "TGRPO")
 TUNED_BY = "T=1"
-"""The way of playing by which tuned learning rates are chosen."""
+"""Decoding by which tuned learning rates are chosen."""
 TASKS = ("libero_object-9", "libero_object-3")
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "TRPO": {"algo": "trpo"},
     "RecurrentPPO": {"algo": "recurrent_ppo"},
 }
-"""What each method changes of the recipe; those named ``TGRPO-...`` change what TGRPO has in a study."""
+"""What each method changes of the recipe; methods named ``TGRPO-...`` change what TGRPO has in a study."""
 
 METHODS = (
     *SETTINGS,
@@ -64,7 +64,7 @@ METHODS = (
     *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS),
     *(f"TGRPO-N={n}" for n in GROUP_SIZES),
 )
-"""Names that are part of a grid or may be; :func:`settings_of` knows more."""
+"""Names that are or may be part of a grid; :func:`settings_of` takes more."""
 
 GRIDS: dict[str, Grid] = {
     "table1": Grid((BASE, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
@@ -73,13 +73,13 @@ GRIDS: dict[str, Grid] = {
         (BASE, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
         "one level alone, the stop rule, the sparse reward (paper, Table II)",
     ),
-    "payment": Grid((BASE, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
+    "payment": Grid((BASE, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "payment of the reward", axis="payment"),
     "alpha": Grid((BASE, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
     "group-size": Grid((BASE, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
     "recipe": Grid(
-        (BASE, "TGRPO", *RECIPE_VARIANTS), "the main job's settings, one changed at a time (docs/results/main_job.md)"
+        (BASE, "TGRPO", *RECIPE_VARIANTS), "the default recipe, one setting changed at a time (docs/results/main_job.md)"
     ),
-    "references": Grid((BASE, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
+    "references": Grid((BASE, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from random weights"),
     "tuning": Grid(
         (BASE, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
         "learning rates, as many trials for each method, on a task outside the tables",
@@ -92,10 +92,10 @@ class MethodName:
     """
     A method's name, taken apart: ``GRPO-kl_coef=0.04@3`` is GRPO, one change and three times the learning rate.
 
-    :param text: the whole of it.
-    :param base: a key of :data:`SETTINGS`.
-    :param changes: names and values, as text.
-    :param factor: of the learning rate, as text; empty without one.
+    :param text: The whole name.
+    :param base: Key of :data:`SETTINGS`.
+    :param changes: Names and values of settings, as text.
+    :param factor: Factor of the learning rate, as text; empty without one.
     """
 
     text: str
@@ -106,7 +106,10 @@ class MethodName:
     @classmethod
     def of(cls, method: str) -> "MethodName":
         """
-        :raises ValueError: if there is no such method.
+        Take a name apart.
+
+        :param method: Name of a method.
+        :raises ValueError: If there is no such method.
         """
         name, _, factor = method.partition("@")
         base, *changes = re.split(r"-(?=[A-Za-z_]+=)", name)
@@ -124,10 +127,10 @@ class MethodName:
 
     def changed(self, config: TrainConfig) -> dict[str, Any]:
         """
-        What follows the name that a method is known by, as settings.
+        Settings that the changes and the factor in the name stand for.
 
-        :param config: what it has by that name.
-        :raises ValueError: for a setting that there is not, or that the method does not use.
+        :param config: Configuration of the method without them.
+        :raises ValueError: If a setting is unknown, or the method does not use it.
         """
         settings: dict[str, Any] = {}
         try:
@@ -150,11 +153,11 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
     """
     What a method changes in the configuration.
 
-    :param method: a name in :data:`METHODS`, one with other settings (``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
-        ``NAME-<setting>=<value>`` with a setting of the main job, several one after the other), or any of these followed by
-        ``@<factor>``, which multiplies the learning rate.
-    :param config: what it changes.
-    :raises ValueError: if there is no such method, or it has no such setting.
+    :param method: Name in :data:`METHODS`, or one with other settings: ``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
+        ``NAME-<setting>=<value>`` with a setting of ``sb3-tgrpo train``, several one after the other. ``@<factor>`` at the end
+        multiplies the learning rate.
+    :param config: Configuration to change.
+    :raises ValueError: If there is no such method, or it has no such setting.
     """
     name = MethodName.of(method)
     settings = SETTINGS[name.base]

@@ -1,4 +1,4 @@
-"""What a study found: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
+"""Results of a study: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -43,9 +43,9 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
     """
     Write ``results.json``, ``table.md`` and plots of the cells that are finished, into the grid's folder.
 
-    :param study: what was to be run.
-    :param root: the studies' folder.
-    :return: what ``results.json`` holds.
+    :param study: What was to be run.
+    :param root: Folder of the studies.
+    :return: Content of ``results.json``.
     """
     cells = study.cells()
     finished = {cell: cell_results(cell, root) for cell in cells}
@@ -76,8 +76,8 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
 
 def _cell(cell: Cell, result: dict[str, Any], root: RunFolder) -> dict[str, Any]:
     """
-    ``timesteps`` beyond the budget is the rest of the rollout in which it was reached; ``reward`` is the digest of the reward
-    program, None where there was none or it was not recorded yet.
+    ``timesteps`` beyond the budget are the rest of the rollout in which it was reached. ``reward`` is the digest of the reward
+    program; None without one, or in older records.
     """
     return {
         "env": cell.env,
@@ -97,22 +97,22 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
     """
     Rows of a table.
 
-    :param found: evaluations of the finished cells, of one way of playing.
-    :param study: the order of tasks, methods and seeds.
-    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank``, ``vs_sft`` and
-        ``versus``. Both intervals, ``iqm`` and ``rank`` are None where a task is missing, the intervals also where a task has
-        but one evaluation, which says nothing of other seeds; ``vs_sft`` is None for SFT itself, or where nothing can be
-        paired; ``versus`` is the same against the other trained methods, by name, where there is something to pair.
+    :param found: Evaluations of the finished cells, of one decoding.
+    :param study: Order of tasks, methods and seeds.
+    :return: Rows by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank``, ``vs_sft``,
+        ``versus``. Without one of the tasks ``iqm``, ``rank`` and both intervals are None. The intervals are None also where a
+        task has one evaluation, which cannot represent other seeds. ``vs_sft`` is None for SFT itself, or where nothing can be
+        paired. ``versus`` is the same against the other trained methods, by name, where there is something to pair.
     """
     by_key = {(cell.method, cell.env, cell.seed): evaluation for cell, evaluation in found.items()}
     rows: dict[str, dict[str, Any]] = {}
     for method in dict.fromkeys((BASE, *study.methods)):
-        mine = {
+        played = {
             env: [by_key[method, env, seed] for seed in study.seeds if (method, env, seed) in by_key] for env in study.envs
         }
-        if not any(mine.values()):
+        if not any(played.values()):
             continue
-        tasks = {env: _task(method, evaluations) for env, evaluations in mine.items() if evaluations}
+        tasks = {env: _task(method, evaluations) for env, evaluations in played.items() if evaluations}
         scores = [task["seeds"] for task in tasks.values()]
         row: dict[str, Any] = {"tasks": tasks, "mean": float(mean_of_tasks(scores))}
         row |= dict.fromkeys(("mean_interval", "iqm", "iqm_interval", "rank"))
@@ -156,10 +156,10 @@ def _median_steps(evaluations: Sequence[Evaluation]) -> float | None:
 
 def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """
-    Greedy play of one policy from the same starts is one evaluation, however many seeds have it: pooled, it would look like
-    several times as many episodes.
+    Greedy play of one policy from the same initial states is one evaluation, however many seeds have it: pooled, it would look
+    like several times as many episodes.
 
-    :param evaluations: of one policy.
+    :param evaluations: Evaluations of one policy.
     """
     found: dict[Hashable, Evaluation] = {}
     for k, evaluation in enumerate(evaluations):
@@ -189,8 +189,8 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
     """
     Head and cells of a table, as text.
 
-    :param rows: of :func:`summarise`.
-    :param envs: order of the columns.
+    :param rows: Rows of :func:`summarise`.
+    :param envs: Order of the columns.
     """
     head = ["method", *map(short_name, envs), "mean", "rank", "IQM", "difference to SFT, points", "steps of a success"]
     body = []
@@ -212,7 +212,7 @@ def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
     """
     Head and cells of the table of methods against each other, as text: the row's success minus the column's.
 
-    :param rows: of :func:`summarise`.
+    :param rows: Rows of :func:`summarise`.
     """
     trained = [method for method in rows if method != BASE]
     body = []
@@ -247,7 +247,13 @@ def _percent(rate: float, interval: Sequence[float] | None) -> str:
 
 
 def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
-    """The tables, what was run, and with what, as Markdown."""
+    """
+    The tables, what was run, and with what, as Markdown.
+
+    :param results: Content of ``results.json``.
+    :param study: What was to be run.
+    :param root: Folder of the studies.
+    """
     record = root.read(f"{study.grid}/study.json") or {"calls": []}
     parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].description}\n", PROTOCOL + "\n"]
     for name, rows in results["modes"].items():
@@ -276,7 +282,7 @@ def _budget(results: dict[str, Any]) -> str:
         for cell in results["cells"]
     ]
     text = (
-        f"Budget: {results['budget']:,} environment steps that count for every method but SFT, the start policy as it is; "
+        f"Budget: {results['budget']:,} environment steps that count for every method but SFT, the base policy as it is; "
         "the rollout in which it is reached is completed."
     )
     return f"## Cells\n\n{text}\n\n" + "\n".join([head, *lines]) + "\n"
@@ -297,7 +303,7 @@ def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study:
     for method, settings in study.overrides.items():
         lines.append(f"- {method} has settings of its own: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
     checkpoints = ", ".join(f"{short_name(env)}: {study.checkpoint(env) or 'as shipped'}" for env in study.envs)
-    lines.append(f"- Start policy: {checkpoints}.")
+    lines.append(f"- Base policy: {checkpoints}.")
     lines.append(f"- Seeds: {', '.join(map(str, results['seeds']))}.")
     lines.extend(f"- {text}" for text in _rewards(results["cells"]))
     for call in calls:
@@ -312,19 +318,19 @@ def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study:
 
 
 def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Which reward each task's cells were paid by, and whose where there are several: it may be newer, cells may be copies."""
+    """Reward versions of each task, with methods and seeds if there are several."""
     lines = []
     for env in dict.fromkeys(cell["env"] for cell in cells):
-        paid: dict[str, dict[str, list[str]]] = {}
+        versions: dict[str, dict[str, list[str]]] = {}
         for cell in cells:
             if cell["env"] == env and cell["reward"]:
-                paid.setdefault(cell["reward"][:12], {}).setdefault(cell["method"], []).append(str(cell["seed"]))
-        if len(paid) == 1:
-            lines.append(f"Reward of {short_name(env)}, by its digest: {next(iter(paid))}.")
-        elif paid:
+                versions.setdefault(cell["reward"][:12], {}).setdefault(cell["method"], []).append(str(cell["seed"]))
+        if len(versions) == 1:
+            lines.append(f"Reward of {short_name(env)}, by its digest: {next(iter(versions))}.")
+        elif versions:
             whose = [
                 f"{digest} ({', '.join(method + ' ' + ' '.join(of) for method, of in methods.items())})"
-                for digest, methods in paid.items()
+                for digest, methods in versions.items()
             ]
             lines.append(
                 f"**Several rewards of {short_name(env)}**, by their digests, with methods and seeds: {'; '.join(whose)}."
@@ -353,9 +359,9 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
     Mean success over the tasks with its interval, each (task, seed) cell as a dot: by what the methods vary, as in the
     paper's Fig. 5, or method by method.
 
-    :param rows: of :func:`summarise`.
-    :param axis: what the methods vary, empty where that is not one thing.
-    :param title: such as ``greedy``.
+    :param rows: Rows of :func:`summarise`.
+    :param axis: Name of what the methods vary, empty if they vary several things.
+    :param title: Title, such as ``greedy``.
     :return: PNG.
     """
     figure = new_figure(7.5, 3.2)

@@ -13,10 +13,10 @@ def tuned_overrides(tuning_folder: str | os.PathLike[str], study: Study) -> Stud
     """
     The study with the learning rates that did best in a ``tuning`` study, recorded with it.
 
-    :param tuning_folder: of the tuning study.
-    :param study: what is to be run; a method without trials keeps its learning rate.
-    :raises ValueError: if there is none, it is not finished, methods had unequal numbers of trials, tasks are the same, or it
-        was not evaluated at T = 1.
+    :param tuning_folder: Folder of the tuning study.
+    :param study: What is to be run. A method without trials keeps its learning rate.
+    :raises ValueError: If there is no tuning study, it is not finished or was not evaluated at T = 1, its methods had unequal
+        numbers of trials, or it shares a task with the study.
     """
     unfinished = f"{tuning_folder} has no finished tuning: run 'sb3-tgrpo study tuning --out {tuning_folder}' first."
     if not os.path.isdir(tuning_folder):
