@@ -296,7 +296,7 @@ def load_algorithm(path: Path, device: str) -> Any:
 
 
 def _saved_class(settings: dict[str, Any]) -> Any:
-    """The algorithm that has these settings; None if it is none of those known here."""
+    """The algorithm that has these settings; None if it is an unknown one."""
     from stable_baselines3 import A2C, PPO
 
     from sb3_tgrpo.baselines.preferences import DPO, TPO

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.cli.ids import checked_env_ids
+from sb3_tgrpo.cli.interrupt import interruptible
+
 _DESCRIPTION = (
     "Run a named grid of tasks, methods and seeds, each cell in a process and a folder of its own, and write tables like the "
     "paper's and plots. All cells have the same base policy, budget of environment steps and evaluation. The same "
@@ -67,7 +70,6 @@ def study_from(args: argparse.Namespace) -> Any:
     :param args: Arguments of ``study``.
     :raises ValueError: If arguments are unknown or contradict each other.
     """
-    from sb3_tgrpo.envs.registration import env_ids
     from sb3_tgrpo.study.design import Study
     from sb3_tgrpo.study.methods import GRIDS, TASKS
     from sb3_tgrpo.study.tuning import tuned_overrides
@@ -75,11 +77,11 @@ def study_from(args: argparse.Namespace) -> Any:
 
     grid = GRIDS[args.grid]
     config = load_config(args.config) if args.config is not None else TrainConfig()
-    envs = env_ids(args.tasks or [config.task.env, *TASKS])
+    envs = checked_env_ids(args.tasks or [config.task.env, *TASKS])
     if args.tasks is None:
         envs = envs[: grid.n_tasks]
         if args.grid == "tuning":  # not on what the tables are of
-            envs = env_ids(["libero_object-1"])
+            envs = checked_env_ids(["libero_object-1"])
     everywhere: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     for text in args.set:
@@ -89,7 +91,7 @@ def study_from(args: argparse.Namespace) -> Any:
     for text in args.checkpoint:
         task, equals, path = text.partition("=")
         if equals:
-            checkpoints |= dict.fromkeys(env_ids([task]), path)
+            checkpoints |= dict.fromkeys(checked_env_ids([task]), path)
         else:
             everywhere["checkpoint"] = text
     if args.budget is not None:
@@ -134,19 +136,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         workers = args.workers if args.workers is not None else max(1, cpu_count() // 2)
         try:
-            results = run_study(
-                study,
-                args.out,
-                workers=workers,
-                command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
-                view=StudyView(f"study {study.grid}: {args.out}", live=sys.stdout.isatty()),
-            )
+            with interruptible():
+                results = run_study(
+                    study,
+                    args.out,
+                    workers=workers,
+                    command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
+                    view=StudyView(f"study {study.grid}: {args.out}", live=sys.stdout.isatty()),
+                )
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)
             results, status = RunFolder(args.out).read(f"{study.grid}/results.json"), 1
-        except KeyboardInterrupt:
-            print("The same command goes on from here.", file=sys.stderr)
-            raise
     console = Console()
     for name, rows in results["modes"].items():
         if rows:

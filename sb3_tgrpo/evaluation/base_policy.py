@@ -155,7 +155,7 @@ def describe_base_policy(
 
 
 class _Borrowed(gym.Wrapper):
-    """The caller's environment, which is not ours to close."""
+    """The caller's environment, which stays open."""
 
     def close(self) -> None:
         pass

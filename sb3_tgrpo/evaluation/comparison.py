@@ -106,14 +106,14 @@ def paired_comparison(
     """
     Compare two policies episode by episode on identical initial states.
 
-    Several evaluations can be pooled, such as those of five training seeds: the k-th of ``before`` is paired with the k-th of
+    Several evaluations can be pooled, such as one of each training seed: the k-th of ``before`` is paired with the k-th of
     ``after`` (a base policy common to all is repeated). What the interval generalises to depends on what is resampled:
 
     - ``"initial_state"``: initial states of each task, each with its episodes of all evaluations. It generalises to other
       initial states of these trained policies. The default.
     - ``"pair"``: pairs as if all were independent; with one evaluation and one episode per initial state the same.
     - ``"evaluation"``: whole evaluations, for training seeds. It generalises to another training run on these initial states,
-      crudely if there are few. Evaluations of other initial states, such as those of other tasks, are drawn among themselves.
+      crudely if there are few. Evaluations of other initial states, such as another task's, are drawn among themselves.
 
     :param before: One evaluation or several.
     :param after: As many evaluations as ``before``.

@@ -29,7 +29,7 @@ class EpisodeRequest:
     :param task: Name of the environment.
     :param seed: Seed of its reset.
     :param options: Options of its reset.
-    :param key: Whatever the caller tells episodes apart by; a policy adapter may seed its sampling with it.
+    :param key: Identity of the episode for the caller; a policy adapter may seed its sampling with it.
     """
 
     task: str

@@ -29,7 +29,7 @@ class EvalEpisode:
     :param max_stage: Highest stage of the reward program; None without one.
     :param n_stages: Number of stages of the reward program; None without one.
     :param progress: Highest progress, 0 to 1; None without a reward program.
-    :param repetition: Number of the episode among those from this initial state.
+    :param repetition: Number of the episode among all from this initial state.
     """
 
     task: str
@@ -45,7 +45,7 @@ class EvalEpisode:
 
     @property
     def key(self) -> tuple[str, int | None, int, int]:
-        """What tells episodes of one evaluation apart."""
+        """Identity of the episode within its evaluation."""
         return self.task, self.init_state_id, self.seed, self.repetition
 
     @property

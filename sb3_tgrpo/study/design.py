@@ -40,10 +40,12 @@ class Study:
         for name, values in (("tasks", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name}={list(values)} must be one or more, all different.")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds={list(self.seeds)} must be 0 or above.")
         if self.config.base_policy.from_scratch:
             raise ValueError(
-                "A study starts all its cells from one checkpoint: make it first ('sb3-tgrpo sft', or 'sb3-tgrpo train "
-                "--from-scratch', which leaves it in start/checkpoint), then pass --checkpoint."
+                "All cells of a study have one base policy: make it first ('sb3-tgrpo sft', or 'sb3-tgrpo train "
+                "--from-scratch', which leaves it in its run folder), then pass --checkpoint."
             )
         for what, names, known in (
             ("checkpoints", self.checkpoints, self.envs),
@@ -86,8 +88,8 @@ class Study:
         if changed := differences(flat(_in_common(common)), flat(_in_common(config))):
             raise ValueError(
                 f"{method} changes what all methods of a study have in common ({'; '.join(changed)}): the same base policy, "
-                "seeds, evaluation and budget, and the task but for reward and payment. Set it for all of them (--set NAME=VALUE, "
-                "--checkpoint, --tasks, --seeds, --budget), or leave it out."
+                "seeds, evaluation and budget, and the task but for reward and payment. Set it for all of them (--set "
+                "NAME=VALUE, --checkpoint, --tasks, --seeds, --budget), or leave it out."
             )
         return config
 

@@ -76,7 +76,7 @@ def write_tables(study: Study, folder: str | os.PathLike[str]) -> dict[str, Any]
     """
     Write tables and plots of what is finished; runs nothing.
 
-    :param study: What was to be run. Overrides and tuning that it does not name are those of the folder's record.
+    :param study: What was to be run. Overrides and tuning that it does not name are taken from the folder's record.
     :param folder: Folder of :func:`run_study`.
     :return: The results, as in ``<grid>/results.json``.
     :raises ValueError: If the folder holds cells of other settings, or its record has other overrides or another tuning.
@@ -92,7 +92,7 @@ def write_tables(study: Study, folder: str | os.PathLike[str]) -> dict[str, Any]
 def _as_recorded(study: Study, root: RunFolder) -> Study:
     """The study with the overrides and the tuning that it was run with."""
     record = root.read(f"{study.grid}/study.json")
-    if record is None:  # its cells may be those of another grid
+    if record is None:  # another grid may have run the cells
         return study
     given = {"overrides": {method: dict(settings) for method, settings in study.overrides.items()}}
     if study.tuning is not None:
@@ -176,7 +176,7 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
 
 
 def _check_rewards(cells: Sequence[Cell], root: RunFolder) -> None:
-    """New cells must have the reward of those that are there; tables may be of any version's."""
+    """Refuse to add cells with another version of the reward to a folder; tables may be of any version."""
     from sb3_tgrpo.train.job import SETUP_FILE
     from sb3_tgrpo.train.setup import reward_program
 
