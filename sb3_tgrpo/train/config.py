@@ -68,6 +68,7 @@ class BasePolicyConfig:
     lora: str | None = setting(
         "auto", "adapter: 'language', 'upstream', none for all weights; auto: none for tiny, else language"
     )
+    unnorm_key: str | None = setting(None, "action statistics to decode with; none: the only ones, or the suite's")
     quantization: Literal["4bit"] | None = setting(None, "the language model in 4 bits, under an adapter (CUDA, bitsandbytes)")
     demos: int = setting(9, "demonstrations; few, because data is to limit the base policy, not training", positive=True)
     expert: Literal["scripted", "smooth"] = setting("smooth", "expert that demonstrates")
@@ -306,7 +307,13 @@ def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> Non
     if unused := sorted(set(settings) & unused_settings(config)):
         has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the base policy"
         raise ValueError(f"{method} does not use {', '.join(unused)}. Its settings: {has}.")
-    recipe = {item.name for item in fields(BasePolicyConfig)} - {"checkpoint", "from_scratch", "lora", "quantization"}
+    recipe = {item.name for item in fields(BasePolicyConfig)} - {
+        "checkpoint",
+        "from_scratch",
+        "lora",
+        "unnorm_key",
+        "quantization",
+    }
     if not config.base_policy.from_scratch and (unused := sorted(set(settings) & recipe)):
         raise ValueError(f"{', '.join(unused)}: settings of a base policy that is made first. Add from_scratch, or leave out.")
 

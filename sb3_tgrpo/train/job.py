@@ -203,7 +203,7 @@ def measure(
         finally:
             env.close()
         view.end_stage(f"{report.n_steps:,} steps")
-        played = {"checkpoint": setup.checkpoint, **setup.record()}
+        played = {"checkpoint": str(setup.checkpoint), **setup.record()}
         run.write("signal.json", {"config": config.to_dict(), "setup": played, "report": report.to_dict()})
         shutil.rmtree(unfinished.path)  # gradients of every group: hundreds of megabytes
     return report
@@ -244,10 +244,13 @@ def _claim_setup(setup: Setup, run: RunFolder) -> None:
     Record which base policy, assets and reward a folder's episodes are of, or check that it is still them: another checkpoint
     may have taken the place of the first, ``auto`` assets may have become others, and a newer version may ship another reward.
     """
-    # Folders of version 0.1 may lack the reward.
-    run.claim(
-        SETUP_FILE, setup.record(), results=_RESULTS_OF_SETUP, upgrade=lambda old: {"reward": setup.record()["reward"], **old}
-    )
+    found = setup.record()
+
+    def upgrade(earlier: dict[str, Any]) -> dict[str, Any]:  # version 0.1 may lack the reward, and had another fingerprint
+        same = setup.checkpoint.matches(earlier["start"])
+        return {"reward": found["reward"], **earlier, **({"start": found["start"]} if same else {})}
+
+    run.claim(SETUP_FILE, found, results=_RESULTS_OF_SETUP, upgrade=upgrade)
 
 
 def _finished_results(run: RunFolder) -> dict[str, Any] | None:
@@ -352,7 +355,7 @@ def _results(parts: Run, pairs: Pairs, videos: dict[str, Any]) -> dict[str, Any]
         "image_size": setup.image_size,
         "reward": setup.reward_text,
         "training_starts": describe_initial_states(config),
-        "start": Path(setup.checkpoint).name if os.path.isdir(setup.checkpoint) else setup.checkpoint,
+        "start": Path(str(setup.checkpoint)).name if os.path.isdir(str(setup.checkpoint)) else str(setup.checkpoint),
         "seed": config.seed,
         "modes": {str(Decoding(t)): pooled([first], [second], [config.seed]) for t, (first, second) in pairs.items()},
         "timesteps": rows[-1]["timesteps"] if rows else 0,

@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.openvla.checkpoint import TINY_IMAGE_SIZE, Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_start
-from sb3_tgrpo.train.setup import TINY_IMAGE_SIZE
 from sb3_tgrpo.train.view import RunView
 
 
-def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> str:
+def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> Checkpoint:
     """
     The base policy's checkpoint; under ``from_scratch`` it is made first, in the folder.
 
@@ -20,9 +20,9 @@ def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView
     :raises ValueError: If the folder holds a base policy of other settings.
     """
     if config.base_policy.checkpoint is not None:
-        return config.base_policy.checkpoint
+        return Checkpoint(config.base_policy.checkpoint)
     if not config.base_policy.from_scratch:
-        return str(shipped_start())
+        return Checkpoint(shipped_start())
     from sb3_tgrpo.sft.trainer import STATE_FILE
 
     task = ("env", "start_noise", "joint_noise", "assets", "image_size")
@@ -30,7 +30,7 @@ def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView
     start = RunFolder(folder / "start")
     start.claim("recipe.json", recipe, results=("demos.hdf5*", "checkpoint/*", STATE_FILE), upgrade=_renamed)
     demos = _collect(config, start, view)
-    return str(_fine_tune(config, start, demos, view))
+    return Checkpoint(_fine_tune(config, start, demos, view))
 
 
 def _renamed(recipe: dict[str, Any]) -> dict[str, Any]:

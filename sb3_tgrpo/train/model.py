@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_tgrpo.baselines.ungrouped import (
@@ -76,9 +75,8 @@ def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
     env = gym.make(config.task.env, **setup.env_kwargs)
-    spaces = env.observation_space, env.action_space
     env.close()
-    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), **{**setup.policy_kwargs, "device": config.device})
+    policy = OpenVLAPolicy.for_env(env, **{**setup.policy_kwargs, "device": config.device})
     policy.set_training_mode(False)
     return policy
 

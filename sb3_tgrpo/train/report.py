@@ -128,11 +128,12 @@ def _write(
     drawn = {name: data for name, data in plots.items() if data is not None}
     for name, data in drawn.items():
         atomic_write(run / "plots" / f"{name}.png", data)
-    videos = {}
-    if results.get("videos"):
-        videos = {when: _base64((run / "videos" / f"{when}.mp4").read_bytes()) for when in ("before", "after")}
-    name, seeds, lost = ALGORITHM_NAMES[config.algorithm.algo], results.get("seeds"), results["resampled_groups"]
+    seeds, lost = results.get("seeds"), results["resampled_groups"]
     several = seeds is not None and len(seeds) > 1
+    videos = {}
+    if results.get("videos") and not several:
+        videos = {when: _base64((run / "videos" / f"{when}.mp4").read_bytes()) for when in ("before", "after")}
+    name = ALGORITHM_NAMES[config.algorithm.algo]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     for text in (_rate, _percent, _points, _interval, _p_value, _mode_words):
         environment.filters[text.__name__.lstrip("_")] = text

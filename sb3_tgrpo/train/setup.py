@@ -4,6 +4,7 @@ A configuration resolved: base policy, environments, reward and evaluation, each
 Importing this module and :func:`check_request` need no torch, so that mistakes are reported at once.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from sb3_tgrpo.decoding import Decoding
-from sb3_tgrpo.train.config import Assets, TaskConfig, TrainConfig
+from sb3_tgrpo.openvla.checkpoint import Checkpoint
+from sb3_tgrpo.train.config import Assets, TaskConfig, TrainConfig, shipped_start
 
 if TYPE_CHECKING:
     from sb3_tgrpo.evaluation.protocol import Protocol
 
-TINY_IMAGE_SIZE = 128
-UPSTREAM_IMAGE_SIZE = 256
 TINY_TRAINING_STEPS = {"libero_object": 150}
 """
 The default recipe's step limit by suite: its demonstrations take about 100 steps, and an episode that is not done by 150 is
@@ -34,8 +34,7 @@ class Setup:
     """
     What a configuration comes down to on this machine.
 
-    :param checkpoint: Base policy: folder, hub id or ``"tiny"``.
-    :param identity: Identity of the checkpoint's content.
+    :param checkpoint: Base policy.
     :param assets: Kind of the assets: ``"full"``, ``"light"``, or ``"none"`` outside LIBERO.
     :param reward: Reward program; None for the sparse reward and an environment's own.
     :param reward_text: Reward in words.
@@ -44,8 +43,7 @@ class Setup:
     :param training_steps: Step limit of training episodes; None for the task's own. Evaluations always have the task's own.
     """
 
-    checkpoint: str
-    identity: str
+    checkpoint: Checkpoint
     assets: str
     reward: Any
     reward_text: str
@@ -67,7 +65,7 @@ class Setup:
 
     def record(self) -> dict[str, Any]:
         """Base policy, assets and reward that a folder's episodes belong to, for JSON."""
-        return {"start": self.identity, "assets": self.assets, "reward": getattr(self.reward, "sha256", None)}
+        return {"start": self.checkpoint.identity, "assets": self.assets, "reward": getattr(self.reward, "sha256", None)}
 
 
 def check_request(config: TrainConfig) -> None:
@@ -90,7 +88,16 @@ def check_request(config: TrainConfig) -> None:
         if given or config.base_policy.from_scratch:
             names = ", ".join([*given, *(["from_scratch"] if config.base_policy.from_scratch else [])])
             raise ValueError(f"{names}: only LIBERO's tasks have them, and env={config.task.env!r} is none. Leave them out.")
+    else:
+        _check_libero_task(config)
+    if config.base_policy.from_scratch:
         return
+    checkpoint = Checkpoint(config.base_policy.checkpoint or shipped_start(), download=False)
+    if checkpoint.is_here:  # what is on the hub is checked when it has been downloaded
+        _check_checkpoint(config, checkpoint)
+
+
+def _check_libero_task(config: TrainConfig) -> None:
     from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
     from sb3_tgrpo.rewards.facts.task_name import TaskName
 
@@ -99,6 +106,29 @@ def check_request(config: TrainConfig) -> None:
         asked = config.evaluation.eval_initial_states
         raise ValueError(f"eval_initial_states={asked}: {config.task.env} has {count} stored initial states.")
     reward_program(config)
+
+
+def _check_checkpoint(config: TrainConfig, checkpoint: Checkpoint) -> None:
+    from sb3_tgrpo.envs.libero.assets import resolve_assets
+    from sb3_tgrpo.rewards.facts.task_name import TaskName
+
+    base = config.base_policy
+    if checkpoint.statistics:  # tiny has none: the action space gives its ranges
+        checkpoint.unnorm_key(base.unnorm_key, TaskName.parse(config.task.env).suite if is_libero(config.task.env) else None)
+    if base.quantization is not None and _lora(config, checkpoint) is None:
+        raise ValueError(f"quantization={base.quantization!r}: all weights of {checkpoint} are trained. Set lora='language'.")
+    if is_libero(config.task.env):
+        assets = _assets(config, checkpoint)
+        checkpoint.check_assets(resolve_assets(assets).kind, assets != "auto")
+
+
+def _lora(config: TrainConfig, checkpoint: Checkpoint) -> str | None:
+    small = checkpoint.config.pipeline == "area"
+    return config.base_policy.lora if config.base_policy.lora != "auto" else None if small else "language"
+
+
+def _assets(config: TrainConfig, checkpoint: Checkpoint) -> Assets:
+    return config.task.assets or checkpoint.assets or "auto"
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -193,52 +223,43 @@ def reward_program(config: TrainConfig) -> Any:
     return program
 
 
-def resolve_setup(config: TrainConfig, checkpoint: str) -> Setup:
+def resolve_setup(config: TrainConfig, checkpoint: Checkpoint) -> Setup:
     """
     Decide assets, image size, reward, adapter and step limit.
 
     :param config: The configuration.
-    :param checkpoint: Base policy: folder, hub id or ``"tiny"``.
+    :param checkpoint: Base policy.
     :raises ValueError: If the reward is unknown or the task has none, or settings do not fit the base policy.
     """
     from sb3_tgrpo.envs.libero.assets import resolve_assets
-    from sb3_tgrpo.openvla.loading import checkpoint_identity, read_config
     from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-    model, identity = read_config(checkpoint), checkpoint_identity(checkpoint)
-    small = model.pipeline == "area"
-    task, base = config.task, config.base_policy
-    lora = base.lora if base.lora != "auto" else None if small else "language"
-    if lora is None and base.quantization is not None:
-        raise ValueError(f"quantization={base.quantization!r}: all weights of {checkpoint} are trained. Set lora='language'.")
-    steps = task.max_episode_steps
-    policy: dict[str, Any] = {"checkpoint": checkpoint, "lora": lora, "value_head": False}
-    policy |= {"quantization": base.quantization, "gradient_checkpointing": config.gradient_checkpointing}
+    _check_checkpoint(config, checkpoint)
+    task, lora, steps = config.task, _lora(config, checkpoint), config.task.max_episode_steps
+    policy: dict[str, Any] = {"checkpoint": str(checkpoint), "lora": lora, "value_head": False}
+    policy |= {"quantization": config.base_policy.quantization, "gradient_checkpointing": config.gradient_checkpointing}
     if config.device == "cpu":  # another device is not for good: what is trained on it can be loaded without it
         policy["device"] = "cpu"
     if lora is None:
         policy["dtype"] = "float32"  # a GPU's default, bfloat16, would round small updates of the weights away
+    if config.base_policy.unnorm_key is not None:
+        policy["unnorm_key"] = config.base_policy.unnorm_key
     if not is_libero(task.env):
-        return Setup(checkpoint, identity, "none", None, "the environment's own", {}, policy, steps)
-    if steps is None and small:
+        return Setup(checkpoint, "none", None, "the environment's own", {}, policy, steps)
+    if steps is None and checkpoint.config.pipeline == "area":
         steps = TINY_TRAINING_STEPS.get(TaskName.parse(task.env).suite)
-    recorded = model.raw.get("sb3_tgrpo", {})
-    trained_on: Assets | None = "light" if checkpoint == "tiny" else recorded.get("assets")
-    assets: Assets = task.assets or trained_on or "auto"
-    size = recorded.get("sft", {}).get("demonstrations", {}).get("image_size")
-    default_size = size[0] if size else TINY_IMAGE_SIZE if small else UPSTREAM_IMAGE_SIZE
-    program = reward_program(config)
+    assets, program = _assets(config, checkpoint), reward_program(config)
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, {program.payment}"
     if steps is not None:
         text += f"; training episodes are cut at {steps} steps"
-    kwargs: dict[str, Any] = {"assets": assets, "image_size": task.image_size or default_size}
+    kwargs: dict[str, Any] = {"assets": assets, **checkpoint.env_kwargs(task.image_size)}
     if program is not None:
         kwargs["reward"] = program
     if task.start_noise:
         kwargs["start_noise"] = task.start_noise
     if task.joint_noise and task.initial_states == "drawn":
         kwargs["joint_noise"] = task.joint_noise  # of drawn initial states alone: the evaluation's are stored ones
-    return Setup(checkpoint, identity, resolve_assets(assets).kind, program, text, kwargs, policy, steps)
+    return Setup(checkpoint, resolve_assets(assets).kind, program, text, kwargs, policy, steps)
 
 
 def evaluation_protocol(config: TrainConfig, setup: Setup, temperature: float) -> "Protocol":
@@ -266,7 +287,7 @@ def evaluation_protocol(config: TrainConfig, setup: Setup, temperature: float) -
     )
 
 
-def task_mismatch_warning(env: str, checkpoint: str) -> str | None:
+def task_mismatch_warning(env: str, checkpoint: "str | os.PathLike[str] | Checkpoint") -> str | None:
     """
     A warning where a base policy made by this package has not seen a task, None otherwise.
 
@@ -275,13 +296,10 @@ def task_mismatch_warning(env: str, checkpoint: str) -> str | None:
     :raises ValueError: If there is no such checkpoint.
     """
     from sb3_tgrpo.envs.libero.tasks import get_task
-    from sb3_tgrpo.openvla.loading import is_hub_id, read_config
     from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-    if is_hub_id(checkpoint):
-        return None
-    demonstrations = read_config(checkpoint).raw.get("sb3_tgrpo", {}).get("sft", {}).get("demonstrations", {})
-    taught = demonstrations.get("instructions")
+    checkpoint = Checkpoint(checkpoint)
+    taught = None if checkpoint.is_hub_id else checkpoint.instructions
     if taught is None or not is_libero(env):
         return None
     wanted = get_task(*TaskName.parse(env)).instruction

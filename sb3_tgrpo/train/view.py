@@ -150,7 +150,7 @@ class Stage:
         if self.total:
             parts.append(f"{self.done:,.0f}/{self.total:,.0f} {self.unit}")
         left = self.seconds_left
-        return "  ".join([*parts, *filter(None, [self.text, "" if left is None else f"{duration(left)} left"])])
+        return "  ".join([*parts, *filter(None, [self.text, f"{duration(left)} left" if left else ""])])
 
 
 class RunView(View):

@@ -102,7 +102,14 @@ def test_report_is_self_contained(run: RunFolder) -> None:
     assert sum(target.startswith("data:image/png") for target in targets) == 3
     assert not re.search(r"https?://", page)
     text = re.sub(r"<[^>]+>", " ", page)
-    for words in ("30% → 80%", "+50 points", "8/10 = 80%", "1 / 6", "torch 9.9", "initial state 7, the first that failed before"):
+    for words in (
+        "30% → 80%",
+        "+50 points",
+        "8/10 = 80%",
+        "1 / 6",
+        "torch 9.9",
+        "initial state 7, the first that failed before",
+    ):
         assert words in text, words
     assert "start &lt;b&gt;" in page and "start <b>" not in page
     assert LIGHT_NOTE.replace("'", "&#39;") in page and '"kl_coef"' in page.replace("&#34;", '"')

@@ -27,14 +27,14 @@ from sb3_tgrpo.cli.train import config_from
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.evaluation.player import env_maker
 from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
-from sb3_tgrpo.train.config import BUDGETS, RENAMED, TrainConfig, flags, load_config, parse_setting, shipped_start
+from sb3_tgrpo.train.config import BUDGETS, TrainConfig, flags, load_config, parse_setting, shipped_start
 from sb3_tgrpo.train.errors import TrainingError, explain
 from sb3_tgrpo.train.job import has_begun, run_training
 from sb3_tgrpo.train.model import make_model, make_policy
 from sb3_tgrpo.train.setup import (
-    check_request,
     describe_initial_states,
     evaluation_protocol,
     resolve_setup,
@@ -45,8 +45,8 @@ from sb3_tgrpo.train.view import RunView
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 TOY = [
-    "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-initial-states", "3", "--total-timesteps", "100", "--group-size", "2",
-    "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-n-envs", "1",
+    "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-initial-states", "3", "--total-timesteps", "100",
+    "--group-size", "2", "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-n-envs", "1",
     "--update-threads", "1",
 ]  # fmt: skip
 
@@ -69,7 +69,7 @@ def toy_config() -> TrainConfig:
 def test_the_discount_reaches_the_algorithm(tmp_path: Path) -> None:
     """``gamma`` is the name of PPO's."""
     config = toy_config().updated({"gamma_traj": 0.9, "gamma": 0.5, "compare_ended": True})
-    setup = resolve_setup(config, str(config.base_policy.checkpoint))
+    setup = resolve_setup(config, Checkpoint(str(config.base_policy.checkpoint)))
     env = make_group_env(Toy, 2, subprocess=False)
     model = make_model(config, setup, RunFolder(tmp_path), env)
     env.close()
@@ -237,18 +237,18 @@ def test_another_start_policy_or_other_assets_are_refused(
 
 
 def test_identity_is_of_the_content(tmp_path: Path) -> None:
-    identity = resolve_setup(TrainConfig(), str(shipped_start())).identity
+    identity = resolve_setup(TrainConfig(), Checkpoint(shipped_start())).checkpoint.identity
     copy = shutil.copytree(shipped_start(), tmp_path / "copy")
-    assert resolve_setup(TrainConfig(), str(copy)).identity == identity
+    assert resolve_setup(TrainConfig(), Checkpoint(copy)).checkpoint.identity == identity
     weights = copy / "model-00001-of-00001.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert resolve_setup(TrainConfig(), str(copy)).identity != identity
+    assert resolve_setup(TrainConfig(), Checkpoint(copy)).checkpoint.identity != identity
 
 
 def test_all_weights_are_trained_in_single_precision() -> None:
-    start = str(shipped_start())
+    start = Checkpoint(shipped_start())
     kwargs = resolve_setup(TrainConfig(), start).policy_kwargs
     assert kwargs["lora"] is None and kwargs["dtype"] == "float32"
     saving = TrainConfig().updated({"lora": "language", "gradient_checkpointing": True, "quantization": "4bit"})
@@ -269,16 +269,16 @@ def test_start_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.Mo
         seen.update(kwargs)
         raise Stop
 
-    monkeypatch.setattr("sb3_tgrpo.openvla.policy.OpenVLAPolicy", stop)
+    monkeypatch.setattr("sb3_tgrpo.openvla.policy.OpenVLAPolicy.for_env", stop)
     config = replace(toy_config(), device="cuda:1")
     with pytest.raises(Stop):
-        make_policy(config, resolve_setup(config, "tiny"))
-    assert seen["device"] == "cuda:1" and "device" not in resolve_setup(config, "tiny").policy_kwargs
+        make_policy(config, resolve_setup(config, Checkpoint("tiny")))
+    assert seen["device"] == "cuda:1" and "device" not in resolve_setup(config, Checkpoint("tiny")).policy_kwargs
 
 
 def test_greedily_each_initial_state_is_played_once() -> None:
     config = toy_config().updated({"eval_episodes": 3})
-    setup = resolve_setup(config, "tiny")
+    setup = resolve_setup(config, Checkpoint("tiny"))
     assert [evaluation_protocol(config, setup, t).repetitions for t in (0.0, 1.0)] == [1, 3]
 
 
@@ -307,7 +307,9 @@ def test_a_start_policy_that_has_not_seen_the_task() -> None:
 
 def test_report_says_when_evaluation_starts_were_trained_on() -> None:
     assert describe_initial_states(TrainConfig()) == "drawn by LIBERO's sampler"
-    assert describe_initial_states(TrainConfig().updated({"initial_states": "stored"})) == "the stored ones that it is judged on"
+    assert (
+        describe_initial_states(TrainConfig().updated({"initial_states": "stored"})) == "the stored ones that it is judged on"
+    )
 
 
 def assert_same_result(first: Path, second: Path) -> None:
@@ -374,12 +376,12 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
 
 def test_evaluations_find_each_others_simulators() -> None:
     config = TrainConfig()
-    setup = resolve_setup(config, str(shipped_start()))
-    again = resolve_setup(config, str(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(shipped_start()))
+    again = resolve_setup(config, Checkpoint(shipped_start()))
     first, second = (cloudpickle.dumps(env_maker(config.task.env, one.env_kwargs)) for one in (setup, again))
     assert first == second
     other = replace(config, task=replace(config.task, payment="potential"))
-    assert cloudpickle.dumps(env_maker(config.task.env, resolve_setup(other, str(shipped_start())).env_kwargs)) != first
+    assert cloudpickle.dumps(env_maker(config.task.env, resolve_setup(other, Checkpoint(shipped_start())).env_kwargs)) != first
 
 
 def test_measure_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -396,7 +398,10 @@ def test_killed_measurement_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = tmp_path / "killed"
     run_until(folder, "signal/rollout_0001.pt", "--measure-signal", "16")
     assert not (folder / "signal.json").exists()
-    assert main([*measured, str(folder), "--learning-rate", "0.5"]) == 1 and "was made with other settings" in capsys.readouterr().err
+    assert (
+        main([*measured, str(folder), "--learning-rate", "0.5"]) == 1
+        and "was made with other settings" in capsys.readouterr().err
+    )
     assert main([*measured, str(folder)]) == 0
     assert RunFolder(folder).read("signal.json") == RunFolder(tmp_path / "whole").read("signal.json")
 
@@ -486,7 +491,7 @@ def test_wandb_follows_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: py
     wandb.init = lambda **kwargs: calls.append(kwargs)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = toy_config().updated({"wandb": "project"})
-    setup = resolve_setup(config, "tiny")
+    setup = resolve_setup(config, Checkpoint("tiny"))
     for place, started in (("one/run", "today"), ("one/run", "today"), ("one/run", "tomorrow"), ("another/run", "today")):
         folder = RunFolder(tmp_path / place)
         folder.write("run.json", {"started": started})
@@ -554,7 +559,8 @@ def test_rows_cut_off_by_a_crash_are_left_out(tmp_path: Path) -> None:
 
 def test_libero_from_scratch(tmp_path: Path) -> None:
     arguments = [
-        "--from-scratch", "--assets", "light", "--demos", "2", "--sft-steps", "3", "--sft-validation-fraction", "0", "--dart", "0",
+        "--from-scratch", "--assets", "light", "--demos", "2", "--sft-steps", "3",
+        "--sft-validation-fraction", "0", "--dart", "0",
         "--sft-batch-size", "8", "--action-bins", "32", "--workers", "1", "--image-size", "64", "--total-timesteps", "12",
         "--group-size", "2", "--groups-per-update", "2", "--max-episode-steps", "6", "--eval-initial-states", "1",
         "--eval-temperatures", "0", "--eval-n-envs", "1", "--device", "cpu",
@@ -578,6 +584,6 @@ def test_libero_from_scratch(tmp_path: Path) -> None:
 )
 def test_only_the_default_suite_has_a_shorter_step_limit(env: str, given: int | None, limit: int | None) -> None:
     config = TrainConfig().updated({"env": env, "max_episode_steps": given, "assets": "light"})
-    setup = resolve_setup(config, str(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(shipped_start()))
     assert setup.training_steps == limit
     assert ("cut at" in setup.reward_text) == (limit is not None)
