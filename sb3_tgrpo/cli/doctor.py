@@ -106,7 +106,7 @@ def describe(args: argparse.Namespace) -> "BasePolicyReport":
         lora=None, value_head=False, device=args.device,
     )  # fmt: skip
     env.close()
-    states = {"init_state_ids" if args.stored else "seeds": tuple(range(args.starts))}
+    states: dict[str, Any] = {"init_state_ids" if args.stored else "seeds": tuple(range(args.starts))}
     protocol = Protocol(**states, repetitions=4, decoding=Decoding(args.temperature), seed=args.seed)
     return describe_base_policy(policy, make, protocol, n_envs=args.n_envs)
 

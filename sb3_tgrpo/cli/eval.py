@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_tgrpo.cli.ids import checked_env_ids
 from sb3_tgrpo.cli.interrupt import interruptible
 
 if TYPE_CHECKING:
@@ -139,14 +138,19 @@ def chosen_env_ids(env: Sequence[str], suites: Sequence[str]) -> list[str]:
 
     :param env: Tasks or ids.
     :param suites: Suites.
-    :raises ValueError: Without any, or with an unknown one.
+    :raises ValueError: Without any, or with an unknown suite.
+    :raises gymnasium.error.Error: If there is no such environment.
     """
-    from sb3_tgrpo.envs.registration import SUITES
+    import sb3_tgrpo  # noqa: F401  # registers LIBERO's ids
+    from sb3_tgrpo.envs.registration import SUITES, env_ids
+    from sb3_tgrpo.train.setup import check_task
 
     if unknown := [suite for suite in suites if suite not in SUITES]:
         raise ValueError(f"--suite {unknown[0]}: unknown. Available: {', '.join(SUITES)}.")
-    if not (ids := checked_env_ids([*env, *suites])):
+    if not (ids := env_ids([*env, *suites])):
         raise ValueError("Name what to evaluate on: --env LIBERO/libero_object-3-v0, or --suite libero_object.")
+    for env_id in ids:
+        check_task(env_id)
     if not _is_libero(ids) and any(env_id.startswith("LIBERO/") for env_id in ids):
         raise ValueError("--env: evaluate LIBERO's environments and others one after the other, they take other arguments.")
     return ids

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.cli.ids import checked_env_ids
 from sb3_tgrpo.cli.interrupt import interruptible
 
 _DESCRIPTION = (
@@ -70,6 +69,7 @@ def study_from(args: argparse.Namespace) -> Any:
     :param args: Arguments of ``study``.
     :raises ValueError: If arguments are unknown or contradict each other.
     """
+    from sb3_tgrpo.envs.registration import env_ids
     from sb3_tgrpo.study.design import Study
     from sb3_tgrpo.study.methods import GRIDS, TASKS
     from sb3_tgrpo.study.tuning import tuned_overrides
@@ -77,11 +77,11 @@ def study_from(args: argparse.Namespace) -> Any:
 
     grid = GRIDS[args.grid]
     config = load_config(args.config) if args.config is not None else TrainConfig()
-    envs = checked_env_ids(args.tasks or [config.task.env, *TASKS])
+    envs = env_ids(args.tasks or [config.task.env, *TASKS])
     if args.tasks is None:
         envs = envs[: grid.n_tasks]
         if args.grid == "tuning":  # not on what the tables are of
-            envs = checked_env_ids(["libero_object-1"])
+            envs = env_ids(["libero_object-1"])
     everywhere: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     for text in args.set:
@@ -91,7 +91,7 @@ def study_from(args: argparse.Namespace) -> Any:
     for text in args.checkpoint:
         task, equals, path = text.partition("=")
         if equals:
-            checkpoints |= dict.fromkeys(checked_env_ids([task]), path)
+            checkpoints |= dict.fromkeys(env_ids([task]), path)
         else:
             everywhere["checkpoint"] = text
     if args.budget is not None:
