@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     check_policy(args, env_ids[0])
     with interruptible():
         evaluation, folder = _evaluate(args, env_ids, protocol)
-    print_evaluation(evaluation)
+    print(evaluation)
     if before is not None:
         from sb3_tgrpo.evaluation.comparison import paired_comparison
         from sb3_tgrpo.run_folder import RunFolder
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Protocol") -> tuple["Evaluation", Path]:
     import torch as th
+    from tqdm import tqdm
 
     from sb3_tgrpo.evaluation.adapters import sampled
     from sb3_tgrpo.evaluation.evaluate import evaluate_policy
@@ -118,7 +119,14 @@ def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Proto
         protocol = replace(protocol, decoding=sampled(policy))
     run = RunFolder(args.out or default_folder(args, env_ids))
     n_episodes = len(env_ids) * protocol.n_initial_states * protocol.repetitions
-    with run.locked(), _bar(args.quiet, n_episodes) as progress:
+    successes: list[bool] = []
+
+    def progress(episode: "EvalEpisode", n_done: int, n_all: int) -> None:
+        successes.append(episode.success)
+        bar.update(n_done - bar.n)
+        bar.set_postfix_str(f"{sum(successes)}/{len(successes)} succeeded, {episode.task}")
+
+    with run.locked(), tqdm(total=n_episodes, unit="episode", disable=args.quiet, desc="eval") as bar:
         evaluation = evaluate_policy(
             policy,
             with_rewards(env_ids) if args.reward else env_ids,
@@ -133,14 +141,7 @@ def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Proto
 
 
 def chosen_env_ids(env: Sequence[str], suites: Sequence[str]) -> list[str]:
-    """
-    Ids from ``--env`` and ``--suite``.
-
-    :param env: Tasks or ids.
-    :param suites: Suites.
-    :raises ValueError: Without any, or with an unknown suite.
-    :raises gymnasium.error.Error: If there is no such environment.
-    """
+    """Ids from ``--env`` and ``--suite``; an unknown one is refused."""
     import sb3_tgrpo  # noqa: F401  # registers LIBERO's ids
     from sb3_tgrpo.envs.registration import SUITES, env_ids
     from sb3_tgrpo.train.setup import check_task
@@ -161,15 +162,11 @@ def _is_libero(env_ids: Sequence[str]) -> bool:
 
 
 def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol":
-    """
-    The protocol that the arguments ask for, with greedy decoding where the policy's own temperature is to be used.
-
-    :param args: Arguments of ``eval``.
-    :param env_ids: Environments to evaluate on.
-    :raises ValueError: If arguments contradict each other, or a task has no such initial state.
-    """
+    """The protocol that the arguments ask for; ``--sampled`` without a temperature is resolved with the policy."""
     from sb3_tgrpo.decoding import Decoding
+    from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
     from sb3_tgrpo.evaluation.protocol import Protocol
+    from sb3_tgrpo.rewards.facts.task_name import TaskName
 
     if args.episodes < 1:
         raise ValueError(f"--episodes {args.episodes} must be at least 1.")
@@ -185,8 +182,10 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
             raise ValueError(f"--env {env_ids[0]} has no stored initial states, only LIBERO's have: add --drawn.")
         if given := [f"--{name.replace('_', '-')}" for name in ("reward", "start_noise", "image_size") if getattr(args, name)]:
             raise ValueError(f"{', '.join(given)}: only for LIBERO's environments, not for {env_ids[0]}. Leave it out.")
-    elif not args.drawn:
-        _check_stored(states, env_ids)
+    for env_id in env_ids if _is_libero(env_ids) and not args.drawn else ():
+        count = len(stored_starts(get_task(*TaskName.parse(env_id))))
+        if wrong := [k for k in states if not 0 <= k < count]:
+            raise ValueError(f"init_state_ids={wrong}: {env_id} has {count} stored initial states, 0 to {count - 1}.")
     drawn = {"seeds": states} if args.drawn else {"init_state_ids": states}
     return Protocol(
         **drawn,  # type: ignore[arg-type]
@@ -199,25 +198,10 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
     )
 
 
-def _check_stored(init_state_ids: Sequence[int], env_ids: Sequence[str]) -> None:
-    from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
-    from sb3_tgrpo.rewards.facts.task_name import TaskName
-
-    for env_id in env_ids:
-        count = len(stored_starts(get_task(*TaskName.parse(env_id))))
-        if wrong := [k for k in init_state_ids if not 0 <= k < count]:
-            raise ValueError(f"init_state_ids={wrong}: {env_id} has {count} stored initial states, 0 to {count - 1}.")
-
-
 def check_policy(args: argparse.Namespace, env_id: str) -> None:
-    """
-    Refuse a policy that can't be evaluated, as far as its files tell, before anything is loaded.
-
-    :param args: Arguments of ``eval``.
-    :param env_id: Environment to evaluate on.
-    :raises ValueError: If there is no such policy, or it was made for other assets, images or action statistics.
-    """
+    """Refuse a policy that can't be evaluated, as far as its files tell, before anything is loaded."""
     from sb3_tgrpo.envs.libero.assets import resolve_assets
+    from sb3_tgrpo.evaluation.results import suite_of
 
     if args.model is not None:
         if args.adapter is not None:
@@ -229,7 +213,7 @@ def check_policy(args: argparse.Namespace, env_id: str) -> None:
     if checkpoint.is_hub_id:
         return  # its files may have to be downloaded
     if checkpoint.statistics:  # tiny's are made with the policy
-        checkpoint.unnorm_key(args.unnorm_key, _suite(env_id))
+        checkpoint.unnorm_key(args.unnorm_key, suite_of(env_id) if _is_libero([env_id]) else None)
     if _is_libero([env_id]):
         if args.adapter is None:  # which may have been trained on others
             checkpoint.check_assets(resolve_assets(args.assets).kind, args.assets != "auto")
@@ -238,30 +222,15 @@ def check_policy(args: argparse.Namespace, env_id: str) -> None:
 
 
 def checkpoint_from(args: argparse.Namespace, env_id: str) -> Any:
-    """
-    The checkpoint that ``--checkpoint`` names.
-
-    :param args: Arguments of ``eval``.
-    :param env_id: Environment to evaluate on, whose suite decides what ``upstream`` is.
-    """
+    """The checkpoint that ``--checkpoint`` names."""
+    from sb3_tgrpo.evaluation.results import suite_of
     from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint
 
-    return Checkpoint(upstream_checkpoint(_suite(env_id)) if args.checkpoint == "upstream" else args.checkpoint)
-
-
-def _suite(env_id: str) -> str | None:
-    from sb3_tgrpo.evaluation.results import suite_of
-
-    return suite_of(env_id) if _is_libero([env_id]) else None
+    return Checkpoint(upstream_checkpoint(suite_of(env_id)) if args.checkpoint == "upstream" else args.checkpoint)
 
 
 def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
-    """
-    The policy that the arguments describe, made for an environment.
-
-    :param args: Arguments of ``eval``.
-    :param env_id: Environment to evaluate on.
-    """
+    """The policy that the arguments describe, made for the spaces of ``env_id``."""
     if args.model is not None:
         return load_algorithm(args.model, args.device)
     import gymnasium as gym
@@ -278,13 +247,7 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
 
 
 def load_algorithm(path: Path, device: str) -> Any:
-    """
-    A saved algorithm; its settings tell which one.
-
-    :param path: Zip file.
-    :param device: Device to load to.
-    :raises ValueError: If the file is none, or another algorithm's.
-    """
+    """A saved algorithm; its settings tell which one."""
     import zipfile
 
     from stable_baselines3.common.save_util import load_from_zip_file
@@ -318,13 +281,7 @@ def _saved_class(settings: dict[str, Any]) -> Any:
 
 
 def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
-    """
-    Keyword arguments with which an environment shows what a policy was made for.
-
-    :param policy: The policy.
-    :param image_size: Height and width that the user asked for; None: the policy's.
-    :raises ValueError: If these differ.
-    """
+    """Keyword arguments with which an environment shows what the policy was made for."""
     from gymnasium import spaces
 
     space = policy.observation_space
@@ -340,11 +297,7 @@ def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
 
 
 def with_rewards(env_ids: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """
-    Functions that make LIBERO's environments with their shipped rewards, by task.
-
-    :param env_ids: Gymnasium ids.
-    """
+    """Functions that make LIBERO's environments with their shipped rewards, by task."""
     import gymnasium as gym
 
     from sb3_tgrpo.evaluation.results import task_name
@@ -354,12 +307,7 @@ def with_rewards(env_ids: Sequence[str]) -> dict[str, Callable[..., Any]]:
 
 
 def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
-    """
-    A folder named after what is evaluated, so that the same command finds it again.
-
-    :param args: Arguments of ``eval``.
-    :param env_ids: Environments to evaluate on.
-    """
+    """A folder named after what is evaluated, so that the same command finds it again."""
     from sb3_tgrpo.evaluation.results import task_name
 
     policy = Path(args.model).stem if args.model is not None else Path(args.checkpoint).name
@@ -370,58 +318,3 @@ def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
     kind = ("-drawn" if args.drawn else "") + ("-official" if args.official_order else "")
     noise = f"-noise{args.start_noise:g}" if args.start_noise else ""
     return Path("runs/eval") / f"{policy}-{tasks.replace('/', '_')}-{how}{kind}{noise}"
-
-
-class _bar:
-    """A progress bar as the callback of an evaluation."""
-
-    def __init__(self, quiet: bool, total: int) -> None:
-        self.quiet, self.total, self.successes, self.new = quiet, total, 0, 0
-
-    def __enter__(self) -> Callable[["EvalEpisode", int, int], None]:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=self.total, unit="episode", disable=self.quiet, desc="eval")
-        return self._note
-
-    def _note(self, episode: "EvalEpisode", n_done: int, n_all: int) -> None:
-        self.new += 1
-        self.successes += episode.success
-        self.bar.update(n_done - self.bar.n)
-        self.bar.set_postfix_str(f"{self.successes}/{self.new} succeeded, {episode.task}")
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
-
-
-def print_evaluation(evaluation: "Evaluation") -> None:
-    """
-    Print tables of suites and tasks.
-
-    :param evaluation: The evaluation.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    record = evaluation.protocol
-    states = "drawn" if record["seeds"] is not None else "stored"
-    order = ", official order" if record["official_order"] else ""
-    title = f"{evaluation.policy}: {evaluation.decoding}, {states} initial states{order}, {evaluation.assets} assets"
-    table = Table(title=title, title_justify="left")
-    staged = any(episode.max_stage is not None for episode in evaluation.episodes)
-    columns = ("task", "successes", "rate", "95 % interval", "mean steps")
-    for number, column in enumerate((*columns, *(("stages reached",) if staged else ()))):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    tasks, suites = evaluation.per_task(), evaluation.per_suite()
-    rows = {**tasks, **(suites if len(tasks) > 1 else {}), **({"all": evaluation.rate} if len(suites) > 1 else {})}
-    for name, rate in rows.items():
-        episodes = [e for e in evaluation.episodes if name in ("all", e.task) or e.task.startswith(f"{name}-")]
-        low, high = rate.interval()
-        limits = sorted({str(record["step_limits"][episode.task]) for episode in episodes})
-        cells = [name, f"{rate.successes} of {rate.trials}", f"{rate.rate:.1%}", f"{low:.1%} to {high:.1%}"]
-        cells.append(f"{sum(e.length for e in episodes) / len(episodes):.0f} of {' or '.join(limits)}")
-        if staged:
-            reached = [e.max_stage / e.n_stages for e in episodes if e.max_stage is not None and e.n_stages]
-            cells.append(f"{sum(reached) / max(len(reached), 1):.0%}")
-        table.add_row(*cells, end_section=name == list(tasks)[-1])
-    Console().print(table)

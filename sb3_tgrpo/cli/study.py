@@ -63,12 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def study_from(args: argparse.Namespace) -> Any:
-    """
-    The study that the arguments ask for.
-
-    :param args: Arguments of ``study``.
-    :raises ValueError: If arguments are unknown or contradict each other.
-    """
+    """The study that the arguments ask for."""
     from sb3_tgrpo.envs.registration import env_ids
     from sb3_tgrpo.study.design import Study
     from sb3_tgrpo.study.methods import GRIDS, TASKS

@@ -19,11 +19,7 @@ _OTHER_FACTOR = re.compile(r"(\blora_(?:embedding_)?)([AB])\b")
 
 
 def policy_name(policy: Policy) -> str:
-    """
-    The checkpoint with the adapter merged into it, or the class.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """The checkpoint with the adapter merged into it, or the class."""
     inner = sb3_policy(policy)
     checkpoint = getattr(inner, "checkpoint", None)
     own = type(policy).__name__
@@ -51,11 +47,7 @@ def fingerprint(policy: Policy) -> str:
 
 
 def policy_record(policy: Policy) -> dict[str, Any]:
-    """
-    Everything of a policy that its actions depend on, for JSON.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """Everything of a policy that its actions depend on, for JSON."""
     record: dict[str, Any] = {"fingerprint": fingerprint(policy)}
     if is_vla(policy):
         vla = cast("OpenVLAPolicy", sb3_policy(policy))

@@ -61,11 +61,7 @@ class Study:
         return tuple(dict.fromkeys((BASE, "TGRPO", *self.methods, *lineages)))
 
     def checkpoint(self, env: str) -> str | None:
-        """
-        The base policy of a task; None for the one that ships.
-
-        :param env: Gymnasium id.
-        """
+        """The base policy of a task; None for the one that ships."""
         return self.checkpoints.get(env, self.config.base_policy.checkpoint)
 
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
@@ -143,22 +139,12 @@ class Cell:
 
 
 def is_finished(cell: Cell, root: RunFolder) -> bool:
-    """
-    Whether a cell has its results.
-
-    :param cell: Finished, begun or neither.
-    :param root: Folder of the studies.
-    """
+    """Whether a cell has its results, in the folder of its studies."""
     return cell_results(cell, root) is not None
 
 
 def cell_results(cell: Cell, root: RunFolder) -> dict[str, Any] | None:
-    """
-    Results of a cell; None if it has none that can be read.
-
-    :param cell: Finished, begun or neither.
-    :param root: Folder of the studies.
-    """
+    """Results of a cell, from the folder of its studies; None if it has none that can be read."""
     try:
         return root.read(f"{cell.name}/results.json")
     except ValueError:
