@@ -109,12 +109,10 @@ def _assignment(text: str) -> tuple[str | None, str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run, or show."""
-    from rich.console import Console
-
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
     from sb3_tgrpo.study.design import is_finished
     from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, run_study, write_tables
-    from sb3_tgrpo.study.tables import rich_table
+    from sb3_tgrpo.study.tables import text_table
     from sb3_tgrpo.study.view import StudyView
 
     study = study_from(args)
@@ -142,9 +140,8 @@ def run(args: argparse.Namespace) -> int:
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)
             results, status = RunFolder(args.out).read(f"{study.grid}/results.json"), 1
-    console = Console()
     for name, rows in results["modes"].items():
         if rows:
-            console.print(rich_table(rows, study.envs, f"{study.grid}, {name}: success in %"))
+            print(f"\n{study.grid}, {name}: success in %\n{text_table(rows, study.envs)}")
     print(f"\n{args.out / study.grid / 'table.md'}")
     return status

@@ -30,10 +30,8 @@ def policy_name(policy: Policy) -> str:
 
 def fingerprint(policy: Policy) -> str:
     """
-    Digest of all parameters, every number of them (15 GB take about 20 s). Of a new adapter, whose one factor is random and
-    whose other is zero, the random one does not count: it changes nothing.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
+    Digest of every number of all parameters (15 GB take about 20 s). Of a new adapter, whose one factor is random and whose
+    other is zero, the random one does not count: it changes nothing.
     """
     digest = hashlib.blake2b(digest_size=8)
     tensors = sb3_policy(policy).state_dict()

@@ -73,13 +73,7 @@ class PictureInInfo(gym.Wrapper):
 
 
 def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render: bool = False) -> Callable[[], gym.Env]:
-    """
-    A function that makes an environment, also in another process.
-
-    :param env: Gymnasium id or a function.
-    :param kwargs: Keyword arguments of ``gymnasium.make`` or the function.
-    :param render: Whether to wrap it in :class:`PictureInInfo`.
-    """
+    """A function that makes an environment, also in another process; ``render`` wraps it in :class:`PictureInInfo`."""
     # Here, as a worker does not know what this process has registered, and an unknown id should not fail there.
     spec = find_spec(env) if isinstance(env, str) else None
 

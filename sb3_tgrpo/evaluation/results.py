@@ -108,11 +108,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """
-        The inverse of :meth:`to_dict`; also reads what versions before 0.2 wrote.
-
-        :raises ValueError: If something is missing.
-        """
+        """The inverse of :meth:`to_dict`; also reads what versions before 0.2 wrote."""
         try:
             episodes = [EvalEpisode(**episode) for episode in content["episodes"]]
             if "decoding" in content:
@@ -130,11 +126,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
-        """
-        Read what :meth:`save` wrote.
-
-        :raises ValueError: If there is no such file, or it is something else.
-        """
+        """Read what :meth:`save` wrote; anything else is a ``ValueError``."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
@@ -163,11 +155,7 @@ class Evaluation:
 
 
 def read_episodes(path: str | os.PathLike[str]) -> list[EvalEpisode]:
-    """
-    Episodes of a file with a JSON object per line. A line that can't be read counts as not played, with a warning.
-
-    :param path: File, which need not exist.
-    """
+    """Episodes of a file with a JSON object per line. A line that can't be read counts as not played, with a warning."""
     if not os.path.isfile(path):
         return []
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()

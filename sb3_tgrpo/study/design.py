@@ -65,14 +65,7 @@ class Study:
         return self.checkpoints.get(env, self.config.base_policy.checkpoint)
 
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
-        """
-        The configuration of a cell.
-
-        :param method: Name of the method.
-        :param env: Gymnasium id.
-        :param seed: Seed of training.
-        :raises ValueError: If a method or setting is unknown, or all methods of a study must have the setting in common.
-        """
+        """The configuration of a cell; a method may not change what all methods of a study have in common."""
         common = self.config.updated({"env": env, "seed": seed, "checkpoint": self.checkpoint(env)})
         # A variant changes what its method has in this study, so the method's settings come before the variant's: three times
         # its learning rate, for instance, or another kl_coef than it was given.

@@ -440,7 +440,6 @@ def test_rates_and_files(tmp_path: Path) -> None:
         "libero_goal-0": 1.0,
     }
     assert evaluation.per_suite()["libero_object"].rate == 0.5 and "libero_object    3/6 = 50% [19%, 81%]" in str(evaluation)
-    assert evaluation.interval() == evaluation.rate.interval()
     evaluation.save(tmp_path / "evaluation.json")
     assert Evaluation.load(tmp_path / "evaluation.json") == evaluation
     content = json.loads((tmp_path / "evaluation.json").read_text())
