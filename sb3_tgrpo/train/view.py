@@ -109,7 +109,7 @@ class Stage:
     first: float = 0
     first_round: float = 1
     text: str = ""
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     ended: float | None = None
     first_round_over: tuple[float, float] | None = None
     """Seconds and how much was done when the first round was over."""
@@ -159,13 +159,13 @@ class RunView(View):
     def __init__(
         self, title: str = "", stream: TextIO | None = None, live: bool = False, console: "Console | None" = None
     ) -> None:
-        super().__init__(title, stream, live, console)
         self.stages: list[Stage] = []
         self.rows: list[dict[str, Any]] = []
         self.later_seconds = 0.0
         """What comes after the current part takes about so long."""
         self.highest_return: float | None = None
         """Highest reward of an episode, if known."""
+        super().__init__(title, stream, live, console)
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
         if error is None:

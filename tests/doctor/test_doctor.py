@@ -12,10 +12,10 @@ import pytest
 import torch as th
 
 from sb3_tgrpo.cli import main
+from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.doctor import checks as doctor
 from sb3_tgrpo.doctor import policy as doctor_policy
 from sb3_tgrpo.doctor.checks import Finding, Plan, Subject, examine, healthy, to_dict
-from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
 from sb3_tgrpo.evaluation.protocol import Protocol
 from sb3_tgrpo.openvla import load_openvla, save_openvla

@@ -95,13 +95,13 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return DummyVecEnv([partial(DrawnStarts, one(), start_options, place) for place in range(n_envs)])
 
     monkeypatch.setattr("sb3_tgrpo.train.model.make_ungrouped_env", make)
-    for name in ("film", "show_videos"):
-        monkeypatch.setattr(f"sb3_tgrpo.train.job.{name}", lambda *args: None)
+    for name in ("stages.Run.film", "job.show_videos"):
+        monkeypatch.setattr(f"sb3_tgrpo.train.{name}", lambda *args: None)
     yield
 
 
 def check_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_tgrpo.train.job._write_report", lambda *args: None)
+    monkeypatch.setattr("sb3_tgrpo.train.job.write_report", lambda *args: None)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dpo", "tpo", "trpo", "recurrent_ppo"])
