@@ -99,7 +99,6 @@ class Stage:
     :param done: How much is done.
     :param first: How much an earlier call had done.
     :param first_round: How much is done at once: the pace is not known before, as simulators start meanwhile.
-    :param text: State in a few words.
     """
 
     name: str
@@ -137,8 +136,7 @@ class Stage:
         Note how much is done.
 
         :param done: How much is done.
-        :param text: State in a few words.
-        :param round_over: Whether the first round is over in any case.
+            :param round_over: Whether the first round is over in any case.
         """
         self.done, self.text = done, text or self.text
         advanced = done - self.first
@@ -178,12 +176,10 @@ class RunView(View):
         """
         The run goes on to its next part.
 
-        :param name: Name of the part.
-        :param total: How much there is to do, 0 if that is not known.
+            :param total: How much there is to do, 0 if that is not known.
         :param unit: What is counted.
         :param done: How much an earlier call has done.
         :param first_round: How much is done at once.
-        :param text: State in a few words.
         """
         self.end_stage()
         self.stages.append(Stage(name, total, unit, done, done, first_round, text))
@@ -192,8 +188,6 @@ class RunView(View):
     def end_stage(self, text: str | None = None) -> None:
         """
         The current part is done.
-
-        :param text: Its result in a few words.
         """
         if self.stages and self.stages[-1].ended is None:
             stage = self.stages[-1]
@@ -204,9 +198,6 @@ class RunView(View):
     def skip_stage(self, name: str, text: str) -> None:
         """
         A part that an earlier call has done.
-
-        :param name: Name of the part.
-        :param text: Its result in a few words.
         """
         self.end_stage()
         stage = Stage(name, text=f"{text} (done before)")
@@ -229,7 +220,6 @@ class RunView(View):
         The current part goes on.
 
         :param done: How much of it is done.
-        :param text: State in a few words.
         """
         self.stages[-1].advance(done, text)
         self._refresh()
@@ -254,8 +244,6 @@ class RunView(View):
     def update(self, row: dict[str, Any]) -> None:
         """
         An update is done.
-
-        :param row: Row of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`.
         """
         self.rows.append(row)
         self.stages[-1].advance(row["timesteps"], describe_update(row, self.highest_return), round_over=True)
@@ -347,7 +335,6 @@ def describe_update(row: dict[str, Any], highest_return: float | None = None) ->
     """
     An update in a few words.
 
-    :param row: Row of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`.
     :param highest_return: Highest reward of an episode, if known.
     """
     parts = []
@@ -399,10 +386,5 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """
-    A number with its noun: ``1 update``, ``2 updates``.
-
-    :param number: The number.
-    :param noun: The noun in the singular.
-    """
+    """A number with its noun: ``1 update``, ``2 updates``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -19,6 +19,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from toy_envs import SignalEnv
+from vla_toy import TOY_FLAGS as TOY
 from vla_toy import Toy
 
 from sb3_tgrpo import TGRPO
@@ -44,19 +45,6 @@ from sb3_tgrpo.train.stages import Run
 from sb3_tgrpo.train.view import RunView
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-TOY = [
-    "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-initial-states", "3", "--total-timesteps", "100",
-    "--group-size", "2", "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-n-envs", "1",
-    "--update-threads", "1",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the toy."""
-    folder = tmp_path_factory.mktemp("train") / "run"
-    assert main(["train", *TOY, "--out", str(folder)]) == 0
-    return folder
 
 
 def toy_config() -> TrainConfig:
