@@ -57,9 +57,7 @@ class Run:
     # ------------------------------------------------------------------ evaluation
 
     def protocol(self, temperature: float) -> Protocol:
-        """
-        The protocol of an evaluation.
-        """
+        """The protocol of an evaluation."""
         return evaluation_protocol(self.config, self.setup, temperature)
 
     def evaluate(
@@ -74,7 +72,7 @@ class Run:
         Play the stored initial states, or go on after the last episode that was played.
 
         :param policy: Policy, or a function that makes it, called only if it is needed.
-                    :param folder: Folder whose ``evaluations`` keeps it; None: the run's own.
+        :param folder: Folder whose ``evaluations`` keeps it; None: the run's own.
         :raises ValueError: If the folder holds another evaluation under this name.
         """
         title = f"evaluate {when}, {Decoding(temperature)}"
@@ -112,7 +110,7 @@ class Run:
         """
         A video of the episode that :meth:`evaluate` has played from an initial state.
 
-                    :param number: Number of the initial state.
+        :param number: Number of the initial state.
         """
         protocol = self.protocol(temperature)
         seeds = None if protocol.seeds is None else (protocol.seeds[number],)

@@ -136,7 +136,7 @@ class Stage:
         Note how much is done.
 
         :param done: How much is done.
-            :param round_over: Whether the first round is over in any case.
+        :param round_over: Whether the first round is over in any case.
         """
         self.done, self.text = done, text or self.text
         advanced = done - self.first
@@ -176,7 +176,7 @@ class RunView(View):
         """
         The run goes on to its next part.
 
-            :param total: How much there is to do, 0 if that is not known.
+        :param total: How much there is to do, 0 if that is not known.
         :param unit: What is counted.
         :param done: How much an earlier call has done.
         :param first_round: How much is done at once.
@@ -186,9 +186,7 @@ class RunView(View):
         self._refresh(force=True)
 
     def end_stage(self, text: str | None = None) -> None:
-        """
-        The current part is done.
-        """
+        """The current part is done."""
         if self.stages and self.stages[-1].ended is None:
             stage = self.stages[-1]
             stage.text = stage.text if text is None else text
@@ -196,9 +194,7 @@ class RunView(View):
             self._show_end(stage)
 
     def skip_stage(self, name: str, text: str) -> None:
-        """
-        A part that an earlier call has done.
-        """
+        """A part that an earlier call has done."""
         self.end_stage()
         stage = Stage(name, text=f"{text} (done before)")
         stage.ended = stage.started
@@ -242,9 +238,7 @@ class RunView(View):
         self._refresh(force=stage.done >= stage.total)  # nothing comes after the last one, so that it would seem to hang
 
     def update(self, row: dict[str, Any]) -> None:
-        """
-        An update is done.
-        """
+        """An update is done."""
         self.rows.append(row)
         self.stages[-1].advance(row["timesteps"], describe_update(row, self.highest_return), round_over=True)
         self._refresh(force=True)
