@@ -286,11 +286,7 @@ BUDGETS: dict[str, TrainConfig] = {
 
 
 def unused_settings(config: TrainConfig) -> set[str]:
-    """
-    Settings of the algorithms that a configuration's one does not use; ``algo`` itself is one of them.
-
-    :param config: The configuration.
-    """
+    """Settings of the algorithms that a configuration's one does not use; ``algo`` itself is one of them."""
     names = {item.name for section in (AlgorithmConfig, BaselineConfig) for item in fields(section)}
     return names - USED_SETTINGS[config.algorithm.algo]
 

@@ -15,7 +15,6 @@ def explained(config: TrainConfig) -> Iterator[None]:
     """
     Raise failures that have a remedy as :class:`TrainingError` with it.
 
-    :param config: Configuration of the run.
     :raises TrainingError: With what to change.
     """
     try:
@@ -30,12 +29,7 @@ def explained(config: TrainConfig) -> Iterator[None]:
 
 
 def explain(error: BaseException, config: TrainConfig) -> str | None:
-    """
-    What to change so that a failure does not happen again, None if there is nothing to add.
-
-    :param error: The exception.
-    :param config: Configuration of the run.
-    """
+    """What to change so that a failure does not happen again, None if there is nothing to add."""
     text = str(error)
     low = text.lower()
     algorithm = config.algorithm

@@ -47,7 +47,15 @@ CONFIG_FILE, RUN_FILE, SETUP_FILE = "config.json", "run.json", "setup.json"
 RESULTS_FILE, SECONDS_FILE = "results.json", "seconds.json"
 MAY_CHANGE = {"wandb", "threads", "update_threads", "workers", "save_every", "evaluation.eval_n_envs"}
 """Settings that do not change the result, or by rounding alone, so that an interrupted run may go on with others."""
-_TRAINED = (METRICS_FILE, RESUME_FILE, MODEL_FILE, "evaluations/after_*", "videos", RESULTS_FILE, "seed_*/*")
+_TRAINED = (
+    METRICS_FILE,
+    RESUME_FILE,
+    MODEL_FILE,
+    "evaluations/after_*",
+    "videos",
+    RESULTS_FILE,
+    *(f"seed_*/{file}" for file in (METRICS_FILE, RESULTS_FILE)),
+)
 """
 Files that depend on all settings. What an evaluation of the base policy depends on is recorded beside it, and what the base
 policy's episodes depend on in ``setup.json``: a study's cells begin with evaluations that another cell has made.

@@ -14,9 +14,7 @@ def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView
     """
     The base policy's checkpoint; under ``from_scratch`` it is made first, in the folder.
 
-    :param config: The configuration.
     :param folder: Folder in which a base policy is made.
-    :param view: Progress is shown here.
     :raises ValueError: If the folder holds a base policy of other settings.
     """
     if config.base_policy.checkpoint is not None:

@@ -30,12 +30,7 @@ _TGRPO = (*_PREFERENCES, "alpha_step", "alpha_traj", "compare_ended", "outcome_r
 
 
 def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
-    """
-    The groups to train on, or as many environments that each go their own way for methods without groups.
-
-    :param config: The configuration.
-    :param setup: The configuration, resolved.
-    """
+    """The groups to train on, or as many environments that each go their own way for methods without groups."""
     from sb3_tgrpo.envs import make_group_env
 
     kwargs = dict(setup.env_kwargs)
@@ -65,12 +60,7 @@ def make_training_env(config: TrainConfig, setup: Setup) -> VecEnv:
 
 
 def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
-    """
-    The base policy alone.
-
-    :param config: The configuration.
-    :param setup: The configuration, resolved.
-    """
+    """The base policy alone."""
     import sb3_tgrpo  # noqa: F401  # registers the ids
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
@@ -85,8 +75,6 @@ def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: VecEnv
     """
     The algorithm at its beginning.
 
-    :param config: The configuration.
-    :param setup: The configuration, resolved.
     :param folder: Run folder, for the TensorBoard log.
     :param env: Groups for methods that sample groups, else environments of
         :func:`~sb3_tgrpo.baselines.ungrouped.make_ungrouped_env`.
@@ -116,9 +104,5 @@ def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: VecEnv
 
 
 def tensorboard_folder(folder: RunFolder) -> str | None:
-    """
-    Where a run's TensorBoard log goes; None without TensorBoard.
-
-    :param folder: Run folder.
-    """
+    """Where a run's TensorBoard log goes; None without TensorBoard."""
     return str(folder / "tensorboard") if importlib.util.find_spec("tensorboard") is not None else None

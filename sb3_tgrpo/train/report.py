@@ -37,9 +37,6 @@ def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -
     """
     Write ``report.html`` and the plots of one run.
 
-    :param config: Configuration of the run.
-    :param run: Run folder.
-    :param results: Results as in ``results.json``.
     :return: The file.
     """
     rows = JsonLines(run / "metrics.jsonl").read()
@@ -75,11 +72,7 @@ def write_pooled_report(config: TrainConfig, run: RunFolder, results: dict[str, 
 
 
 def result_lines(results: dict[str, Any]) -> list[str]:
-    """
-    The results as plain text, a few lines per way of playing.
-
-    :param results: Results as in ``results.json``.
-    """
+    """The results as plain text, a few lines per way of playing."""
     lines = []
     for name, mode in results["modes"].items():
         for seed in mode["per_seed"] if len(mode["per_seed"]) > 1 else []:

@@ -73,7 +73,6 @@ def check_request(config: TrainConfig) -> None:
     Refuse what can't work: unknown tasks, a reward of another task, initial states that the task does not have, settings
     that only LIBERO's tasks have.
 
-    :param config: The configuration.
     :raises ValueError: Naming setting, value and remedy.
     :raises gymnasium.error.Error: If there is no such environment.
     """
@@ -135,7 +134,6 @@ def check_seeds(seeds: Sequence[int]) -> None:
     """
     Check the seeds of several runs.
 
-    :param seeds: Seeds.
     :raises ValueError: For fewer than two, equal ones or negative ones.
     """
     if len(set(seeds)) != len(seeds) or len(seeds) < 2 or min(seeds) < 0:
@@ -184,20 +182,12 @@ def check_device(name: str) -> None:
 
 
 def is_libero(env: str) -> bool:
-    """
-    Whether a task is one of LIBERO's. Others have no assets, no shipped reward and no stored initial states.
-
-    :param env: Gymnasium id.
-    """
+    """Whether a task is one of LIBERO's. Others have no assets, no shipped reward and no stored initial states."""
     return env.startswith("LIBERO/")
 
 
 def env_source(config: TrainConfig) -> "str | Callable[..., gym.Env]":
-    """
-    The environment's id, or a function that makes it where the id names a module to import first (``module:Name-v0``).
-
-    :param config: The configuration.
-    """
+    """The environment's id, or a function that makes it where the id names a module to import first (``module:Name-v0``)."""
     return partial(gym.make, config.task.env) if ":" in config.task.env else config.task.env
 
 
@@ -205,7 +195,6 @@ def reward_program(config: TrainConfig) -> Any:
     """
     The reward program that a configuration names, None for the sparse reward and outside LIBERO.
 
-    :param config: The configuration.
     :raises ValueError: If there is no such reward, or it is another task's.
     """
     from sb3_tgrpo.rewards import RewardError, load_reward
@@ -227,7 +216,6 @@ def resolve_setup(config: TrainConfig, checkpoint: Checkpoint) -> Setup:
     """
     Decide assets, image size, reward, adapter and step limit.
 
-    :param config: The configuration.
     :param checkpoint: Base policy.
     :raises ValueError: If the reward is unknown or the task has none, or settings do not fit the base policy.
     """
@@ -263,13 +251,7 @@ def resolve_setup(config: TrainConfig, checkpoint: Checkpoint) -> Setup:
 
 
 def evaluation_protocol(config: TrainConfig, setup: Setup, temperature: float) -> "Protocol":
-    """
-    The protocol of an evaluation.
-
-    :param config: The configuration.
-    :param setup: The configuration, resolved.
-    :param temperature: Temperature of the actions; 0 for greedy ones.
-    """
+    """The protocol of an evaluation."""
     from sb3_tgrpo.evaluation.protocol import Protocol
 
     kwargs = dict(setup.env_kwargs)
@@ -291,7 +273,6 @@ def task_mismatch_warning(env: str, checkpoint: "str | os.PathLike[str] | Checkp
     """
     A warning where a base policy made by this package has not seen a task, None otherwise.
 
-    :param env: Gymnasium id.
     :param checkpoint: Base policy; the hub is not asked.
     :raises ValueError: If there is no such checkpoint.
     """
@@ -312,11 +293,7 @@ def task_mismatch_warning(env: str, checkpoint: "str | os.PathLike[str] | Checkp
 
 
 def describe_initial_states(config: TrainConfig) -> str:
-    """
-    Where training episodes begin, in words: a success rate on trained initial states says little about others.
-
-    :param config: The configuration.
-    """
+    """Where training episodes begin, in words: a success rate on trained initial states says little about others."""
     if not is_libero(config.task.env):
         return "drawn by seed"
     stored = config.task.initial_states == "stored"

@@ -42,8 +42,8 @@ def signal_share(gram: np.ndarray) -> tuple[float, float]:
     gradients have nothing in common, 1 if they are equal; noise can make it negative.
 
     :param gram: ``(n_groups, n_groups)``, inner products of the groups' gradients.
-    :return: the share and its jackknife standard error (groups left out one at a time); ``(0, 0)`` if all gradients are 0.
-    :raises ValueError: for fewer than three groups, or a matrix that is not square.
+    :return: The share and its jackknife standard error (groups left out one at a time); ``(0, 0)`` if all gradients are 0.
+    :raises ValueError: For fewer than three groups, or a matrix that is not square.
     """
     gram = _checked_gram(gram, 3)
     n = len(gram)
@@ -62,8 +62,8 @@ def half_batch_cosine(gram: np.ndarray, seed: int = 0) -> float:
     step in the same direction if it is 1, and in an unrelated one if it is 0.
 
     :param gram: ``(n_groups, n_groups)``, inner products of the groups' gradients.
-    :param seed: of the splits.
-    :return: the mean cosine; 0 if a half has no gradient.
+    :param seed: Seed of the splits.
+    :return: The mean cosine; 0 if a half has no gradient.
     """
     gram = _checked_gram(gram, 2)
     n = len(gram)
@@ -81,8 +81,8 @@ def batch_cosine(share: float, n_groups: int) -> float:
     """
     Expected cosine between the gradient of a batch and the true one, ``sqrt(s n / (s n + 1 - s))``.
 
-    :param share: signal over total of one group, see :func:`signal_share`; below 0 counts as 0.
-    :param n_groups: groups in the batch.
+    :param share: Signal over total of one group, from :func:`signal_share`; below 0 counts as 0.
+    :param n_groups: Number of groups in the batch.
     """
     share = min(max(share, 0.0), 1.0)
     return math.sqrt(share * n_groups / (share * n_groups + 1.0 - share)) if share else 0.0
@@ -109,10 +109,10 @@ class VariantSignal:
     """
     The signal under one way of computing advantages.
 
-    :param share: signal over total of one group's gradient.
-    :param standard_error: jackknife standard error of ``share``.
-    :param half_cosine: cosine between the gradients of the batch's two halves.
-    :param no_gradient: share of groups whose gradient is zero.
+    :param share: Signal over total of one group's gradient.
+    :param standard_error: Jackknife standard error of ``share``.
+    :param half_cosine: Cosine between the gradients of the batch's two halves.
+    :param no_gradient: Share of groups whose gradient is zero.
     """
 
     share: float
@@ -126,15 +126,15 @@ class SignalReport:
     """
     What :func:`measure_signal` found.
 
-    :param variants: by name of the advantage.
-    :param n_groups: groups played.
-    :param group_size: members of each.
-    :param n_steps: steps that count.
-    :param mixed_groups: share of groups with successes and failures; None where the environment reports no success. Under
+    :param variants: Signal by name of the advantage.
+    :param n_groups: Number of groups played.
+    :param group_size: Members of each group.
+    :param n_steps: Number of steps that count.
+    :param mixed_groups: Share of groups with successes and failures; None where the environment reports no success. Under
         ``stop_on="success"`` a group that ends with a success is nearly always mixed.
-    :param success_rate: share of members that succeeded.
-    :param equal_returns: share of groups whose returns do not differ, discounted as the model does.
-    :param log_prob: mean log-probability of an action, nats: minus the entropy it is sampled with.
+    :param success_rate: Share of members that succeeded.
+    :param equal_returns: Share of groups whose returns do not differ, discounted as the model does.
+    :param log_prob: Mean log-probability of an action, nats: minus the entropy it is sampled with.
     """
 
     variants: dict[str, VariantSignal]
@@ -240,15 +240,16 @@ def measure_signal(
 
     The model is left as it was, random states and position in the sequence of starts included.
 
-    :param model: the algorithm, with its environment.
-    :param n_groups: groups to play, at least 3; rounded up to a multiple of the groups that the environment steps at once.
-    :param variants: ways to compute advantages, by name; None = :func:`default_variants`.
-    :param progress: called with the number of groups done.
-    :param folder: keeps what has been played, so that the same call goes on after an interruption, with the same result; one
-        folder per environment, which is not compared. All that it holds counts, more than ``n_groups`` too. None: nothing is
-        kept.
-    :return: the report.
-    :raises ValueError: for fewer than 3 groups, a model without environment, or a folder of another policy or other settings.
+    :param model: Algorithm with its environment.
+    :param n_groups: Number of groups to play, at least 3; rounded up to a multiple of the groups that the environment steps
+        at once.
+    :param variants: Ways to compute advantages, by name; None: :func:`default_variants`.
+    :param progress: Function called with the number of groups done.
+    :param folder: Folder that keeps what has been played, so that the same call goes on after an interruption, with the same
+        result; one folder per environment, which is not compared. All that it holds counts, more than ``n_groups`` too. None:
+        nothing is kept.
+    :return: The report.
+    :raises ValueError: For fewer than 3 groups, a model without environment, or a folder of another policy or other settings.
     """
     env = model.get_env()
     if env is None:

@@ -41,25 +41,13 @@ MOST_THREADS = 4
 
 
 def evaluation_name(when: str, temperature: float) -> str:
-    """
-    Folder name of an evaluation, such as ``before_greedy`` and ``after_T1``.
-
-    :param when: ``"before"`` or ``"after"``.
-    :param temperature: Temperature of the actions; 0 for greedy ones.
-    """
+    """Folder name of an evaluation, such as ``before_greedy`` and ``after_T1``."""
     return f"{when}_{Decoding(temperature)}".replace("=", "")
 
 
 @dataclass(frozen=True)
 class Run:
-    """
-    A resolved run in its folder.
-
-    :param config: The configuration.
-    :param setup: The configuration, resolved.
-    :param folder: Run folder.
-    :param view: Progress is shown here.
-    """
+    """A resolved run in its folder."""
 
     config: TrainConfig
     setup: Setup
@@ -69,11 +57,7 @@ class Run:
     # ------------------------------------------------------------------ evaluation
 
     def protocol(self, temperature: float) -> Protocol:
-        """
-        The protocol of an evaluation.
-
-        :param temperature: Temperature of the actions; 0 for greedy ones.
-        """
+        """The protocol of an evaluation."""
         return evaluation_protocol(self.config, self.setup, temperature)
 
     def evaluate(
@@ -88,9 +72,6 @@ class Run:
         Play the stored initial states, or go on after the last episode that was played.
 
         :param policy: Policy, or a function that makes it, called only if it is needed.
-        :param when: ``"before"`` or ``"after"``.
-        :param temperature: Temperature of the actions; 0 for greedy ones.
-        :param pool: Simulators.
         :param folder: Folder whose ``evaluations`` keeps it; None: the run's own.
         :raises ValueError: If the folder holds another evaluation under this name.
         """
@@ -129,11 +110,7 @@ class Run:
         """
         A video of the episode that :meth:`evaluate` has played from an initial state.
 
-        :param policy: The policy.
-        :param file: The video.
-        :param temperature: Temperature of the actions; 0 for greedy ones.
         :param number: Number of the initial state.
-        :param pool: Simulators.
         """
         protocol = self.protocol(temperature)
         seeds = None if protocol.seeds is None else (protocol.seeds[number],)
@@ -274,7 +251,6 @@ def check_extras(config: TrainConfig) -> None:
     """
     Check that whatever is asked for is installed, before any work is done.
 
-    :param config: The configuration.
     :raises ImportError: If something is not.
     :raises ValueError: If torch has no such device here.
     """

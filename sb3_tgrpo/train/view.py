@@ -99,7 +99,6 @@ class Stage:
     :param done: How much is done.
     :param first: How much an earlier call had done.
     :param first_round: How much is done at once: the pace is not known before, as simulators start meanwhile.
-    :param text: State in a few words.
     """
 
     name: str
@@ -109,7 +108,7 @@ class Stage:
     first: float = 0
     first_round: float = 1
     text: str = ""
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     ended: float | None = None
     first_round_over: tuple[float, float] | None = None
     """Seconds and how much was done when the first round was over."""
@@ -137,7 +136,6 @@ class Stage:
         Note how much is done.
 
         :param done: How much is done.
-        :param text: State in a few words.
         :param round_over: Whether the first round is over in any case.
         """
         self.done, self.text = done, text or self.text
@@ -159,13 +157,13 @@ class RunView(View):
     def __init__(
         self, title: str = "", stream: TextIO | None = None, live: bool = False, console: "Console | None" = None
     ) -> None:
-        super().__init__(title, stream, live, console)
         self.stages: list[Stage] = []
         self.rows: list[dict[str, Any]] = []
         self.later_seconds = 0.0
         """What comes after the current part takes about so long."""
         self.highest_return: float | None = None
         """Highest reward of an episode, if known."""
+        super().__init__(title, stream, live, console)
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
         if error is None:
@@ -178,23 +176,17 @@ class RunView(View):
         """
         The run goes on to its next part.
 
-        :param name: Name of the part.
         :param total: How much there is to do, 0 if that is not known.
         :param unit: What is counted.
         :param done: How much an earlier call has done.
         :param first_round: How much is done at once.
-        :param text: State in a few words.
         """
         self.end_stage()
         self.stages.append(Stage(name, total, unit, done, done, first_round, text))
         self._refresh(force=True)
 
     def end_stage(self, text: str | None = None) -> None:
-        """
-        The current part is done.
-
-        :param text: Its result in a few words.
-        """
+        """The current part is done."""
         if self.stages and self.stages[-1].ended is None:
             stage = self.stages[-1]
             stage.text = stage.text if text is None else text
@@ -202,12 +194,7 @@ class RunView(View):
             self._show_end(stage)
 
     def skip_stage(self, name: str, text: str) -> None:
-        """
-        A part that an earlier call has done.
-
-        :param name: Name of the part.
-        :param text: Its result in a few words.
-        """
+        """A part that an earlier call has done."""
         self.end_stage()
         stage = Stage(name, text=f"{text} (done before)")
         stage.ended = stage.started
@@ -229,7 +216,6 @@ class RunView(View):
         The current part goes on.
 
         :param done: How much of it is done.
-        :param text: State in a few words.
         """
         self.stages[-1].advance(done, text)
         self._refresh()
@@ -252,11 +238,7 @@ class RunView(View):
         self._refresh(force=stage.done >= stage.total)  # nothing comes after the last one, so that it would seem to hang
 
     def update(self, row: dict[str, Any]) -> None:
-        """
-        An update is done.
-
-        :param row: Row of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`.
-        """
+        """An update is done."""
         self.rows.append(row)
         self.stages[-1].advance(row["timesteps"], describe_update(row, self.highest_return), round_over=True)
         self._refresh(force=True)
@@ -347,7 +329,6 @@ def describe_update(row: dict[str, Any], highest_return: float | None = None) ->
     """
     An update in a few words.
 
-    :param row: Row of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`.
     :param highest_return: Highest reward of an episode, if known.
     """
     parts = []
@@ -399,10 +380,5 @@ def duration(seconds: float) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """
-    A number with its noun: ``1 update``, ``2 updates``.
-
-    :param number: The number.
-    :param noun: The noun in the singular.
-    """
+    """A number with its noun: ``1 update``, ``2 updates``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

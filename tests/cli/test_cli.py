@@ -52,7 +52,7 @@ def test_unknown_environment_is_a_message(arguments: list[str], capsys: pytest.C
         ("train --gamma 0.995", "--algo tgrpo does not use gamma. Its settings: .*gamma_traj"),
         ("train --algo ppo --kl-coef 0.1", "--algo ppo does not use kl_coef"),
         ("train --lora foo", "lora='foo' is unknown"),
-        ("train --eval-starts 60", "eval_starts=60: LIBERO/libero_object-8-v0 has 50 stored starts"),
+        ("train --eval-starts 60", "eval_initial_states=60: LIBERO/libero_object-8-v0 has 50 stored initial states"),
         ("train --config nothing.json", r"nothing.json can't be read as a configuration: No such file"),
         ("train --out {file}", r"can't be made a folder \(it is a file\): choose another one with --out"),
         ("eval --checkpoint tiny --env libero_object-8 --temperature 0.5", "add --sampled"),

@@ -19,6 +19,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from toy_envs import SignalEnv
+from vla_toy import TOY_FLAGS as TOY
 from vla_toy import Toy
 
 from sb3_tgrpo import TGRPO
@@ -44,19 +45,6 @@ from sb3_tgrpo.train.stages import Run
 from sb3_tgrpo.train.view import RunView
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-TOY = [
-    "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-initial-states", "3", "--total-timesteps", "100",
-    "--group-size", "2", "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-n-envs", "1",
-    "--update-threads", "1",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the toy."""
-    folder = tmp_path_factory.mktemp("train") / "run"
-    assert main(["train", *TOY, "--out", str(folder)]) == 0
-    return folder
 
 
 def toy_config() -> TrainConfig:
@@ -177,7 +165,7 @@ def test_run_folder(finished: Path) -> None:
     results = run.read("results.json")
     assert set(results["modes"]) == {"greedy", "T=1"} and results["updates"] == len(rows)
     for mode in results["modes"].values():
-        assert mode["before"]["episodes"] == mode["after"]["episodes"] == mode["paired"]["start"]["n_pairs"] == 3
+        assert mode["before"]["episodes"] == mode["after"]["episodes"] == mode["paired"]["initial_state"]["n_pairs"] == 3
     for name in ("model.zip", "checkpoint/config.json", "videos/before.mp4", "videos/after.mp4", "plots/curves.png",
                  "plots/stages.png", "plots/furthest.png", "plots/before_after.png", "report.html"):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
@@ -194,7 +182,8 @@ def test_stages_are_counted_right(finished: Path) -> None:
 
 
 def test_evaluations_are_of_the_last_policy(finished: Path) -> None:
-    from sb3_tgrpo.evaluation.protocol import Evaluation, fingerprint
+    from sb3_tgrpo.evaluation.identity import fingerprint
+    from sb3_tgrpo.evaluation.results import Evaluation
 
     model = TGRPO.load(finished / "model.zip", device="cpu")
     after = Evaluation.load(finished / "evaluations/after_greedy/evaluation.json")
@@ -208,7 +197,7 @@ def test_a_finished_run_is_shown_at_once(finished: Path, capsys: pytest.CaptureF
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
     assert main(["train", *TOY, "--out", str(finished)]) == 0
     output = capsys.readouterr().out
-    assert "greedy" in output and "points [" in output and "report.html" in output
+    assert "greedy" in output and "points (no interval: 3 initial states" in output and "report.html" in output
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
@@ -226,9 +215,9 @@ def test_another_start_policy_or_other_assets_are_refused(
     (tmp_path / "results.json").unlink()
     run = RunFolder(tmp_path)
     found = run.read("setup.json")
-    assert found == {"start": "tiny", "assets": "none", "reward": None}
+    assert found == {"start": Checkpoint("tiny").identity, "assets": "none", "reward": None}
     for changed, message in (
-        ({"start": "other"}, "start was 'other', is 'tiny'"),
+        ({"start": "other"}, "start was 'other', is 'tiny-"),
         ({"assets": "full"}, "assets was 'full'"),
         ({"reward": "other"}, "reward was 'other', is None"),
     ):
@@ -284,8 +273,8 @@ def test_greedily_each_initial_state_is_played_once() -> None:
 
 def test_a_call_that_failed_at_once_does_not_bind_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("nowhere", "neither"):
-        assert main(["train", *TOY, "--checkpoint", name, "--out", str(tmp_path)]) == 1
-        assert f"checkpoint '{name}' is neither a folder nor" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=f"checkpoint '{name}' is neither a folder nor"):
+            run_training(toy_config().updated({"checkpoint": name}), tmp_path)
     run = RunFolder(tmp_path)
     assert run.read("config.json")["base_policy"]["checkpoint"] == "neither" and not has_begun(run)
     (tmp_path / "metrics.jsonl").write_text("")
