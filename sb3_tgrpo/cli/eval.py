@@ -39,19 +39,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     policy.add_argument("--device", default="auto")
 
     tasks = parser.add_argument_group("episodes")
-    tasks.add_argument("--env", nargs="+", action="extend", default=[], metavar="ID", help="such as libero_object-3")
-    tasks.add_argument(
-        "--suite", nargs="+", action="extend", default=[], metavar="SUITE", help="all tasks of libero_object, ..."
-    )
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    tasks.add_argument("--env", **several, metavar="ID", help="such as libero_object-3")
+    tasks.add_argument("--suite", **several, metavar="SUITE", help="all tasks of libero_object, ...")
     tasks.add_argument("--episodes", type=int, default=50, metavar="N", help="initial states per task (default %(default)s)")
-    tasks.add_argument(
-        "--init-state-ids", type=int, nargs="+", default=None, metavar="K", help="these initial states, not the first N"
-    )
-    tasks.add_argument("--drawn", action="store_true", help="initial states drawn with seeds 0, 1, ... instead of stored ones")
+    tasks.add_argument("--init-state-ids", type=int, nargs="+", metavar="K", help="these initial states, not the first N")
+    tasks.add_argument("--drawn", action="store_true", help="initial states drawn with seeds 0, 1, ..., not stored ones")
     tasks.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the initial states")
-    tasks.add_argument(
-        "--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as its resets place them"
-    )
+    tasks.add_argument("--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as it places them")
     tasks.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely ones")
     tasks.add_argument("--temperature", type=float, default=None, help="of --sampled; default: the policy's own")
     tasks.add_argument("--repetitions", type=int, default=1, metavar="N", help="episodes per initial state, for --sampled")

@@ -30,32 +30,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("grid", choices=tuple(GRIDS), metavar="NAME", help="one of the grids below")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="FOLDER", help="default: runs/study")
-    parser.add_argument(
-        "--tasks", nargs="+", action="extend", default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids"
-    )
-    parser.add_argument("--methods", nargs="+", action="extend", default=None, metavar="METHOD", help="instead of the grid's")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    parser.add_argument("--tasks", **several, default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids")
+    parser.add_argument("--methods", **several, default=None, metavar="METHOD", help="instead of the grid's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--budget", type=int, default=None, metavar="STEPS", help="environment steps of each cell")
-    parser.add_argument(
-        "--checkpoint",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[TASK=]PATH",
-        help="base policy of all tasks, or of single ones",
-    )
+    parser.add_argument("--checkpoint", **several, default=[], metavar="[TASK=]PATH", help="base policy, of all tasks or one")
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings of all cells, as for train")
     parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[METHOD.]NAME=VALUE",
-        help="settings of all cells, or of one method",
+        "--set", **several, default=[], metavar="[METHOD.]NAME=VALUE", help="settings, of all cells or one method"
     )
-    parser.add_argument(
-        "--tuning", type=Path, default=None, metavar="FOLDER", help="learning rates of a finished tuning study (its --out)"
-    )
+    parser.add_argument("--tuning", type=Path, default=None, metavar="FOLDER", help="--out of a tuning: its learning rates")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="cells at once (default: half of the cores)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what is finished")
     parser.add_argument("--tables", action="store_true", help="write tables of what is finished, run nothing")

@@ -1,6 +1,7 @@
 """evaluate_policy: outcomes that depend on policy, initial state and seed alone; folders that go on; records."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,14 @@ def test_results_without_their_settings_are_refused(policy: OpenVLAPolicy, tmp_p
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match=r"settings.json, which records its settings, is missing"):
         walk(policy, tmp_path, init_state_ids=[1])
+
+
+def test_a_folder_that_is_removed_on_the_way_is_an_error(policy: OpenVLAPolicy, tmp_path: Path) -> None:
+    """Else the later episodes would look like all of them."""
+    execution = replace(HERE, n_envs=1, progress=lambda *_: shutil.rmtree(tmp_path / "gone", ignore_errors=True))
+    with pytest.raises(OSError, match="was removed while its evaluation ran"):
+        walk(policy, tmp_path / "gone", execution, init_state_ids=range(3))
+    assert not (tmp_path / "gone/episodes.jsonl").exists()
 
 
 def test_a_folder_is_of_one_protocol(policy: OpenVLAPolicy, tmp_path: Path) -> None:
