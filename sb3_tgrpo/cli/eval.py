@@ -194,7 +194,7 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
 
 
 def check_policy(args: argparse.Namespace, env_id: str) -> None:
-    """Refuse a policy that can't be evaluated, as far as its files tell, before anything is loaded."""
+    """Refuse a policy that can't be evaluated, as far as its files record it, before anything is loaded."""
     from sb3_tgrpo.envs.libero.assets import resolve_assets
     from sb3_tgrpo.evaluation.results import suite_of
 
@@ -242,7 +242,7 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
 
 
 def load_algorithm(path: Path, device: str) -> Any:
-    """A saved algorithm; its settings tell which one."""
+    """A saved algorithm, recognised by its settings."""
     import zipfile
 
     from stable_baselines3.common.save_util import load_from_zip_file
@@ -266,7 +266,7 @@ def _saved_class(settings: dict[str, Any]) -> Any:
 
     if "alpha_step" in settings:
         return {"DPO": DPO, "TPO": TPO}.get(settings.get("saved_objective", ""), TGRPO)
-    # sb3-contrib's algorithms share settings with these: TRPO is told by its own, the others by their policies.
+    # sb3-contrib's algorithms share settings with these: TRPO differs by its own ones, the others by their policies.
     contrib = str(getattr(settings.get("policy_class"), "__module__", "")).startswith("sb3_contrib")
     if contrib or "cg_max_steps" in settings:
         return None

@@ -256,7 +256,7 @@ class _Run:
         place = f"[{len(self.cells) - len(self.waiting) - len(self.running)}/{len(self.cells)}] {cell}"
         if process.returncode == 0 and is_finished(cell, self.root):
             self.view.print(f"{place}: {_in_short(cell, self.root)} ({seconds / 60:.1f} min)")
-            if cell.folder_method != BASE:  # the base policy is only evaluated: its time says nothing of the others'
+            if cell.folder_method != BASE:  # the base policy is only evaluated, which is faster than training
                 self.seconds.append(seconds)
         else:
             reason = _last_line(cell, self.root) or "no output"
