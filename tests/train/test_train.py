@@ -351,7 +351,7 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
         assert [seed["seed"] for seed in mode["per_seed"]] == [0, 1] and mode["after"]["episodes"] == 6
         assert mode["before"]["episodes"] == (3 if name == "greedy" else 6)  # one evaluation, however many seeds start there
         assert mode["after"]["successes"] == sum(seed["after"]["successes"] for seed in mode["per_seed"])
-        assert set(mode["paired"]) == {"start", "evaluation"} and f"{name:<8} seed 1" in output
+        assert set(mode["paired"]) == {"initial_state", "evaluation"} and f"{name:<8} seed 1" in output
     # Alone or among others, a seed gives the same; the start policy's greedy evaluation is common to both.
     assert_same_result(finished, tmp_path / "seed_0")
     assert (tmp_path / "evaluations/before_greedy").is_dir() and not (tmp_path / "seed_1/evaluations/before_greedy").exists()
