@@ -163,17 +163,6 @@ class EvaluationConfig:
     )
 
 
-def _leaves(config: Any, where: str = "") -> list[tuple[str, str, Any]]:
-    found = []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            found += _leaves(value, f"{item.name}.")
-        else:
-            found.append((where, item.name, value))
-    return found
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """
@@ -264,7 +253,7 @@ class TrainConfig:
         :param flat: New values by the setting's name; names are unique over all sections.
         :raises ValueError: For an unknown name.
         """
-        known = {name for _, name, _ in _leaves(self)}
+        known = {name for _, name, *_ in flags()}
         if unknown := sorted(set(flat) - known):
             raise ValueError(f"Unknown settings {unknown}. Available: {', '.join(sorted(known))}.")
         sections: dict[str, Any] = {}
