@@ -47,8 +47,8 @@ class TaskConfig:
     """What is trained on."""
 
     env: str = setting("LIBERO/libero_object-8-v0", "Gymnasium id of the task, or LIBERO's short name (libero_object-8)")
-    assets: Assets | None = setting(None, "assets; none: those that the base policy was trained on")
-    image_size: int | None = setting(None, "pixels; none: those of the checkpoint's image recipe", positive=True)
+    assets: Assets | None = setting(None, "assets; none: as the base policy was trained")
+    image_size: int | None = setting(None, "pixels; none: as the checkpoint was trained", positive=True)
     reward: str = setting("shipped", "'shipped', 'sparse', or a path to a specification of this task (.json)")
     payment: Payment = setting("latched", "how the level of the reward becomes reward")
     initial_states: InitialStates = setting("drawn", "training's initial states: from LIBERO's sampler, or the stored ones")

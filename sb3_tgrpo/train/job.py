@@ -221,7 +221,7 @@ def measure(
 
 
 def _claim(config: TrainConfig, run: RunFolder, command: str | None, several: bool = False) -> None:
-    """Record the configuration and the call, or check that they are there and those of an earlier call."""
+    """Record the configuration and the call, or check that they are there and have not changed."""
     begun = any(next(run.path.glob(pattern), None) for pattern in _TRAINED)
     record, earlier = run.read(RUN_FILE), run.read(CONFIG_FILE)
     _claim_config(config, run, _TRAINED)
