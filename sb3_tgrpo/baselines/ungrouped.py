@@ -1,5 +1,5 @@
 """
-What else the main job can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
+What else a training run can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
 policy on un-grouped environments, preference methods on the same groups, and sb3-contrib's TRPO and RecurrentPPO with policies
 of their own as references that are no VLA.
 """

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, RuntimeError) and "OpenGL" not in str(error):
             raise
         # Messages for users name the argument, the value and the remedy: a traceback would bury them.
-        hint = _did_you_mean(args) if isinstance(error, GymnasiumError) else ""
+        hint = _did_you_mean(args) if isinstance(error, GymnasiumError) and "Did you mean" not in str(error) else ""
         print(f"{parser.prog}: {type(error).__name__}: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -47,8 +47,8 @@ class TaskConfig:
     """What is trained on."""
 
     env: str = setting("LIBERO/libero_object-8-v0", "Gymnasium id of the task, or LIBERO's short name (libero_object-8)")
-    assets: Assets | None = setting(None, "assets; none: those that the base policy was trained on")
-    image_size: int | None = setting(None, "pixels; none: those of the checkpoint's image recipe", positive=True)
+    assets: Assets | None = setting(None, "assets; none: as the base policy was trained")
+    image_size: int | None = setting(None, "pixels; none: as the checkpoint was trained", positive=True)
     reward: str = setting("shipped", "'shipped', 'sparse', or a path to a specification of this task (.json)")
     payment: Payment = setting("latched", "how the level of the reward becomes reward")
     initial_states: InitialStates = setting("drawn", "training's initial states: from LIBERO's sampler, or the stored ones")
@@ -163,17 +163,6 @@ class EvaluationConfig:
     )
 
 
-def _leaves(config: Any, where: str = "") -> list[tuple[str, str, Any]]:
-    found = []
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            found += _leaves(value, f"{item.name}.")
-        else:
-            found.append((where, item.name, value))
-    return found
-
-
 @dataclass(frozen=True)
 class TrainConfig:
     """
@@ -264,7 +253,7 @@ class TrainConfig:
         :param flat: New values by the setting's name; names are unique over all sections.
         :raises ValueError: For an unknown name.
         """
-        known = {name for _, name, _ in _leaves(self)}
+        known = {name for _, name, *_ in flags()}
         if unknown := sorted(set(flat) - known):
             raise ValueError(f"Unknown settings {unknown}. Available: {', '.join(sorted(known))}.")
         sections: dict[str, Any] = {}

@@ -59,7 +59,7 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
     if "opengl" in low or "mujoco_gl" in low:
         return f"{text} {goes_on}"
     if "rewards must be finite" in low:
-        return None  # the reward's fault, as the message says
+        return None  # the reward is at fault, and the message names it
     if "probability tensor contains" in low or "is nan" in low or "is inf" in low or "is not finite" in low:
         return (
             f"A number is not finite any more: {text} Lower learning_rate (now {algorithm.learning_rate:g}), set target_kl "

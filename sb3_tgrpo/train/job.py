@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.envs.groups.worker import WorkerPool
 from sb3_tgrpo.evaluation.results import Evaluation
-from sb3_tgrpo.run_folder import RunFolder, differences, environment_record, flat, now
+from sb3_tgrpo.run_folder import RunFolder, environment_record, now
 from sb3_tgrpo.train.config import TrainConfig
 from sb3_tgrpo.train.errors import explained
 from sb3_tgrpo.train.evaluate import pooled, show_videos
@@ -221,7 +221,7 @@ def measure(
 
 
 def _claim(config: TrainConfig, run: RunFolder, command: str | None, several: bool = False) -> None:
-    """Record the configuration and the call, or check that they are there and those of an earlier call."""
+    """Record the configuration and the call, or check that they are there and have not changed."""
     begun = any(next(run.path.glob(pattern), None) for pattern in _TRAINED)
     record, earlier = run.read(RUN_FILE), run.read(CONFIG_FILE)
     _claim_config(config, run, _TRAINED)
@@ -281,18 +281,6 @@ def has_begun(run: RunFolder) -> bool:
     :param run: Run folder.
     """
     return any(next(run.path.glob(pattern), None) for pattern in ("start", *_RESULTS_OF_SETUP))
-
-
-def changed_settings(earlier: dict[str, Any], config: TrainConfig, source: Path) -> list[str]:
-    """
-    Settings in which a configuration differs from an earlier one, both values with each, without those that may change.
-
-    :param earlier: Configuration as in a file; settings newer than it have their defaults.
-    :param config: The configuration of today.
-    :param source: The file, for errors.
-    """
-    then = TrainConfig.from_dict(earlier, str(source)).to_dict()
-    return [text for text in differences(flat(then), flat(config.to_dict())) if text.split(" ")[0] not in MAY_CHANGE]
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from typing import Any
 from sb3_tgrpo.openvla.checkpoint import TINY_IMAGE_SIZE, Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_start
-from sb3_tgrpo.train.view import RunView
+from sb3_tgrpo.train.errors import TrainingError
+from sb3_tgrpo.train.view import RunView, count
 
 
 def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> Checkpoint:
@@ -68,7 +69,7 @@ def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
     try:
         collect_demos(settings, file, workers=config.workers, command="sb3-tgrpo train --from-scratch", progress=progress)
     except CollectionError as error:
-        raise RuntimeError(str(error)) from error
+        raise TrainingError(str(error)) from error
     view.end_stage(f"{wanted} of {suite}-{index}")
     return file
 
@@ -80,7 +81,7 @@ def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunVie
     recipe = config.base_policy
     checkpoint, state = folder / "checkpoint", folder.path
     if (checkpoint / "config.json").is_file() and not (state / STATE_FILE).is_file():
-        view.skip_stage("supervised fine-tuning", f"{recipe.sft_steps} updates")
+        view.skip_stage("supervised fine-tuning", count(recipe.sft_steps, "update"))
         return checkpoint
     dataset = DemonstrationDataset(demos, min_range=recipe.sft_min_range, symmetric=recipe.sft_symmetric)
     sft = SFT(
@@ -105,7 +106,9 @@ def _fine_tune(config: TrainConfig, folder: RunFolder, demos: Path, view: RunVie
     sft.learn(recipe.sft_steps, folder=state, resume=True, eval_every=every, callback=show)
     sft.save_checkpoint(checkpoint, command="sb3-tgrpo train --from-scratch")
     (state / STATE_FILE).unlink()  # the checkpoint is complete: this marks it, and the state is no longer needed
-    view.end_stage(f"{recipe.sft_steps} updates" + (f", validation loss {sft.history[-1]['loss']:.3f}" if sft.history else ""))
+    view.end_stage(
+        count(recipe.sft_steps, "update") + (f", validation loss {sft.history[-1]['loss']:.3f}" if sft.history else "")
+    )
     return checkpoint
 
 

@@ -293,7 +293,7 @@ def task_mismatch_warning(env: str, checkpoint: "str | os.PathLike[str] | Checkp
 
 
 def describe_initial_states(config: TrainConfig) -> str:
-    """Where training episodes begin, in words: a success rate on trained initial states says little about others."""
+    """Where training episodes begin, in words: a success rate on trained initial states is no measure for others."""
     if not is_libero(config.task.env):
         return "drawn by seed"
     stored = config.task.initial_states == "stored"

@@ -1,9 +1,9 @@
 """
-Is there anything to learn from? The signal in the policy gradients of single groups, before training is paid for.
+Is there anything to learn from? The signal in the policy gradients of single groups, before training.
 
 Each group of trajectories gives one policy gradient. What the gradients of different groups have in common is signal, the
 rest is noise: the mean of ``g_i . g_j`` over different groups estimates the squared norm of the true gradient, the mean of
-``|g_i|^2`` signal and noise together. Their ratio tells how many groups an update needs before its direction means something.
+``|g_i|^2`` signal and noise together. Their ratio gives the number of groups that an update needs for a direction that means something.
 """
 
 import math
@@ -235,10 +235,10 @@ def measure_signal(
     folder: str | os.PathLike[str] | None = None,
 ) -> SignalReport:
     """
-    Play groups with the model's policy in its own environment and compare their policy gradients, those of eq. (6) at ratio 1
+    Play groups with the model's policy in its own environment and compare their policy gradients of eq. (6) at ratio 1
     without the KL term (which has no gradient at the start), in the space of the trained parameters.
 
-    The model is left as it was, random states and position in the sequence of starts included.
+    The model is left as it was, random states and position in the sequence of initial states included.
 
     :param model: Algorithm with its environment.
     :param n_groups: Number of groups to play, at least 3; rounded up to a multiple of the groups that the environment steps

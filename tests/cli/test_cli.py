@@ -59,8 +59,11 @@ def test_unknown_environment_is_a_message(arguments: list[str], capsys: pytest.C
         ("eval --checkpoint tiny --env libero_object-8 --episodes-per-start 2", "add --sampled"),
         ("eval --checkpoint tiny --env libero_object-8 --compare nothing.json", "nothing.json can't be read as an evaluation"),
         ("eval --model nothing.zip --env libero_object-8", "--model nothing.zip: there is no such file"),
-        ("eval --checkpoint tiny --env CartPole-v1", "CartPole-v1 has no stored starts.*add --drawn"),
-        ("eval --checkpoint tiny --env CartPole-v1 --drawn --reward", "--reward: CartPole-v1 is none of LIBERO's"),
+        ("eval --checkpoint tiny --env CartPole-v1", "CartPole-v1 has no stored initial states.*add --drawn"),
+        (
+            "eval --checkpoint tiny --env CartPole-v1 --drawn --reward",
+            "--reward: only for LIBERO's environments, not for CartPole-v1",
+        ),
         ("eval --checkpoint tiny --env CartPole-v1 libero_object-8", "one after the other"),
         ("study table1 --dry-run --tasks libero_objct-3 --out {there}", "libero_objct-3"),
         ("study table1 --dry-run --tasks libero_object-33 --out {there}", "libero_object-33"),

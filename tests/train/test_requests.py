@@ -30,9 +30,9 @@ REFUSED = (
     ("--reward {spec}", "is for libero_object-3, not for libero_object-8"),
     ("--reward nothing.json", "nothing.json"),
     ("--env libero_objct-8", "Did you mean libero_object-8?"),
-    ("--env LIBERO/libero_object-99-v0", "Did you mean LIBERO/libero_object-"),
+    ("--env LIBERO/libero_object-99-v0", "Did you mean: `libero_object-9`"),
     ("--env CartPole-v1 --reward sparse", "reward: only LIBERO's tasks have them, and env='CartPole-v1' is none"),
-    ("--checkpoint {run}", "Did you mean {run}/checkpoint?"),
+    ("--checkpoint {run}", "did you mean '{run}/checkpoint'?"),
     ("--checkpoint nowhere", "checkpoint 'nowhere' is neither a folder nor"),
     ("--eval-initial-states 60", "LIBERO/libero_object-8-v0 has 50 stored initial states"),
 )
@@ -41,8 +41,8 @@ REFUSED = (
 def test_what_cannot_work_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoint").mkdir(parents=True)
-    for place in (run, run / "checkpoint"):
-        (place / "config.json").write_text("{}")
+    (run / "config.json").write_text("{}")
+    (run / "checkpoint/config.json").write_text('{"text_config": {}}')
     spec = data_folder("specs") / "libero_object-3.json"
     asked = [flags.format(spec=spec, run=run).split() for flags, _ in REFUSED]
     code = (

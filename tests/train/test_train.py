@@ -1,4 +1,4 @@
-"""``sb3-tgrpo train``: configuration, a whole run, interruption, several seeds, and what it says when something is wrong."""
+"""``sb3-tgrpo train``: configuration, a whole run, interruption, several seeds, and messages when something is wrong."""
 
 import json
 import os
@@ -140,7 +140,7 @@ def test_flags_outrank_the_file_and_the_recipe(tmp_path: Path) -> None:
         parse("--config", str(file), "--budget", "long")
 
 
-def test_missing_start_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_base_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sb3_tgrpo.train.config.START_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="pass --checkpoint FOLDER, or --from-scratch"):
         shipped_start()
@@ -207,7 +207,7 @@ def test_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixtur
     assert main(["train", *TOY, "--threads", "2", "--save-every", "3", "--out", str(finished)]) == 0  # these may change
 
 
-def test_another_start_policy_or_other_assets_are_refused(
+def test_another_base_policy_or_other_assets_are_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Same settings, but what they name has changed: what was played before can't be compared with what would be now."""
@@ -247,7 +247,7 @@ def test_all_weights_are_trained_in_single_precision() -> None:
         resolve_setup(TrainConfig().updated({"quantization": "4bit"}), start)
 
 
-def test_start_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there are several GPUs, although what is trained there records none."""
     seen: dict[str, Any] = {}
 
@@ -282,19 +282,19 @@ def test_a_call_that_failed_at_once_does_not_bind_the_folder(tmp_path: Path, cap
     assert "was made with other settings (base_policy.checkpoint was 'neither', is 'tiny')" in capsys.readouterr().err
 
 
-def test_a_start_policy_that_has_not_seen_the_task() -> None:
+def test_a_base_policy_that_has_not_seen_the_task() -> None:
     start = str(shipped_start())
     assert task_mismatch_warning("LIBERO/libero_object-8-v0", start) is None
     warning = task_mismatch_warning("LIBERO/libero_object-9-v0", start) or ""
     assert "was taught to 'pick up the chocolate pudding and place it in the basket', not to 'pick up the orange" in warning
-    assert task_mismatch_warning("LIBERO/libero_object-9-v0", "tiny") is None  # which has been taught nothing, and says so
+    assert task_mismatch_warning("LIBERO/libero_object-9-v0", "tiny") is None  # which has been taught nothing
     assert task_mismatch_warning("CartPole-v1", start) is None
     assert task_mismatch_warning("LIBERO/libero_object-9-v0", "owner/name") is None  # without a download
     with pytest.raises(ValueError, match="checkpoint 'START8' is neither"):
         task_mismatch_warning("LIBERO/libero_object-9-v0", "START8")
 
 
-def test_report_says_when_evaluation_starts_were_trained_on() -> None:
+def test_initial_states_of_training_in_words() -> None:
     assert describe_initial_states(TrainConfig()) == "drawn by LIBERO's sampler"
     assert (
         describe_initial_states(TrainConfig().updated({"initial_states": "stored"})) == "the stored ones that it is judged on"
@@ -351,8 +351,8 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
         assert [seed["seed"] for seed in mode["per_seed"]] == [0, 1] and mode["after"]["episodes"] == 6
         assert mode["before"]["episodes"] == (3 if name == "greedy" else 6)  # one evaluation, however many seeds start there
         assert mode["after"]["successes"] == sum(seed["after"]["successes"] for seed in mode["per_seed"])
-        assert set(mode["paired"]) == {"start", "evaluation"} and f"{name:<8} seed 1" in output
-    # Alone or among others, a seed gives the same; the start policy's greedy evaluation is common to both.
+        assert set(mode["paired"]) == {"initial_state", "evaluation"} and f"{name:<8} seed 1" in output
+    # Alone or among others, a seed gives the same; the base policy's greedy evaluation is common to both.
     assert_same_result(finished, tmp_path / "seed_0")
     assert (tmp_path / "evaluations/before_greedy").is_dir() and not (tmp_path / "seed_1/evaluations/before_greedy").exists()
     report = (tmp_path / "report.html").read_text()
