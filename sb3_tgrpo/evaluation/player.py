@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS
+from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS, succeeded
 from sb3_tgrpo.envs.groups.vec_env import find_spec
 from sb3_tgrpo.envs.groups.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerPool
 from sb3_tgrpo.evaluation.protocol import EpisodeRequest
@@ -47,8 +47,7 @@ class PlayedEpisode:
         self.length += 1
         self.info = info
         self.reward += float(reward)
-        outcome = info.get("is_success", False)
-        self.success = self.success or (outcome == outcome and bool(outcome))  # NaN is no success
+        self.success = self.success or succeeded(info)
         if "success" in info and "is_success" not in info:
             gym.logger.warn(
                 f"{self.request.task} reports info['success'], not info['is_success']: its episodes count as failures. Wrap "
