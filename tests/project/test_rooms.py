@@ -17,9 +17,8 @@ ROWS = (
     ("tgrpo", "sft", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
     ("policies", "buffers", "resumable", "envs.groups", "envs.spaces", "envs.registration", "rewards.facts"),
+    ("advantages", "losses"),
     (
-        "advantages",
-        "losses",
         "group_env",
         "checks",
         "decoding",
