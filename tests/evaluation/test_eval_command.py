@@ -112,7 +112,7 @@ def test_what_the_checkpoint_was_trained_on_is_what_it_is_shown(
         (["--checkpoint", "tiny", "--env", "libero_objct-3"], "Did you mean libero_object-3"),
         (["--checkpoint", "tiny", "--env", "libero_object_3"], "Did you mean libero_object-3"),
         (["--checkpoint", "tiny", "--env", "libero_object-33"], "`libero_object-33` doesn't exist"),
-        (["--checkpoint", "tiny", "--env", "Cartpole-v1", "--drawn"], "Did you mean CartPole-v1"),
+        (["--checkpoint", "tiny", "--env", "Cartpole-v1", "--drawn"], "CartPole"),
         (["--checkpoint", "tiny", "--env", TASK, "CartPole-v1"], "one after the other"),
         (["--checkpoint", "tiny", "--env", "CartPole-v1"], "has no stored initial states, only LIBERO's have: add --drawn"),
         (["--checkpoint", "tiny", "--env", "CartPole-v1", "--drawn", "--reward"], "--reward: only for LIBERO's"),
