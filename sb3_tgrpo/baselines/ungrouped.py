@@ -1,14 +1,13 @@
 """
-What else the main job can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
+What else a training run can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
 policy on un-grouped environments, preference methods on the same groups, and sb3-contrib's TRPO and RecurrentPPO with policies
 of their own as references that are no VLA.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,11 +20,6 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
-
-from sb3_tgrpo.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from sb3_tgrpo.tgrpo import TGRPO
 
 GROUPED = ("tgrpo", "dpo", "tpo")
 """Methods that sample groups."""
@@ -156,42 +150,3 @@ class SceneExtractor(CombinedExtractor):
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         smaller = {key: functional.adaptive_avg_pool2d(observations[key], self.SIDE) for key in self.reduced}
         return super().forward({**observations, **smaller})
-
-
-def make_baseline(
-    config: TrainConfig, env: VecEnv, vla: dict[str, Any], tensorboard_log: str | None
-) -> "OnPolicyAlgorithm | TGRPO":
-    """
-    The algorithm at its start, with the settings that it shares with TGRPO and its own ones.
-
-    :param config: the run.
-    :param env: groups for ``dpo`` and ``tpo``, else environments of :func:`make_ungrouped_env`.
-    :param vla: keyword arguments of the OpenVLA policy.
-    :param tensorboard_log: folder of the TensorBoard log.
-    """
-    shared, own = config.algorithm, config.baseline
-    common: dict[str, Any] = {"tensorboard_log": tensorboard_log, "seed": config.seed, "device": config.device}
-    kind: Any = algorithm_class(shared.algo)
-    if shared.algo in ("dpo", "tpo"):
-        taken = ("learning_rate", "groups_per_update", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm")
-        settings = {name: value for name, value in dataclasses.asdict(shared).items() if name in taken}
-        settings |= {"temperature": shared.temperature, "target_kl": shared.target_kl, "beta": own.beta}
-        return kind("OpenVLAPolicy", env, **settings, policy_kwargs=vla, **common)
-    n_steps = rollout_steps(shared.total_timesteps, env.num_envs, own.n_steps)
-    rollout: dict[str, Any] = {"n_steps": n_steps, "gamma": own.gamma, "gae_lambda": own.gae_lambda}
-    rollout["batch_size"] = even_batch_size(n_steps * env.num_envs, own.minibatch_size)
-    update: dict[str, Any] = {"n_epochs": shared.n_epochs, "clip_range": shared.clip_range, "target_kl": shared.target_kl}
-    update |= {"max_grad_norm": shared.max_grad_norm, "vf_coef": own.vf_coef, "ent_coef": own.ent_coef}
-    if shared.algo == "ppo":
-        from sb3_tgrpo.openvla.policy import OpenVLAPolicy
-
-        policy = {**vla, "value_head": True, "temperature": shared.temperature}
-        return PPO(
-            OpenVLAPolicy,  # type: ignore[arg-type]
-            env, learning_rate=shared.learning_rate, **rollout, **update, policy_kwargs=policy, **common,
-        )  # fmt: skip
-    # From nothing, a learning rate for fine-tuning leads nowhere: these keep the ones that their authors chose.
-    policy = {"features_extractor_class": SceneExtractor}
-    if shared.algo == "trpo":
-        return kind("MultiInputPolicy", env, **rollout, policy_kwargs=policy, **common)
-    return kind("MultiInputLstmPolicy", env, **rollout, policy_kwargs=policy, **common)

@@ -14,11 +14,14 @@ from sb3_tgrpo.train.config import TaskConfig
 
 if TYPE_CHECKING:
     from sb3_tgrpo.doctor.finding import Finding
-    from sb3_tgrpo.evaluation.base_policy import StartPolicyReport
+    from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
 
 RENAMED = {
     "--starts": "--n-initial-states", "--batch-size": "--micro-batch-size", "--n-groups": "--parallel-groups",
 }  # fmt: skip
+
+GROUP_SIZE = 4
+"""Sampled episodes per initial state of a base policy."""
 
 _DESCRIPTION = (
     "Checks libraries, simulator, assets, checkpoint and policy, and names a remedy for each failure. Exit status 0: no "
@@ -84,11 +87,13 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all_passed(findings) else 1
 
 
-def describe(args: argparse.Namespace) -> "StartPolicyReport":
+def describe(args: argparse.Namespace) -> "BasePolicyReport":
     """The numbers of the base policy ``--policy``."""
     import torch as th
 
-    from sb3_tgrpo.evaluation.base_policy import describe_start_policy
+    from sb3_tgrpo.decoding import Decoding
+    from sb3_tgrpo.evaluation.base_policy import describe_base_policy
+    from sb3_tgrpo.evaluation.protocol import Protocol
     from sb3_tgrpo.openvla.checkpoint import Checkpoint
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
@@ -99,15 +104,16 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
     env = make()
     policy = OpenVLAPolicy.for_env(env, checkpoint, unnorm_key=args.unnorm_key, device=args.device)
     env.close()
-    return describe_start_policy(
-        policy, make, range(args.n_initial_states), temperature=args.temperature, stored=args.stored, seed=args.seed,
-        n_envs=args.n_envs,
-    )  # fmt: skip
+    states: dict[str, Any] = {"init_state_ids" if args.stored else "seeds": range(args.n_initial_states)}
+    if args.stored:
+        states["start_noise"] = args.start_noise  # of drawn ones it is the environment's
+    protocol = Protocol(**states, repetitions=GROUP_SIZE, decoding=Decoding(args.temperature), seed=args.seed)
+    return describe_base_policy(policy, make, protocol, n_envs=args.n_envs)
 
 
 def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[], gym.Env]:
     """
-    A function that makes the environment, its initial states widened as in training and in evaluations.
+    A function that makes the environment, its drawn initial states widened as in training.
 
     :param args: Arguments of the command.
     :param shown: Keyword arguments of the environment that concern its pictures.
@@ -116,28 +122,8 @@ def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[]
     from sb3_tgrpo.evaluation.player import env_maker
 
     kwargs: dict[str, Any] = {"assets": args.assets, **shown}
-    name = env_id(args.env)
-    if not args.stored:
-        return env_maker(name, {**kwargs, "start_noise": args.start_noise, "joint_noise": args.joint_noise})
-    make = env_maker(name, kwargs)
-    return (lambda: WidenedStoredStates(make(), args.start_noise, args.seed)) if args.start_noise else make
-
-
-class WidenedStoredStates(gym.Wrapper):
-    """
-    Adds noise to stored initial states by reset options of LIBERO's environment, whose ``start_noise`` widens drawn ones.
-
-    :param env: LIBERO environment, to be reset to stored initial states.
-    :param start_noise: Largest shift in metres.
-    :param noise_seed: Seed of the noise.
-    """
-
-    def __init__(self, env: gym.Env, start_noise: float, noise_seed: int) -> None:
-        super().__init__(env)
-        self.noise = {"start_noise": start_noise, "noise_seed": noise_seed}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.env.reset(seed=seed, options={**(options or {}), **self.noise})
+    drawn = {} if args.stored else {"start_noise": args.start_noise, "joint_noise": args.joint_noise}
+    return env_maker(env_id(args.env), {**kwargs, **drawn})
 
 
 _COLOURS = {"ok": "green", "failed": "red", "note": "yellow", "not checked": "dim"}

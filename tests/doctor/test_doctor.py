@@ -12,13 +12,14 @@ import pytest
 import torch as th
 
 from sb3_tgrpo.cli import main
+from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.doctor import checks, installation, memory, simulator
 from sb3_tgrpo.doctor import policy as doctor_policy
 from sb3_tgrpo.doctor.checks import run_checks
 from sb3_tgrpo.doctor.finding import DoctorContext, Finding, MemoryPlan, all_passed, to_dict
-from sb3_tgrpo.evaluation.base_policy import StartPolicyReport
+from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
+from sb3_tgrpo.evaluation.protocol import Protocol
 from sb3_tgrpo.openvla import load_openvla, save_openvla
-from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 @pytest.fixture(scope="module")
@@ -419,20 +420,21 @@ def test_start_policy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(checks, "CHECKS", ())
     seen: dict[str, Any] = {}
 
-    def describe(policy: Any, env: Any, starts: Any, **kwargs: Any) -> StartPolicyReport:
+    def describe(policy: Any, env: Any, protocol: Protocol, **kwargs: Any) -> BasePolicyReport:
         made = env()
-        seen.update(kwargs, starts=list(starts), image=made.observation_space["image"].shape)
+        seen.update(kwargs, protocol=protocol, image=made.observation_space["image"].shape)
         seen.update(noise=made.unwrapped.start_noise, joint_noise=made.unwrapped.joint_noise)
         made.close()
-        return StartPolicyReport([True, False], [[True, False], [True, True]], {"x": 0.5}, (10.0, 12.0), 0.8)
+        return BasePolicyReport([True, False], [[True, False], [True, True]], {"x": 0.5}, (10.0, 12.0), 0.8)
 
-    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_start_policy", describe)
+    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_base_policy", describe)
     arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--n-initial-states", "2", "--temperature", "0.8"]
     assert main([*arguments, "--start-noise", "0.02", "--n-envs", "1"]) == 0
-    assert seen["stored"] is False and seen["joint_noise"] == 0.02  # as in training
+    assert seen["joint_noise"] == 0.02  # as in training
     text = capsys.readouterr().out
     assert "greedy success   1/2" in text and "mixed groups     1/2" in text
-    assert seen["starts"] == [0, 1] and seen["temperature"] == 0.8 and seen["noise"] == 0.02 and seen["image"] == (128, 128, 3)
+    assert seen["protocol"] == Protocol(seeds=range(2), repetitions=4, decoding=Decoding(0.8))
+    assert seen["noise"] == 0.02 and seen["image"] == (128, 128, 3)
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["start_policy"]["greedy_rate"] == 0.5
     assert main([*arguments, "--joint-noise", "0.1", "--json"]) == 0 and seen["joint_noise"] == 0.1
@@ -444,25 +446,23 @@ def test_renamed_flags_still_work(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--batch-size is now --micro-batch-size" in text and "micro_batch_size must be a positive integer" in text
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.02])
-def test_stored_starts_are_widened(monkeypatch: pytest.MonkeyPatch, noise: float) -> None:
-    """With ``--stored`` the noise is a reset option, the one that evaluations use, and reaches the simulator."""
+def test_stored_initial_states_are_widened_by_the_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``--stored`` the noise is a reset option, the one that evaluations use; the environment draws with none."""
     monkeypatch.setattr(checks, "CHECKS", ())
-    states: list[np.ndarray] = []
+    seen: list[Any] = []
 
-    def describe(policy: Any, env: Any, starts: Any, *, stored: bool, **kwargs: Any) -> StartPolicyReport:
+    def describe(policy: Any, env: Any, protocol: Protocol, **kwargs: Any) -> BasePolicyReport:
         made = cloudpickle.loads(cloudpickle.dumps(env))()  # as in a process of its own
-        made.reset(options={"init_state_id": 0})
-        states.append(made.unwrapped.flat_state())
+        seen.extend([protocol, made.unwrapped.start_noise])
         made.close()
-        assert stored
-        return StartPolicyReport([True], [[True, False]], {"x": 0.5}, (10.0, 12.0), 0.8)
+        return BasePolicyReport([True], [[True, False]], {"x": 0.5}, (10.0, 12.0), 0.8)
 
-    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_start_policy", describe)
-    arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--stored", "--seed", "5"]
-    assert main([*arguments, "--start-noise", str(noise)]) == 0
-    with DoctorContext(assets="light").make_env(TaskName("libero_object", 0), observations=()) as env:
-        env.reset(seed=0, options={"init_state_id": 0, "start_noise": noise, "noise_seed": 5})
-        np.testing.assert_array_equal(states[0], env.flat_state())
-        env.reset(seed=0, options={"init_state_id": 0})
-        assert np.array_equal(states[0], env.flat_state()) == (noise == 0.0)
+    monkeypatch.setattr("sb3_tgrpo.evaluation.base_policy.describe_base_policy", describe)
+    arguments = ["doctor", "--policy", "tiny", "--assets", "light", "--stored", "--seed", "5", "--n-initial-states", "1"]
+    assert main([*arguments, "--start-noise", "0.02"]) == 0
+    protocol, drawn_noise = seen
+    assert (
+        drawn_noise == 0.0
+        and [request.options for request in protocol.requests([""]).values()]
+        == [{"init_state_id": 0, "start_noise": 0.02, "noise_seed": 5}] * 4
+    )
