@@ -3,7 +3,7 @@ Is there anything to learn from? The signal in the policy gradients of single gr
 
 Each group of trajectories gives one policy gradient. What the gradients of different groups have in common is signal, the
 rest is noise: the mean of ``g_i . g_j`` over different groups estimates the squared norm of the true gradient, the mean of
-``|g_i|^2`` signal and noise together. Their ratio gives the number of groups that an update needs for a direction that means something.
+``|g_i|^2`` signal and noise together. Their ratio gives the number of groups that an update needs.
 """
 
 import math
