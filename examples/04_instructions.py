@@ -93,7 +93,7 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, decoding: Decoding) ->
         BatchedTokenPolicy(policy, decoding, args.seed),
         n_envs=args.n_envs,
         subprocess=args.n_envs > 1,
-        max_steps=args.max_steps,
+        max_episode_steps=args.max_steps,
         picture=lambda observation, info: observation["image"][::-1].copy(),
         wants_pictures=lambda request: decoding.greedy and request.key == args.show,
     )

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.evaluation.comparison import wilson_interval
+from sb3_tgrpo.evaluation.statistics import wilson_interval
 from sb3_tgrpo.train.config import TrainConfig
 from sb3_tgrpo.train.job import run_training
 

@@ -33,8 +33,8 @@ def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
     """
     The class that trains.
 
-    :param algo: as in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
-    :raises ImportError: if it is of a package that is not installed.
+    :param algo: Name of the method, as in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
+    :raises ImportError: If the package of the method is not installed.
     """
     if algo in REFERENCES:
         try:
@@ -57,9 +57,9 @@ class DrawnStarts(gym.Wrapper):
     at starts that depend on the seed alone. Stable-Baselines3 seeds its i-th environment with ``seed + i``: environments of
     neighbouring seeds would share their starts, but for ``place``.
 
-    :param env: environment with seeded resets.
-    :param start_options: reset options of each start, drawn with the same generator.
-    :param place: which of the environments this is.
+    :param env: Environment with seeded resets.
+    :param start_options: Reset options of each start, drawn with the same generator.
+    :param place: Number of the environment among those trained on.
     """
 
     def __init__(self, env: gym.Env, start_options: StartOptions | None = None, place: int = 0) -> None:
@@ -81,9 +81,9 @@ def make_ungrouped_env(make: Callable[[], gym.Env], n_envs: int, start_options: 
     """
     Environments that each go their own way, in processes of their own.
 
-    :param make: makes one of them, also in another process.
-    :param n_envs: how many.
-    :param start_options: see :class:`DrawnStarts`.
+    :param make: Function that makes one environment, also in another process.
+    :param n_envs: Number of environments.
+    :param start_options: Reset options of each start, see :class:`DrawnStarts`.
     """
 
     def one(place: int) -> gym.Env:
@@ -101,8 +101,8 @@ def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
     Steps per environment and rollout, near what is wanted, such that whole rollouts make up the budget: methods that only
     stop between rollouts then spend what the others spend, give or take a step per rollout and environment.
 
-    :param total_timesteps: budget over all environments.
-    :param wanted: steps per environment and rollout.
+    :param total_timesteps: Budget of steps over all environments.
+    :param wanted: Steps per environment and rollout.
     """
     n_rollouts = max(1, round(total_timesteps / (n_envs * wanted)))
     return max(2, -(-total_timesteps // (n_envs * n_rollouts)))
@@ -113,8 +113,8 @@ def even_batch_size(n_steps: int, wanted: int) -> int:
     Steps per minibatch such that no small rest makes an optimizer step of its own, with an advantage normalisation and a KL
     estimate of its own.
 
-    :param n_steps: of a rollout, over all environments.
-    :param wanted: most steps per minibatch.
+    :param n_steps: Steps of a rollout, over all environments.
+    :param wanted: Most steps per minibatch.
     """
     n_minibatches = -(-n_steps // wanted)
     even = -(-n_steps // n_minibatches)
@@ -131,7 +131,7 @@ class SceneExtractor(CombinedExtractor):
     SB3's ``CombinedExtractor`` without the instruction, whose bytes are the same in every step of a task, and with larger
     pictures reduced to the 84 pixels that its network was made for (Mnih et al., 2015).
 
-    :param observation_space: of the environment, pictures channel-first.
+    :param observation_space: The environment's observation space, pictures channel-first.
     """
 
     SIDE = 84

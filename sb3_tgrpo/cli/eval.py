@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_tgrpo.cli.ids import checked_env_ids
 from sb3_tgrpo.cli.interrupt import interruptible
 
 if TYPE_CHECKING:
@@ -40,19 +39,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     policy.add_argument("--device", default="auto")
 
     tasks = parser.add_argument_group("episodes")
-    tasks.add_argument("--env", nargs="+", action="extend", default=[], metavar="ID", help="such as libero_object-3")
-    tasks.add_argument(
-        "--suite", nargs="+", action="extend", default=[], metavar="SUITE", help="all tasks of libero_object, ..."
-    )
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    tasks.add_argument("--env", **several, metavar="ID", help="such as libero_object-3")
+    tasks.add_argument("--suite", **several, metavar="SUITE", help="all tasks of libero_object, ...")
     tasks.add_argument("--episodes", type=int, default=50, metavar="N", help="initial states per task (default %(default)s)")
-    tasks.add_argument(
-        "--init-state-ids", type=int, nargs="+", default=None, metavar="K", help="these initial states, not the first N"
-    )
-    tasks.add_argument("--drawn", action="store_true", help="initial states drawn with seeds 0, 1, ... instead of stored ones")
+    tasks.add_argument("--init-state-ids", type=int, nargs="+", metavar="K", help="these initial states, not the first N")
+    tasks.add_argument("--drawn", action="store_true", help="initial states drawn with seeds 0, 1, ..., not stored ones")
     tasks.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the initial states")
-    tasks.add_argument(
-        "--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as its resets place them"
-    )
+    tasks.add_argument("--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as it places them")
     tasks.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely ones")
     tasks.add_argument("--temperature", type=float, default=None, help="of --sampled; default: the policy's own")
     tasks.add_argument("--repetitions", type=int, default=1, metavar="N", help="episodes per initial state, for --sampled")
@@ -89,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     check_policy(args, env_ids[0])
     with interruptible():
         evaluation, folder = _evaluate(args, env_ids, protocol)
-    print_evaluation(evaluation)
+    print(evaluation)
     if before is not None:
         from sb3_tgrpo.evaluation.comparison import paired_comparison
         from sb3_tgrpo.run_folder import RunFolder
@@ -103,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Protocol") -> tuple["Evaluation", Path]:
     import torch as th
+    from tqdm import tqdm
 
     from sb3_tgrpo.evaluation.adapters import sampled
     from sb3_tgrpo.evaluation.evaluate import evaluate_policy
@@ -119,7 +114,14 @@ def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Proto
         protocol = replace(protocol, decoding=sampled(policy))
     run = RunFolder(args.out or default_folder(args, env_ids))
     n_episodes = len(env_ids) * protocol.n_initial_states * protocol.repetitions
-    with run.locked(), _bar(args.quiet, n_episodes) as progress:
+    successes: list[bool] = []
+
+    def progress(episode: "EvalEpisode", n_done: int, n_all: int) -> None:
+        successes.append(episode.success)
+        bar.update(n_done - bar.n)
+        bar.set_postfix_str(f"{sum(successes)}/{len(successes)} succeeded, {episode.task}")
+
+    with run.locked(), tqdm(total=n_episodes, unit="episode", disable=args.quiet, desc="eval") as bar:
         evaluation = evaluate_policy(
             policy,
             with_rewards(env_ids) if args.reward else env_ids,
@@ -134,19 +136,17 @@ def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Proto
 
 
 def chosen_env_ids(env: Sequence[str], suites: Sequence[str]) -> list[str]:
-    """
-    Ids from ``--env`` and ``--suite``.
-
-    :param env: Tasks or ids.
-    :param suites: Suites.
-    :raises ValueError: Without any, or with an unknown one.
-    """
-    from sb3_tgrpo.envs.registration import SUITES
+    """Ids from ``--env`` and ``--suite``; an unknown one is refused."""
+    import sb3_tgrpo  # noqa: F401  # registers LIBERO's ids
+    from sb3_tgrpo.envs.registration import SUITES, env_ids
+    from sb3_tgrpo.train.setup import check_task
 
     if unknown := [suite for suite in suites if suite not in SUITES]:
         raise ValueError(f"--suite {unknown[0]}: unknown. Available: {', '.join(SUITES)}.")
-    if not (ids := checked_env_ids([*env, *suites])):
+    if not (ids := env_ids([*env, *suites])):
         raise ValueError("Name what to evaluate on: --env LIBERO/libero_object-3-v0, or --suite libero_object.")
+    for env_id in ids:
+        check_task(env_id)
     if not _is_libero(ids) and any(env_id.startswith("LIBERO/") for env_id in ids):
         raise ValueError("--env: evaluate LIBERO's environments and others one after the other, they take other arguments.")
     return ids
@@ -157,15 +157,11 @@ def _is_libero(env_ids: Sequence[str]) -> bool:
 
 
 def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol":
-    """
-    The protocol that the arguments ask for, with greedy decoding where the policy's own temperature is to be used.
-
-    :param args: Arguments of ``eval``.
-    :param env_ids: Environments to evaluate on.
-    :raises ValueError: If arguments contradict each other, or a task has no such initial state.
-    """
+    """The protocol that the arguments ask for; ``--sampled`` without a temperature is resolved with the policy."""
     from sb3_tgrpo.decoding import Decoding
+    from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
     from sb3_tgrpo.evaluation.protocol import Protocol
+    from sb3_tgrpo.rewards.facts.task_name import TaskName
 
     if args.episodes < 1:
         raise ValueError(f"--episodes {args.episodes} must be at least 1.")
@@ -181,8 +177,10 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
             raise ValueError(f"--env {env_ids[0]} has no stored initial states, only LIBERO's have: add --drawn.")
         if given := [f"--{name.replace('_', '-')}" for name in ("reward", "start_noise", "image_size") if getattr(args, name)]:
             raise ValueError(f"{', '.join(given)}: only for LIBERO's environments, not for {env_ids[0]}. Leave it out.")
-    elif not args.drawn:
-        _check_stored(states, env_ids)
+    for env_id in env_ids if _is_libero(env_ids) and not args.drawn else ():
+        count = len(stored_starts(get_task(*TaskName.parse(env_id))))
+        if wrong := [k for k in states if not 0 <= k < count]:
+            raise ValueError(f"init_state_ids={wrong}: {env_id} has {count} stored initial states, 0 to {count - 1}.")
     drawn = {"seeds": states} if args.drawn else {"init_state_ids": states}
     return Protocol(
         **drawn,  # type: ignore[arg-type]
@@ -195,25 +193,10 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
     )
 
 
-def _check_stored(init_state_ids: Sequence[int], env_ids: Sequence[str]) -> None:
-    from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
-    from sb3_tgrpo.rewards.facts.task_name import TaskName
-
-    for env_id in env_ids:
-        count = len(stored_starts(get_task(*TaskName.parse(env_id))))
-        if wrong := [k for k in init_state_ids if not 0 <= k < count]:
-            raise ValueError(f"init_state_ids={wrong}: {env_id} has {count} stored initial states, 0 to {count - 1}.")
-
-
 def check_policy(args: argparse.Namespace, env_id: str) -> None:
-    """
-    Refuse a policy that can't be evaluated, as far as its files tell, before anything is loaded.
-
-    :param args: Arguments of ``eval``.
-    :param env_id: Environment to evaluate on.
-    :raises ValueError: If there is no such policy, or it was made for other assets, images or action statistics.
-    """
+    """Refuse a policy that can't be evaluated, as far as its files record it, before anything is loaded."""
     from sb3_tgrpo.envs.libero.assets import resolve_assets
+    from sb3_tgrpo.evaluation.results import suite_of
 
     if args.model is not None:
         if args.adapter is not None:
@@ -225,7 +208,7 @@ def check_policy(args: argparse.Namespace, env_id: str) -> None:
     if checkpoint.is_hub_id:
         return  # its files may have to be downloaded
     if checkpoint.statistics:  # tiny's are made with the policy
-        checkpoint.unnorm_key(args.unnorm_key, _suite(env_id))
+        checkpoint.unnorm_key(args.unnorm_key, suite_of(env_id) if _is_libero([env_id]) else None)
     if _is_libero([env_id]):
         if args.adapter is None:  # which may have been trained on others
             checkpoint.check_assets(resolve_assets(args.assets).kind, args.assets != "auto")
@@ -234,30 +217,15 @@ def check_policy(args: argparse.Namespace, env_id: str) -> None:
 
 
 def checkpoint_from(args: argparse.Namespace, env_id: str) -> Any:
-    """
-    The checkpoint that ``--checkpoint`` names.
-
-    :param args: Arguments of ``eval``.
-    :param env_id: Environment to evaluate on, whose suite decides what ``upstream`` is.
-    """
+    """The checkpoint that ``--checkpoint`` names."""
+    from sb3_tgrpo.evaluation.results import suite_of
     from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint
 
-    return Checkpoint(upstream_checkpoint(_suite(env_id)) if args.checkpoint == "upstream" else args.checkpoint)
-
-
-def _suite(env_id: str) -> str | None:
-    from sb3_tgrpo.evaluation.results import suite_of
-
-    return suite_of(env_id) if _is_libero([env_id]) else None
+    return Checkpoint(upstream_checkpoint(suite_of(env_id)) if args.checkpoint == "upstream" else args.checkpoint)
 
 
 def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
-    """
-    The policy that the arguments describe, made for an environment.
-
-    :param args: Arguments of ``eval``.
-    :param env_id: Environment to evaluate on.
-    """
+    """The policy that the arguments describe, made for the spaces of ``env_id``."""
     if args.model is not None:
         return load_algorithm(args.model, args.device)
     import gymnasium as gym
@@ -274,13 +242,7 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
 
 
 def load_algorithm(path: Path, device: str) -> Any:
-    """
-    A saved algorithm; its settings tell which one.
-
-    :param path: Zip file.
-    :param device: Device to load to.
-    :raises ValueError: If the file is none, or another algorithm's.
-    """
+    """A saved algorithm, recognised by its settings."""
     import zipfile
 
     from stable_baselines3.common.save_util import load_from_zip_file
@@ -304,7 +266,7 @@ def _saved_class(settings: dict[str, Any]) -> Any:
 
     if "alpha_step" in settings:
         return {"DPO": DPO, "TPO": TPO}.get(settings.get("saved_objective", ""), TGRPO)
-    # sb3-contrib's algorithms share settings with these: TRPO is told by its own, the others by their policies.
+    # sb3-contrib's algorithms share settings with these: TRPO differs by its own ones, the others by their policies.
     contrib = str(getattr(settings.get("policy_class"), "__module__", "")).startswith("sb3_contrib")
     if contrib or "cg_max_steps" in settings:
         return None
@@ -314,13 +276,7 @@ def _saved_class(settings: dict[str, Any]) -> Any:
 
 
 def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
-    """
-    Keyword arguments with which an environment shows what a policy was made for.
-
-    :param policy: The policy.
-    :param image_size: Height and width that the user asked for; None: the policy's.
-    :raises ValueError: If these differ.
-    """
+    """Keyword arguments with which an environment shows what the policy was made for."""
     from gymnasium import spaces
 
     space = policy.observation_space
@@ -336,11 +292,7 @@ def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
 
 
 def with_rewards(env_ids: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """
-    Functions that make LIBERO's environments with their shipped rewards, by task.
-
-    :param env_ids: Gymnasium ids.
-    """
+    """Functions that make LIBERO's environments with their shipped rewards, by task."""
     import gymnasium as gym
 
     from sb3_tgrpo.evaluation.results import task_name
@@ -350,12 +302,7 @@ def with_rewards(env_ids: Sequence[str]) -> dict[str, Callable[..., Any]]:
 
 
 def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
-    """
-    A folder named after what is evaluated, so that the same command finds it again.
-
-    :param args: Arguments of ``eval``.
-    :param env_ids: Environments to evaluate on.
-    """
+    """A folder named after what is evaluated, so that the same command finds it again."""
     from sb3_tgrpo.evaluation.results import task_name
 
     policy = Path(args.model).stem if args.model is not None else Path(args.checkpoint).name
@@ -366,58 +313,3 @@ def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
     kind = ("-drawn" if args.drawn else "") + ("-official" if args.official_order else "")
     noise = f"-noise{args.start_noise:g}" if args.start_noise else ""
     return Path("runs/eval") / f"{policy}-{tasks.replace('/', '_')}-{how}{kind}{noise}"
-
-
-class _bar:
-    """A progress bar as the callback of an evaluation."""
-
-    def __init__(self, quiet: bool, total: int) -> None:
-        self.quiet, self.total, self.successes, self.new = quiet, total, 0, 0
-
-    def __enter__(self) -> Callable[["EvalEpisode", int, int], None]:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=self.total, unit="episode", disable=self.quiet, desc="eval")
-        return self._note
-
-    def _note(self, episode: "EvalEpisode", n_done: int, n_all: int) -> None:
-        self.new += 1
-        self.successes += episode.success
-        self.bar.update(n_done - self.bar.n)
-        self.bar.set_postfix_str(f"{self.successes}/{self.new} succeeded, {episode.task}")
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
-
-
-def print_evaluation(evaluation: "Evaluation") -> None:
-    """
-    Print tables of suites and tasks.
-
-    :param evaluation: The evaluation.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    record = evaluation.protocol
-    states = "drawn" if record["seeds"] is not None else "stored"
-    order = ", official order" if record["official_order"] else ""
-    title = f"{evaluation.policy}: {evaluation.decoding}, {states} initial states{order}, {evaluation.assets} assets"
-    table = Table(title=title, title_justify="left")
-    staged = any(episode.max_stage is not None for episode in evaluation.episodes)
-    columns = ("task", "successes", "rate", "95 % interval", "mean steps")
-    for number, column in enumerate((*columns, *(("stages reached",) if staged else ()))):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    tasks, suites = evaluation.per_task(), evaluation.per_suite()
-    rows = {**tasks, **(suites if len(tasks) > 1 else {}), **({"all": evaluation.rate} if len(suites) > 1 else {})}
-    for name, rate in rows.items():
-        episodes = [e for e in evaluation.episodes if name in ("all", e.task) or e.task.startswith(f"{name}-")]
-        low, high = rate.interval()
-        limits = sorted({str(record["step_limits"][episode.task]) for episode in episodes})
-        cells = [name, f"{rate.successes} of {rate.trials}", f"{rate.rate:.1%}", f"{low:.1%} to {high:.1%}"]
-        cells.append(f"{sum(e.length for e in episodes) / len(episodes):.0f} of {' or '.join(limits)}")
-        if staged:
-            reached = [e.max_stage / e.n_stages for e in episodes if e.max_stage is not None and e.n_stages]
-            cells.append(f"{sum(reached) / max(len(reached), 1):.0%}")
-        table.add_row(*cells, end_section=name == list(tasks)[-1])
-    Console().print(table)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.cli.ids import checked_env_ids
 from sb3_tgrpo.cli.interrupt import interruptible
 
 _DESCRIPTION = (
@@ -31,32 +30,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("grid", choices=tuple(GRIDS), metavar="NAME", help="one of the grids below")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="FOLDER", help="default: runs/study")
-    parser.add_argument(
-        "--tasks", nargs="+", action="extend", default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids"
-    )
-    parser.add_argument("--methods", nargs="+", action="extend", default=None, metavar="METHOD", help="instead of the grid's")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    parser.add_argument("--tasks", **several, default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids")
+    parser.add_argument("--methods", **several, default=None, metavar="METHOD", help="instead of the grid's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--budget", type=int, default=None, metavar="STEPS", help="environment steps of each cell")
-    parser.add_argument(
-        "--checkpoint",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[TASK=]PATH",
-        help="base policy of all tasks, or of single ones",
-    )
+    parser.add_argument("--checkpoint", **several, default=[], metavar="[TASK=]PATH", help="base policy, of all tasks or one")
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings of all cells, as for train")
     parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[METHOD.]NAME=VALUE",
-        help="settings of all cells, or of one method",
+        "--set", **several, default=[], metavar="[METHOD.]NAME=VALUE", help="settings, of all cells or one method"
     )
-    parser.add_argument(
-        "--tuning", type=Path, default=None, metavar="FOLDER", help="learning rates of a finished tuning study (its --out)"
-    )
+    parser.add_argument("--tuning", type=Path, default=None, metavar="FOLDER", help="--out of a tuning: its learning rates")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="cells at once (default: half of the cores)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what is finished")
     parser.add_argument("--tables", action="store_true", help="write tables of what is finished, run nothing")
@@ -64,12 +48,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def study_from(args: argparse.Namespace) -> Any:
-    """
-    The study that the arguments ask for.
-
-    :param args: Arguments of ``study``.
-    :raises ValueError: If arguments are unknown or contradict each other.
-    """
+    """The study that the arguments ask for."""
+    from sb3_tgrpo.envs.registration import env_ids
     from sb3_tgrpo.study.design import Study
     from sb3_tgrpo.study.methods import GRIDS, TASKS
     from sb3_tgrpo.study.tuning import tuned_overrides
@@ -77,11 +57,11 @@ def study_from(args: argparse.Namespace) -> Any:
 
     grid = GRIDS[args.grid]
     config = load_config(args.config) if args.config is not None else TrainConfig()
-    envs = checked_env_ids(args.tasks or [config.task.env, *TASKS])
+    envs = env_ids(args.tasks or [config.task.env, *TASKS])
     if args.tasks is None:
         envs = envs[: grid.n_tasks]
         if args.grid == "tuning":  # not on what the tables are of
-            envs = checked_env_ids(["libero_object-1"])
+            envs = env_ids(["libero_object-1"])
     everywhere: dict[str, Any] = {}
     overrides: dict[str, dict[str, Any]] = {}
     for text in args.set:
@@ -91,7 +71,7 @@ def study_from(args: argparse.Namespace) -> Any:
     for text in args.checkpoint:
         task, equals, path = text.partition("=")
         if equals:
-            checkpoints |= dict.fromkeys(checked_env_ids([task]), path)
+            checkpoints |= dict.fromkeys(env_ids([task]), path)
         else:
             everywhere["checkpoint"] = text
     if args.budget is not None:
@@ -114,12 +94,10 @@ def _assignment(text: str) -> tuple[str | None, str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run, or show."""
-    from rich.console import Console
-
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
     from sb3_tgrpo.study.design import is_finished
     from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, run_study, write_tables
-    from sb3_tgrpo.study.tables import rich_table
+    from sb3_tgrpo.study.tables import text_table
     from sb3_tgrpo.study.view import StudyView
 
     study = study_from(args)
@@ -147,9 +125,8 @@ def run(args: argparse.Namespace) -> int:
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)
             results, status = RunFolder(args.out).read(f"{study.grid}/results.json"), 1
-    console = Console()
     for name, rows in results["modes"].items():
         if rows:
-            console.print(rich_table(rows, study.envs, f"{study.grid}, {name}: success in %"))
+            print(f"\n{study.grid}, {name}: success in %\n{text_table(rows, study.envs)}")
     print(f"\n{args.out / study.grid / 'table.md'}")
     return status

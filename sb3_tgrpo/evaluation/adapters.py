@@ -130,58 +130,30 @@ class SB3Policy:
 
 
 def sb3_policy(policy: Policy) -> BasePolicy:
-    """
-    The policy of an algorithm, or the policy itself.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """The policy of an algorithm, or the policy itself."""
     return policy.policy if isinstance(policy, BaseAlgorithm) else policy
 
 
 def is_vla(policy: Policy) -> bool:
-    """
-    Whether a policy is an :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`, without importing that.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """Whether a policy is an :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`, without importing that."""
     return hasattr(sb3_policy(policy), "choose_tokens")
 
 
 def sampled(policy: Policy) -> Decoding:
-    """
-    Sampling as the policy was trained: at its own temperature, 1 if it has none.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """Sampling as the policy was trained: at its own temperature, 1 if it has none."""
     own = (getattr(holder, "temperature", None) for holder in (policy, sb3_policy(policy)))
     return Decoding(next((float(temperature) for temperature in own if temperature is not None), 1.0))
 
 
 def make_adapter(policy: Policy, decoding: Decoding, seed: int, batch_size: int | None) -> PolicyAdapter:
-    """
-    The adapter for a policy.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    :param decoding: Greedy or sampled actions.
-    :param seed: Seed of the sampling.
-    :param batch_size: Observations per forward pass of an ``OpenVLAPolicy``.
-    :raises ValueError: If the policy can't be decoded so.
-    """
+    """The adapter for a policy; refuses a decoding that the policy can't do."""
     if is_vla(policy):
         return BatchedTokenPolicy(cast("OpenVLAPolicy", sb3_policy(policy)), decoding, seed, batch_size)
     return SB3Policy(policy, decoding, seed)
 
 
 def check_spaces(policy: BasePolicy, observation_space: spaces.Space, action_space: spaces.Space, task: str) -> None:
-    """
-    Check that a policy fits an environment.
-
-    :param policy: The policy.
-    :param observation_space: Observation space of the environment.
-    :param action_space: Action space of the environment.
-    :param task: Name of the environment, for the message.
-    :raises ValueError: If the policy was made for other spaces.
-    """
+    """Refuse a policy that was made for other spaces than an environment has."""
     for name, own, offered in (
         ("observations", policy.observation_space, observation_space),
         ("actions", policy.action_space, action_space),

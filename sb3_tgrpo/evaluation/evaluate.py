@@ -173,6 +173,8 @@ def _episode(played: PlayedEpisode) -> EvalEpisode:
 
 def _keep(played: PlayedEpisode, episode: EvalEpisode, place: RunFolder, videos: Videos) -> None:
     """Write an episode's video, then its line: what has its line needs not be played again."""
+    if not (place / "settings.json").is_file():
+        raise OSError(f"{place.path} was removed while its evaluation ran: start the evaluation again.")
     if played.pictures and (videos != "failures" or not episode.success):
         from sb3_tgrpo.envs.demos.pictures import write_pictures
 

@@ -19,11 +19,7 @@ _OTHER_FACTOR = re.compile(r"(\blora_(?:embedding_)?)([AB])\b")
 
 
 def policy_name(policy: Policy) -> str:
-    """
-    The checkpoint with the adapter merged into it, or the class.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """The checkpoint with the adapter merged into it, or the class."""
     inner = sb3_policy(policy)
     checkpoint = getattr(inner, "checkpoint", None)
     own = type(policy).__name__
@@ -34,10 +30,8 @@ def policy_name(policy: Policy) -> str:
 
 def fingerprint(policy: Policy) -> str:
     """
-    Digest of all parameters, every number of them (15 GB take about 20 s). Of a new adapter, whose one factor is random and
-    whose other is zero, the random one does not count: it changes nothing.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
+    Digest of every number of all parameters (15 GB take about 20 s). Of a new adapter, whose one factor is random and whose
+    other is zero, the random one does not count: it changes nothing.
     """
     digest = hashlib.blake2b(digest_size=8)
     tensors = sb3_policy(policy).state_dict()
@@ -51,11 +45,7 @@ def fingerprint(policy: Policy) -> str:
 
 
 def policy_record(policy: Policy) -> dict[str, Any]:
-    """
-    Everything of a policy that its actions depend on, for JSON.
-
-    :param policy: Algorithm or policy of Stable-Baselines3.
-    """
+    """Everything of a policy that its actions depend on, for JSON."""
     record: dict[str, Any] = {"fingerprint": fingerprint(policy)}
     if is_vla(policy):
         vla = cast("OpenVLAPolicy", sb3_policy(policy))

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS
+from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS, succeeded
 from sb3_tgrpo.envs.groups.vec_env import find_spec
 from sb3_tgrpo.envs.groups.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerPool
 from sb3_tgrpo.evaluation.protocol import EpisodeRequest
@@ -47,8 +47,7 @@ class PlayedEpisode:
         self.length += 1
         self.info = info
         self.reward += float(reward)
-        outcome = info.get("is_success", False)
-        self.success = self.success or (outcome == outcome and bool(outcome))  # NaN is no success
+        self.success = self.success or succeeded(info)
         if "success" in info and "is_success" not in info:
             gym.logger.warn(
                 f"{self.request.task} reports info['success'], not info['is_success']: its episodes count as failures. Wrap "
@@ -73,13 +72,7 @@ class PictureInInfo(gym.Wrapper):
 
 
 def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render: bool = False) -> Callable[[], gym.Env]:
-    """
-    A function that makes an environment, also in another process.
-
-    :param env: Gymnasium id or a function.
-    :param kwargs: Keyword arguments of ``gymnasium.make`` or the function.
-    :param render: Whether to wrap it in :class:`PictureInInfo`.
-    """
+    """A function that makes an environment, also in another process; ``render`` wraps it in :class:`PictureInInfo`."""
     # Here, as a worker does not know what this process has registered, and an unknown id should not fail there.
     spec = find_spec(env) if isinstance(env, str) else None
 
@@ -211,7 +204,7 @@ class EpisodePlayer:
     :param subprocess: Whether each environment has a process of its own.
     :param timeout: Seconds to wait for a step or reset of such a process. A process that is late or crashes is restarted,
         and its episode begins again.
-    :param max_steps: Steps after which an episode is cut; None: the environment's limit alone.
+    :param max_episode_steps: Steps after which an episode is cut; None: the environment's limit alone.
     :param pool: Where processes are taken from and kept afterwards; None: they are started, and ended with their last episode.
     :param picture: Function of an observation and its info: the picture to keep in :attr:`PlayedEpisode.pictures`.
     :param wants_pictures: Function that decides whether an episode's pictures are kept.
@@ -226,7 +219,7 @@ class EpisodePlayer:
         n_envs: int = 1,
         subprocess: bool = True,
         timeout: float | None = 60.0,
-        max_steps: int | None = None,
+        max_episode_steps: int | None = None,
         pool: WorkerPool | None = None,
         picture: Callable[[Any, dict[str, Any]], np.ndarray] | None = None,
         wants_pictures: Callable[[EpisodeRequest], bool] = lambda request: True,
@@ -235,7 +228,7 @@ class EpisodePlayer:
             raise ValueError(f"n_envs={n_envs} must be at least 1.")
         self.makers, self.policy = makers, policy
         self.n_envs, self.subprocess = n_envs, subprocess
-        self.timeout, self.max_steps, self.pool = timeout, max_steps, pool
+        self.timeout, self.max_episode_steps, self.pool = timeout, max_episode_steps, pool
         self.picture, self.wants_pictures = picture, wants_pictures
 
     def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[PlayedEpisode]:
@@ -310,7 +303,7 @@ class EpisodePlayer:
         episode = slot.episode
         if self.picture is not None and self.wants_pictures(episode.request):
             episode.pictures.append(self.picture(slot.observation, info))
-        return episode if over or episode.length == self.max_steps else None
+        return episode if over or episode.length == self.max_episode_steps else None
 
     def _enough(self, busy: list[_Slot]) -> bool:
         """Whether to call the policy: on half of the environments at once, while the other half simulates."""

@@ -102,11 +102,7 @@ class Protocol:
         return {**self.env_kwargs, **noise}
 
     def requests(self, tasks: Sequence[str]) -> dict[tuple[Any, ...], EpisodeRequest]:
-        """
-        All episodes, by :attr:`EvalEpisode.key <sb3_tgrpo.evaluation.results.EvalEpisode.key>`.
-
-        :param tasks: Names of the environments.
-        """
+        """All episodes of the named environments, by :attr:`~sb3_tgrpo.evaluation.results.EvalEpisode.key`."""
         if self.seeds is not None:
             states: list[tuple[int | None, int]] = [(None, seed) for seed in self.seeds]
         else:
@@ -132,11 +128,7 @@ class Protocol:
         return OFFICIAL_SEED, options
 
     def record(self, tasks: Sequence[str]) -> dict[str, Any]:
-        """
-        The settings for JSON.
-
-        :param tasks: Names of the environments. For LIBERO's, ``assets="auto"`` is recorded as what it stands for here.
-        """
+        """The settings for JSON; ``assets="auto"`` of LIBERO's tasks is recorded as what it stands for here."""
         kwargs = {name: plain(value) for name, value in self.env_kwargs.items()}
         if any(task.startswith("libero_") for task in tasks) and kwargs.get("assets", "auto") == "auto":
             from sb3_tgrpo.envs.libero.assets import resolve_assets
@@ -185,11 +177,7 @@ class Execution:
             raise ValueError(f"videos={self.videos!r} must be 'failures', 'all', 'none' or a number of episodes.")
 
     def filmed(self, keys: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
-        """
-        Episodes whose pictures are kept while they are played.
-
-        :param keys: All episodes, in their order.
-        """
+        """Episodes whose pictures are kept while they are played, of all in their order."""
         if isinstance(self.videos, str):
             return set() if self.videos == "none" else set(keys)
         by_task: dict[str, list[tuple[Any, ...]]] = {}
@@ -203,11 +191,7 @@ EXECUTION = Execution()
 
 
 def plain(value: Any) -> Any:
-    """
-    A value as JSON can hold it, the same in another process.
-
-    :param value: Setting, environment's id or function, or reward program.
-    """
+    """A setting, environment or reward program as JSON can hold it, the same in another process."""
     if isinstance(value, partial):
         keywords = {name: plain(part) for name, part in value.keywords.items()}
         return {"function": plain(value.func), "arguments": [*map(plain, value.args)], **keywords}

@@ -108,11 +108,7 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """
-        The inverse of :meth:`to_dict`; also reads what versions before 0.2 wrote.
-
-        :raises ValueError: If something is missing.
-        """
+        """The inverse of :meth:`to_dict`; also reads what versions before 0.2 wrote."""
         try:
             episodes = [EvalEpisode(**episode) for episode in content["episodes"]]
             if "decoding" in content:
@@ -130,11 +126,7 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
-        """
-        Read what :meth:`save` wrote.
-
-        :raises ValueError: If there is no such file, or it is something else.
-        """
+        """Read what :meth:`save` wrote; anything else is a ``ValueError``."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
@@ -143,19 +135,27 @@ class Evaluation:
             raise ValueError(f"{path} can't be read as an evaluation ({error}).") from error
 
     def __str__(self) -> str:
-        rows = {**self.per_task(), **(self.per_suite() if len(self.env_ids) > 1 else {}), "all": self.rate}
+        tasks = self.per_task()
+        rows = {**tasks, **(self.per_suite() if len(tasks) > 1 else {}), "all": self.rate}
+        states = "" if "seeds" not in self.protocol else "drawn" if self.protocol["seeds"] is not None else "stored"
+        about = (str(self.decoding), self.assets and f"{self.assets} assets", states and f"{states} initial states")
+        order = "official order" if self.protocol.get("official_order") else None
+        head = ", ".join(filter(None, (self.policy, *about, order)))
         width = max(map(len, rows))
-        assets = f", {self.assets} assets" if self.assets else ""
-        head = f"{self.policy}, {self.decoding}{assets}: successes of episodes [95 % interval]"
-        return "\n".join([head, *(f"{name:{width}}  {rate}" for name, rate in rows.items())])
+        lines = [f"{name:{width}}  {rate}  {self._progress(name)}" for name, rate in rows.items()]
+        return "\n".join([f"{head}: successes [95 % interval], means of steps", *lines])
+
+    def _progress(self, name: str) -> str:
+        """How far the episodes of a task, a suite or all of them came."""
+        episodes = [episode for episode in self.episodes if name in ("all", episode.task, suite_of(episode.task))]
+        limits = sorted({str(self.protocol.get("step_limits", {}).get(episode.task, "?")) for episode in episodes})
+        text = f"{sum(e.length for e in episodes) / len(episodes):.0f} of {' or '.join(limits)} steps"
+        reached = [e.max_stage / e.n_stages for e in episodes if e.max_stage is not None and e.n_stages]
+        return text + (f", {sum(reached) / len(reached):.0%} of the stages" if reached else "")
 
 
 def read_episodes(path: str | os.PathLike[str]) -> list[EvalEpisode]:
-    """
-    Episodes of a file with a JSON object per line. A line that can't be read counts as not played, with a warning.
-
-    :param path: File, which need not exist.
-    """
+    """Episodes of a file with a JSON object per line. A line that can't be read counts as not played, with a warning."""
     if not os.path.isfile(path):
         return []
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -69,12 +69,7 @@ def mcnemar_p_value(only_before: int, only_after: int) -> float:
 
 
 def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
-    """
-    Mean of the middle half (Agarwal et al., arXiv 2108.13264): a quarter of the scores, rounded down, is left out at each end.
-
-    :param scores: Scores of any shape, not empty along ``axis``.
-    :param axis: Axis to average over.
-    """
+    """Mean of the middle half (arXiv 2108.13264): a quarter of the scores, rounded down, is left out at each end."""
     ordered = np.moveaxis(np.sort(np.asarray(scores, dtype=np.float64), axis=axis), axis, -1)
     n = ordered.shape[-1]
     if n == 0:
@@ -84,20 +79,12 @@ def interquartile_mean(scores: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def iqm_of_cells(scores: Rows) -> np.ndarray:
-    """
-    Interquartile mean over the cells of all tasks.
-
-    :param scores: One array per task, seeds along the last axis.
-    """
+    """Interquartile mean over the cells of all tasks: one array per task, seeds along the last axis."""
     return interquartile_mean(np.concatenate(scores, axis=-1))
 
 
 def mean_of_tasks(scores: Rows) -> np.ndarray:
-    """
-    Mean over tasks of the mean over seeds: each task weighs the same, however many of its seeds are finished.
-
-    :param scores: One array per task, seeds along the last axis.
-    """
+    """Mean over tasks of the mean over seeds: each task weighs the same, however many of its seeds are finished."""
     return np.mean([np.mean(row, axis=-1) for row in scores], axis=0)
 
 
@@ -154,10 +141,6 @@ def _middle(values: np.ndarray) -> tuple[float, float]:
 
 
 def ranks(scores: Sequence[float]) -> list[float]:
-    """
-    Rank of each score, 1 for the highest; equal ones share the mean of their ranks.
-
-    :param scores: One score per method.
-    """
+    """Rank of each score, 1 for the highest; equal ones share the mean of their ranks."""
     values = np.asarray(scores, dtype=np.float64)
     return [float((values > value).sum() + ((values == value).sum() + 1) / 2) for value in values]

@@ -17,7 +17,7 @@ def bin_values(tokens: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     :param tokens: Token ids, any shape.
     :param vocab_end: One past the last action id (32000 upstream).
     :param n_bins: Number of action ids (256 upstream).
-    :return: float64 bin centres of the same shape. Ids outside the range give the nearest end.
+    :return: Bin centres, float64, of the same shape. Ids outside the range give the nearest end.
     """
     index = np.clip(vocab_end - np.asarray(tokens, dtype=np.int64) - 1, 0, n_bins - 2)
     return -1.0 + (2.0 * index + 1.0) / (n_bins - 1)
@@ -28,7 +28,7 @@ def bin_tokens(values: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     Token ids of normalised action values, as upstream's training data was encoded.
 
     :param values: Values, clipped to [-1, 1].
-    :return: int64 ids in ``[vocab_end - n_bins, vocab_end)``.
+    :return: Ids, int64, in ``[vocab_end - n_bins, vocab_end)``.
     """
     edges = np.linspace(-1.0, 1.0, n_bins)
     return vocab_end - np.digitize(np.clip(values, -1.0, 1.0), edges).astype(np.int64)

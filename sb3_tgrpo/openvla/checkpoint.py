@@ -1,4 +1,4 @@
-"""A checkpoint by its name: where its files are, what they record, and the model. Reads ``config.json``, weights on demand."""
+"""A checkpoint by its name: where its files are, what they record, and the model. Torch is imported to load weights only."""
 
 import logging
 import os
@@ -68,6 +68,11 @@ class Checkpoint:
         return is_hub_id(self.name)
 
     @property
+    def is_upstream(self) -> bool:
+        """Whether it is one of the fine-tunes that OpenVLA's authors published."""
+        return self.name in UPSTREAM_CHECKPOINTS.values()
+
+    @property
     def is_here(self) -> bool:
         """Whether its files are on this machine."""
         if self.is_tiny or not self.is_hub_id:
@@ -89,8 +94,22 @@ class Checkpoint:
         """
         return self._fetch()
 
+    @property
+    def _is_oft_name(self) -> bool:
+        return self.is_hub_id and _OFT_NAME.search(self.name) is not None
+
+    def check_name(self) -> None:
+        """
+        Refuse a hub id by its name alone.
+
+        :raises ValueError: If it is OpenVLA-OFT's.
+        """
+        if self._is_oft_name:
+            _refuse(self.name, "its name")
+
     def _fetch(self, *patterns: str) -> Path:
         assert not self.is_tiny, "tiny has no folder"
+        self.check_name()
         return find_checkpoint(self.name, patterns or _ALL_FILES, self.download)
 
     # ------------------------------------------------------------------ what it records
@@ -155,7 +174,7 @@ class Checkpoint:
     @cached_property
     def conventions(self) -> Conventions:
         """What inputs and outputs mean, as far as it is recorded. Upstream's own are known without their files."""
-        if self.name in UPSTREAM_CHECKPOINTS.values():
+        if self.is_upstream:
             return _UPSTREAM
         return self.config.conventions
 
@@ -278,7 +297,7 @@ def load_openvla(
         Experimental: it has not been run on a GPU.
     :return: The model in evaluation mode with frozen parameters.
     :raises ValueError: If the folder isn't an OpenVLA checkpoint, is incomplete or damaged, or CUDA is asked for and absent;
-        the message says what is wrong.
+        the message names the cause.
     :raises ImportError: If ``quantization`` is given without bitsandbytes.
     """
     return Checkpoint(folder_or_hub_id).load(dtype, device, quantization)
@@ -320,7 +339,6 @@ def find_checkpoint(
     name = str(folder_or_hub_id)
     if not is_hub_id(name):
         raise ValueError(f"checkpoint {name!r} is neither a folder nor a hub id (owner/name) nor 'tiny'.")
-    _refuse_oft_name(name)
     from huggingface_hub import snapshot_download
 
     try:
@@ -367,11 +385,6 @@ def _holds_checkpoint(folder: Path) -> bool:
         return False
 
 
-def _refuse_oft_name(name: str) -> None:
-    if _OFT_NAME.search(name):
-        _refuse(name, "its name")
-
-
 def _refuse_oft(name: str, folder: Path, statistics: Mapping[str, Any]) -> None:
     """OpenVLA-OFT's folders hold OpenVLA's tensors, but another network plays them."""
     for pattern in _OFT_FILES:
@@ -392,7 +405,7 @@ def _refuse(name: str, sign: str) -> None:
 
 def warn_of_ends(name: str) -> None:
     """
-    One warning that a fingerprint of a version before 0.2 was compared.
+    Warn that a fingerprint of a version before 0.2 was compared.
 
     :param name: Name of the checkpoint.
     """

@@ -107,7 +107,7 @@ class OpenVLAConfig:
 
         :param raw: The file's content.
         :param source: Where it came from, for error messages.
-        :raises ValueError: If it isn't an OpenVLA configuration; the message says what is missing.
+        :raises ValueError: If it isn't an OpenVLA configuration; the message names what is missing.
         """
         missing = [key for key in _REQUIRED if key not in raw]
         if "vision_towers" not in raw and "timm_model_ids" not in raw:

@@ -83,7 +83,7 @@ class Conventions:
 
     def check_image_size(self, height: int, width: int, source: str) -> None:
         """
-        Refuse frames of another size than those of training.
+        Refuse frames of another size than in training.
 
         :param height: Height of the environment's frames.
         :param width: Width of the environment's frames.
@@ -103,7 +103,7 @@ class Conventions:
         :param assets: Kind that the environment shows, None for an environment without assets.
         :param by_name: Whether the user asked for these assets by name.
         :param who: Name of the policy or checkpoint, for the message.
-        :raises ValueError: If the assets are others than those of training and were not asked for by name.
+        :raises ValueError: If training used other assets, and these were not asked for by name.
         """
         if assets is None or by_name or self.assets in (None, assets):
             return

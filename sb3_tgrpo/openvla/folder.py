@@ -60,7 +60,9 @@ def weight_map(folder: Path) -> dict[str, str] | None:
             )
         return found
     if not (folder / SINGLE).is_file():
-        raise ValueError(f"{folder} is not a complete OpenVLA checkpoint: it has neither {INDEX} nor {SINGLE}.")
+        raise ValueError(
+            f"{folder} is not a complete OpenVLA checkpoint: it has neither {INDEX} nor {SINGLE}. Download it again."
+        )
     return None
 
 

@@ -167,11 +167,11 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
             held = set(shard.keys())
             for name in (name for name, where in shards.items() if where == file):
                 if name not in held:
-                    raise ValueError(f"{folder / file} lacks {name}, which {INDEX} says it holds. Download it again.")
+                    raise ValueError(f"{folder / file} lacks {name}, which {INDEX} lists for it. Download it again.")
                 tensor = shard.get_tensor(name)
                 if tuple(tensor.shape) != expected[name]:
                     raise ValueError(
-                        f"{folder}: {name} has shape {tuple(tensor.shape)}, the configuration says {expected[name]}."
+                        f"{folder}: {name} has shape {tuple(tensor.shape)}, the configuration gives {expected[name]}."
                     )
                 tensors[name] = tensor.to(device=device, dtype=dtype)
         model.load_state_dict(tensors, strict=False, assign=True)
@@ -218,7 +218,7 @@ def save_openvla(
     reference = build_empty(model.config).state_dict()
     if set(weights) != set(reference):
         extra = sorted(set(weights) ^ set(reference))
-        raise ValueError(f"The weights are not those of a plain OpenVLA{some(extra)}: merge adapters before saving.")
+        raise ValueError(f"The weights do not belong to a plain OpenVLA{some(extra)}: merge adapters before saving.")
     stats = dict(model.norm_stats if norm_stats is None else norm_stats)
     raw = {**model.config.raw, **(config or {}), "norm_stats": stats}
     raw["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_RECORD = "sb3_tgrpo.json"
 
-# Written in any case. Other settings only where they differ from PEFT's default: old versions refuse names they don't know.
+# Written in any case. Other settings only where they differ from PEFT's default: old versions refuse unknown names.
 _PLAIN_SETTINGS = (
     "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
     "bias", "init_lora_weights", "fan_in_fan_out", "modules_to_save",
@@ -223,7 +223,7 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: s
 
 
 def _check_named_base(base: str | None, adapter: str, checkpoint: str) -> None:
-    """All that an adapter of another origin says about its base is a name."""
+    """An adapter of another origin names its base, and nothing more can be compared."""
     if not base or base == checkpoint or Path(base).name == Path(checkpoint).name:
         return
     if is_hub_id(base) and is_hub_id(checkpoint):
@@ -255,7 +255,7 @@ def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig"
 
 def _check_weights(wrapper: "PeftModel", folder: Path, adapter: str | os.PathLike[str]) -> None:
     """
-    PEFT only warns of keys that are missing, and says nothing of those that it has no place for.
+    PEFT warns of missing keys, and ignores keys that it has no place for.
 
     :raises ValueError: Where the file does not hold exactly the adapter's weights, all of them finite.
     """
@@ -354,7 +354,7 @@ def export_merged(
     Write base plus adapter as one checkpoint in the upstream layout.
 
     :param model: The model with its adapters.
-    :param folder: Where to.
+    :param folder: Folder to write to.
     :param dtype: Precision on disk. bfloat16 (upstream's) rounds the sum: see :func:`token_flip_rate`.
     :param config: Entries to change in ``config.json``.
     """
@@ -390,7 +390,7 @@ def export_adapter(
     with it, as one adapter of the sum of their ranks, so that the folder fits the bare checkpoint.
 
     :param wrapper: PEFT's wrapper.
-    :param folder: Where to.
+    :param folder: Folder to write to.
     :param record: What is written beside the weights.
     :param start: Adapter that was merged before training.
     :raises ValueError: If the two can't be written as one.
@@ -412,7 +412,7 @@ def export_adapter(
 
 
 def _simplify_config(path: Path, base: str) -> None:
-    """Leave what old versions of PEFT know, and what is needed to use the adapter."""
+    """Leave the settings that old versions of PEFT read, and others only where they matter."""
     from peft import LoraConfig
 
     usual = json.loads(json.dumps(LoraConfig().to_dict(), default=str))

@@ -323,7 +323,7 @@ class OpenVLA(nn.Module):
 
         :param noise: ``(batch, K, n_bins)`` Gumbel noise, zeros for greedy.
         :param scale: Scalar tensor, one over the temperature.
-        :return: tokens ``(batch, K)``, log-probabilities ``(batch, K)``, hidden state after the prompt ``(batch, hidden)``.
+        :return: Tokens ``(batch, K)``, log-probabilities ``(batch, K)``, hidden state after the prompt ``(batch, hidden)``.
         """
         llama = self.language_model.model
         n_tokens = noise.shape[1]
@@ -361,7 +361,7 @@ class OpenVLA(nn.Module):
         :meth:`generate_action_tokens` for images already projected.
 
         :param generator: One for the batch, or one per row (each then draws what it would draw alone).
-        :return: tokens, log-probabilities, and the hidden state after the prompt ``(batch, hidden)``.
+        :return: Tokens, log-probabilities, and the hidden state after the prompt ``(batch, hidden)``.
         """
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0 (0 = greedy), got {temperature}.")
@@ -393,7 +393,7 @@ class OpenVLA(nn.Module):
         :param temperature: Sampling temperature; 0 is greedy.
         :param generator: Source of randomness; None = torch's global one.
         :param n_tokens: Tokens per action.
-        :return: tokens ``(batch, K)`` int64 and their float32 log-probabilities over the action ids at the sampling
+        :return: Tokens ``(batch, K)`` int64 and their float32 log-probabilities over the action ids at the sampling
             temperature (greedy: at temperature 1).
         """
         with th.no_grad():

@@ -26,7 +26,7 @@ from torch import nn
 from sb3_tgrpo.openvla.actions import BOX_KEY, action_dim, libero_gripper, libero_gripper_inverse, resolve_unnorm_key
 from sb3_tgrpo.openvla.cache import FrameCache, frame_keys
 from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint, warn_of_ends
-from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, has_instruction, image_space
+from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, image_space
 from sb3_tgrpo.openvla.conventions import LIBERO_CAMERA, Conventions
 from sb3_tgrpo.openvla.prompt import Prompts, decode_instruction, prompt_token_ids
 from sb3_tgrpo.openvla.state import check_base, ignore_missing_frozen, remove_frozen
@@ -50,7 +50,7 @@ class OpenVLAPolicy(BasePolicy):
     :meth:`unscale_action` decodes, which Stable-Baselines3's rollout and ``predict`` call before stepping the environment.
 
     Observations are a ``Dict`` with ``image`` (uint8, either layout) and ``instruction`` (zero-padded UTF-8 bytes), or an
-    image alone with ``instruction=`` given.
+    image alone with ``instruction=`` given. A checkpoint that was trained on the wrist camera reads ``wrist_image`` instead.
 
     :param observation_space: Observation space.
     :param action_space: Any ``Box`` with as many dimensions as the checkpoint has action tokens.
@@ -62,7 +62,7 @@ class OpenVLAPolicy(BasePolicy):
     :param lora: ``"language"``, ``"upstream"``, keyword arguments of ``peft.LoraConfig``, or None for full fine-tuning.
     :param value_head: Add a value head (PPO, A2C). Without it values are 0.
     :param adapter: PEFT folder or hub id merged into the checkpoint before training starts.
-    :param temperature: Sampling temperature; log-probabilities are those of this distribution. None = the adapter's, else 1.
+    :param temperature: Sampling temperature; log-probabilities are of this distribution. None = the adapter's, else 1.
     :param gripper: ``"libero"`` converts OpenVLA's gripper to LIBERO's, ``"none"`` leaves it. None = what the checkpoint
         records, else by the environment.
     :param instruction: Use this instruction instead of the observation's.
@@ -112,14 +112,15 @@ class OpenVLAPolicy(BasePolicy):
             normalize_images=False,
         )
         check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
-        instruction_space = observation_space["instruction"] if has_instruction(observation_space) else None  # type: ignore[index]
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        instruction_space = parts.get("instruction")
         suite = getattr(instruction_space, "suite", None)
         source = Checkpoint(checkpoint if checkpoint is not None else upstream_checkpoint(suite))
         self.checkpoint = source.name
         record = self._adapter_record(adapter)
         trained = (conventions or Conventions()).over(record.conventions).over(source.conventions)
-        self._image_key = trained.observation(observation_space) if isinstance(observation_space, spaces.Dict) else None
-        self._image_space = image_space(observation_space, self._image_key, instruction)
+        self.camera = trained.observation(observation_space) if isinstance(observation_space, spaces.Dict) else None
+        self._image_space = image_space(observation_space, self.camera, instruction)
         self._channels_first = is_image_space_channels_first(self._image_space)
         self.assets = getattr(instruction_space, "assets", None)
         source.check_assets(self.assets, bool(getattr(instruction_space, "assets_by_name", False)), trained)
@@ -146,11 +147,11 @@ class OpenVLAPolicy(BasePolicy):
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
         elif record.statistics:
-            self.model.norm_stats = {**self.model.norm_stats, **record.statistics}
+            self.model.norm_stats = {**({} if unnorm_key is None else self.model.norm_stats), **record.statistics}
         own = next(iter(statistics)) if statistics is not None and len(statistics) == 1 else None
         self.unnorm_key = self._resolve_statistics(unnorm_key, suite, own or trained.unnorm_key or source.recorded_unnorm_key)
         self._statistics_were_set = False
-        """Whether they came after construction, so that no constructor argument tells of them: they are saved then."""
+        """Whether they came after construction: no constructor argument holds them then, and they are saved."""
         self.value_net = self._build_value_net() if value_head else None
         self.reference_model: OpenVLA | None = None
         self._vision_frozen = self.model.vision_is_frozen
@@ -212,7 +213,7 @@ class OpenVLAPolicy(BasePolicy):
     ) -> nn.Module:
         from sb3_tgrpo.openvla.loading import place_model, resolve_device, resolve_dtype
 
-        # Kept for `export_adapter`: after the merge the weights no longer tell it from the checkpoint.
+        # Kept for `export_adapter`: after the merge it cannot be separated from the checkpoint's weights.
         self.start_adapter: StartAdapter | None = None
         if adapter is None:
             model, fingerprint = source.load(dtype, device, quantization), ""
@@ -334,7 +335,7 @@ class OpenVLAPolicy(BasePolicy):
     # ------------------------------------------------------------------ observations
 
     def _images(self, obs: PyTorchObs) -> th.Tensor:
-        images = obs[self._image_key] if isinstance(obs, dict) else obs  # type: ignore[index]
+        images = obs[self.camera] if isinstance(obs, dict) else obs  # type: ignore[index]
         if self._channels_first:
             images = images.permute(0, 2, 3, 1)
         return images.to(th.uint8)
@@ -393,7 +394,7 @@ class OpenVLAPolicy(BasePolicy):
         :param obs: Batch of observations.
         :param temperature: 0 is greedy.
         :param generators: One per row; None = torch's global generator.
-        :return: token ids ``(batch, *action shape)``.
+        :return: Token ids ``(batch, *action shape)``.
         """
         images = self._images(obs)
         patches = self.model.project(self.model.pixel_values(self.model.preprocess(images)))
@@ -406,7 +407,7 @@ class OpenVLAPolicy(BasePolicy):
         Sample tokens at :attr:`temperature`.
 
         :param obs: Batch of observations.
-        :return: token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
+        :return: Token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
         """
         return self._generate(obs, self.temperature)[:2]
 
@@ -416,7 +417,7 @@ class OpenVLAPolicy(BasePolicy):
 
         :param obs: Batch of observations.
         :param actions: Token ids, any numeric dtype (buffers keep them as float32, which is exact).
-        :return: log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
+        :return: Log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
         """
         images = self._images(obs)
         log_prob, entropy, _ = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
@@ -437,7 +438,7 @@ class OpenVLAPolicy(BasePolicy):
         """
         Score stored tokens under the policy training started from: the adapter switched off, or the frozen copy.
 
-        :return: log-probabilities ``(batch, K)``.
+        :return: Log-probabilities ``(batch, K)``.
         :raises RuntimeError: Under full fine-tuning before :meth:`freeze_reference`.
         """
         images = self._images(obs)
@@ -472,14 +473,14 @@ class OpenVLAPolicy(BasePolicy):
         """
         :param obs: Batch of observations.
         :param deterministic: Greedy tokens instead of sampled ones; their log-probabilities are at temperature 1 then.
-        :return: token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
+        :return: Token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
         """
         tokens, log_prob, hidden = self._generate(obs, 0.0 if deterministic else self.temperature)
         return tokens, self._values(hidden), log_prob.sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
+        :return: Values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
         """
         images = self._images(obs)
         log_prob, entropy, hidden = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
@@ -487,7 +488,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :return: values ``(batch, 1)``; zeros without a value head.
+        :return: Values ``(batch, 1)``; zeros without a value head.
         """
         images = self._images(obs)
         if self.value_net is None:
@@ -516,7 +517,7 @@ class OpenVLAPolicy(BasePolicy):
         Token ids to environment actions: bins, the checkpoint's statistics, the gripper's convention, the Box's bounds.
 
         :param scaled_action: Token ids ``(batch, *action shape)``.
-        :return: float32 actions of the same shape.
+        :return: Actions, float32, of the same shape.
         """
         assert isinstance(self.action_space, spaces.Box)
         tokens = np.asarray(scaled_action).reshape(-1, self.n_tokens)
@@ -531,7 +532,7 @@ class OpenVLAPolicy(BasePolicy):
         Environment actions to token ids, as training data is encoded. Not the inverse of sampling: two ids share a bin.
 
         :param action: ``(batch, *action shape)``.
-        :return: int64 token ids of the same shape.
+        :return: Token ids, int64, of the same shape.
         """
         actions = np.asarray(action, dtype=np.float64).reshape(-1, self.n_tokens)
         if self.gripper == "libero":
@@ -545,7 +546,7 @@ class OpenVLAPolicy(BasePolicy):
         Write the adapter alone as a PEFT folder with a model card; PEFT, and ``adapter=``, load it. It fits the checkpoint
         itself: an adapter that training started from is written within it.
 
-        :param folder: Where to.
+        :param folder: Folder to write to.
         :raises ValueError: Under full fine-tuning, or if the adapter that training started from can't be written within it
             (use :meth:`export_merged`).
         """
@@ -580,7 +581,7 @@ class OpenVLAPolicy(BasePolicy):
         """
         Write base plus adapter as one checkpoint in the upstream layout.
 
-        :param folder: Where to.
+        :param folder: Folder to write to.
         :param dtype: Precision on disk.
         :param obs: Observations to compare the written checkpoint on.
         :return: With ``obs``, the share of greedy tokens the rounding on disk changes; else None.

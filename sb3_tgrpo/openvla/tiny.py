@@ -4,7 +4,7 @@
 Two vision towers on 64x64 images, a projector and a Llama, all sizes stated in the configuration and read from it like any
 checkpoint's. What differs from upstream besides the sizes: images are average-pooled instead of passed through JPEG and
 Lanczos, 2x2 neighbouring patches become one visual token, the vocabulary has 1024 + 64 ids (action ids 768..1023), and the
-tokenizer knows the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
+tokenizer has the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
 
 The weights are random, from a generator of their own. With the default ``lora="language"`` the random vision side stays
 frozen; train the whole model (``lora=None``) before expecting it to see.
@@ -107,10 +107,10 @@ def save_tiny(folder: str | os.PathLike[str], n_action_bins: int, assets: str | 
     """
     Write the tiny checkpoint with another number of action bins. Few bins suit few demonstrations.
 
-    :param folder: gets the checkpoint.
-    :param n_action_bins: bins per action dimension, 2 to 256.
-    :param assets: kind that it is to be used with, kept in its configuration.
-    :raises ValueError: if ``n_action_bins`` is out of range.
+    :param folder: Folder to write to.
+    :param n_action_bins: Bins per action dimension, 2 to 256.
+    :param assets: Assets that it is to be used with, recorded in its configuration.
+    :raises ValueError: If ``n_action_bins`` is out of range.
     """
     config = tiny_config()
     if not 2 <= n_action_bins <= config["n_action_bins"]:

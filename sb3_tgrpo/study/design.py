@@ -61,22 +61,11 @@ class Study:
         return tuple(dict.fromkeys((BASE, "TGRPO", *self.methods, *lineages)))
 
     def checkpoint(self, env: str) -> str | None:
-        """
-        The base policy of a task; None for the one that ships.
-
-        :param env: Gymnasium id.
-        """
+        """The base policy of a task; None for the one that ships."""
         return self.checkpoints.get(env, self.config.base_policy.checkpoint)
 
     def method_config(self, method: str, env: str, seed: int) -> TrainConfig:
-        """
-        The configuration of a cell.
-
-        :param method: Name of the method.
-        :param env: Gymnasium id.
-        :param seed: Seed of training.
-        :raises ValueError: If a method or setting is unknown, or all methods of a study must have the setting in common.
-        """
+        """The configuration of a cell; a method may not change what all methods of a study have in common."""
         common = self.config.updated({"env": env, "seed": seed, "checkpoint": self.checkpoint(env)})
         # A variant changes what its method has in this study, so the method's settings come before the variant's: three times
         # its learning rate, for instance, or another kl_coef than it was given.
@@ -143,22 +132,12 @@ class Cell:
 
 
 def is_finished(cell: Cell, root: RunFolder) -> bool:
-    """
-    Whether a cell has its results.
-
-    :param cell: Finished, begun or neither.
-    :param root: Folder of the studies.
-    """
+    """Whether a cell has its results, in the folder of its studies."""
     return cell_results(cell, root) is not None
 
 
 def cell_results(cell: Cell, root: RunFolder) -> dict[str, Any] | None:
-    """
-    Results of a cell; None if it has none that can be read.
-
-    :param cell: Finished, begun or neither.
-    :param root: Folder of the studies.
-    """
+    """Results of a cell, from the folder of its studies; None if it has none that can be read."""
     try:
         return root.read(f"{cell.name}/results.json")
     except ValueError:

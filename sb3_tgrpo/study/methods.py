@@ -105,12 +105,7 @@ class MethodName:
 
     @classmethod
     def of(cls, method: str) -> "MethodName":
-        """
-        Take a name apart.
-
-        :param method: Name of a method.
-        :raises ValueError: If there is no such method.
-        """
+        """Take a name apart; an unknown one is refused."""
         name, _, factor = method.partition("@")
         base, *changes = re.split(r"-(?=[A-Za-z_]+=)", name)
         if base not in SETTINGS or "/" in name:  # the name is also that of a folder
@@ -126,12 +121,7 @@ class MethodName:
         return ("TGRPO", self.base) if self.base.startswith("TGRPO-") else (self.base,)
 
     def changed(self, config: TrainConfig) -> dict[str, Any]:
-        """
-        Settings that the changes and the factor in the name stand for.
-
-        :param config: Configuration of the method without them.
-        :raises ValueError: If a setting is unknown, or the method does not use it.
-        """
+        """Settings that the changes and the factor in the name stand for; refuses what the method does not use."""
         settings: dict[str, Any] = {}
         try:
             for key, text in self.changes:

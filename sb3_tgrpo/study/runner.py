@@ -116,14 +116,7 @@ def _unique(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def check_tasks_and_policies(study: Study) -> list[str]:
-    """
-    Check that tasks and base policies exist, before any cell is run.
-
-    :param study: What is to be run.
-    :return: Warnings, for base policies that have not seen their task.
-    :raises ValueError: If a base policy does not exist.
-    :raises gymnasium.error.Error: If a task does not exist.
-    """
+    """Refuse tasks and base policies that do not exist; return warnings for base policies that have not seen their task."""
     from sb3_tgrpo.train.setup import check_task, task_mismatch_warning
 
     for env in study.envs:
@@ -133,13 +126,7 @@ def check_tasks_and_policies(study: Study) -> list[str]:
 
 
 def check_cells(cells: Sequence[Cell], root: RunFolder) -> None:
-    """
-    Check that what the folder holds is what was asked for.
-
-    :param cells: Cells, finished, begun or neither.
-    :param root: Folder of the studies.
-    :raises ValueError: If a cell was begun with other settings, from another base policy, or lacks the record of its settings.
-    """
+    """Refuse a folder with cells of other settings, from another base policy, or without the record of their settings."""
     for cell in cells:
         if (root / cell.name).is_dir():
             _check(cell, RunFolder(root / cell.name), is_finished(cell, root))
@@ -269,7 +256,7 @@ class _Run:
         place = f"[{len(self.cells) - len(self.waiting) - len(self.running)}/{len(self.cells)}] {cell}"
         if process.returncode == 0 and is_finished(cell, self.root):
             self.view.print(f"{place}: {_in_short(cell, self.root)} ({seconds / 60:.1f} min)")
-            if cell.folder_method != BASE:  # the base policy is only evaluated: its time says nothing of the others'
+            if cell.folder_method != BASE:  # the base policy is only evaluated, which is faster than training
                 self.seconds.append(seconds)
         else:
             reason = _last_line(cell, self.root) or "no output"

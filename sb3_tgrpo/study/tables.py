@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from sb3_tgrpo.study.design import Cell, Study, cell_results
 from sb3_tgrpo.study.methods import BASE, GRIDS, short_name
 from sb3_tgrpo.train.job import SETUP_FILE
 from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PROTOCOL = (
     "Success in % on stored initial states, by the last policy of each run. In brackets 95 % intervals: Wilson's for a task, "
@@ -40,13 +37,7 @@ VERSUS = (
 
 
 def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
-    """
-    Write ``results.json``, ``table.md`` and plots of the cells that are finished, into the grid's folder.
-
-    :param study: What was to be run.
-    :param root: Folder of the studies.
-    :return: Content of ``results.json``.
-    """
+    """Write ``results.json``, ``table.md`` and plots of the cells that are finished into the grid's folder."""
     cells = study.cells()
     finished = {cell: cell_results(cell, root) for cell in cells}
     modes = {}
@@ -186,12 +177,7 @@ def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: 
 
 
 def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """
-    Head and cells of a table, as text.
-
-    :param rows: Rows of :func:`summarise`.
-    :param envs: Order of the columns.
-    """
+    """Head and cells of a table, as text; ``envs`` gives the order of the columns."""
     head = ["method", *map(short_name, envs), "mean", "rank", "IQM", "difference to SFT, points", "steps of a success"]
     body = []
     for method, row in rows.items():
@@ -209,11 +195,7 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
 
 
 def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """
-    Head and cells of the table of methods against each other, as text: the row's success minus the column's.
-
-    :param rows: Rows of :func:`summarise`.
-    """
+    """Head and cells of the table of methods against each other, as text: the row's success minus the column's."""
     trained = [method for method in rows if method != BASE]
     body = []
     for method in trained:
@@ -247,13 +229,7 @@ def _percent(rate: float, interval: Sequence[float] | None) -> str:
 
 
 def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
-    """
-    The tables, what was run, and with what, as Markdown.
-
-    :param results: Content of ``results.json``.
-    :param study: What was to be run.
-    :param root: Folder of the studies.
-    """
+    """The tables, what was run, and with what, as Markdown."""
     record = root.read(f"{study.grid}/study.json") or {"calls": []}
     parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].description}\n", PROTOCOL + "\n"]
     for name, rows in results["modes"].items():
@@ -338,17 +314,11 @@ def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def rich_table(rows: dict[str, dict[str, Any]], envs: Sequence[str], title: str) -> "Table":
+def text_table(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> str:
     """The table for a terminal."""
-    from rich.table import Table
-
     head, body = table_rows(rows, envs)
-    table = Table(title=title, title_justify="left")
-    for k, name in enumerate(head):
-        table.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
-    for line in body:
-        table.add_row(*line)
-    return table
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body))
 
 
 # ---------------------------------------------------------------------- plots

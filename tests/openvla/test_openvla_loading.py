@@ -215,7 +215,7 @@ def test_missing_unexpected_and_misshapen_tensors(folder):
     with pytest.raises(ValueError, match=r"1 tensors missing \(projector.fc3.bias\), 1 unexpected \(extra.weight\)"):
         load_openvla(folder)
     save_file({**whole, "projector.fc3.bias": th.zeros(5)}, single)
-    with pytest.raises(ValueError, match=r"projector.fc3.bias has shape \(5,\), the configuration says \(96,\)"):
+    with pytest.raises(ValueError, match=r"projector.fc3.bias has shape \(5,\), the configuration gives \(96,\)"):
         load_openvla(folder)
 
 

@@ -16,8 +16,20 @@ ROWS = (
     ("baselines", "envs.demos", "rewards.verification"),
     ("tgrpo", "sft", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
-    ("policies", "buffers", "envs.groups", "envs.spaces", "envs.registration", "rewards.facts"),
-    ("advantages", "losses", "type_aliases", "decoding", "files", "settings", "processes", "version", "lazy", "progress_bar"),
+    ("policies", "buffers", "resumable", "envs.groups", "envs.spaces", "envs.registration", "rewards.facts"),
+    ("advantages", "losses"),
+    (
+        "group_env",
+        "checks",
+        "decoding",
+        "defaults",
+        "files",
+        "settings",
+        "processes",
+        "version",
+        "lazy",
+        "progress_bar",
+    ),
 )
 FLOOR = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 

@@ -89,7 +89,7 @@ def test_learns_to_read_images(trained: tuple[SFT, Path]):
 def test_checkpoint_is_a_policy_that_acts_right(trained: tuple[SFT, Path], dataset: DemonstrationDataset):
     sft, folder = trained
     policy = load(folder, dataset)
-    assert policy.unnorm_key == "libero_object" and policy.model.config.assets == "light"
+    assert policy.unnorm_key == "libero_object" and policy.model.config.conventions.assets == "light"
     colours = [0, 1, 2, 3, 3, 2, 1, 0]
     obs = observation(colours, dataset.instructions[0])
     actions, _ = policy.predict(obs, deterministic=True)

@@ -89,8 +89,9 @@ def test_methods_may_have_rewards_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": (1, 1)}, "seeds must be one or more different"),
-        ({"envs": ()}, "tasks must be one or more different"),
+        ({"seeds": (1, 1)}, "seeds=\\[1, 1\\] must be one or more"),
+        ({"seeds": (0, -1)}, "must be 0 or above"),
+        ({"envs": ()}, "tasks=\\[\\] must be one or more"),
         ({"config": TrainConfig().updated({"from_scratch": True})}, "make it first"),
         ({"checkpoints": {"LIBERO/libero_goal-1-v0": "x"}}, "not part of this study"),
         ({"overrides": {"DPO": {"beta": 1.0}}}, "settings are given for DPO"),

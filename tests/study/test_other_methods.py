@@ -1,6 +1,6 @@
 """Other methods than TGRPO as training runs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from studies import toy
 from torch.nn import functional
 from toy_envs import ScriptEnv
 
+from sb3_tgrpo import envs
 from sb3_tgrpo.baselines.ungrouped import (
     DrawnStarts,
     SceneExtractor,
@@ -24,6 +25,7 @@ from sb3_tgrpo.baselines.ungrouped import (
     make_ungrouped_env,
     rollout_steps,
 )
+from sb3_tgrpo.evaluation.player import EpisodePlayer
 from sb3_tgrpo.files import JsonLines
 from sb3_tgrpo.train.job import run_training
 
@@ -88,25 +90,22 @@ def test_ungrouped_environments_go_their_own_ways() -> None:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Un-grouped environments without processes, which take seconds to start."""
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environments without processes, which take seconds to start; neither videos nor a report."""
 
     def make(one: Callable[[], gym.Env], n_envs: int, start_options: Any = None) -> VecEnv:
         return DummyVecEnv([partial(DrawnStarts, one(), start_options, place) for place in range(n_envs)])
 
     monkeypatch.setattr("sb3_tgrpo.train.model.make_ungrouped_env", make)
-    for name in ("stages.Run.film", "job.show_videos"):
-        monkeypatch.setattr(f"sb3_tgrpo.train.{name}", lambda *args: None)
-    yield
-
-
-def check_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_tgrpo.train.job.write_report", lambda *args: None)
+    grouped, init = envs.make_group_env, EpisodePlayer.__init__
+    monkeypatch.setattr(envs, "make_group_env", lambda *args, **how: grouped(*args, **{**how, "subprocess": False}))
+    monkeypatch.setattr(EpisodePlayer, "__init__", lambda *args, **how: init(*args, **{**how, "subprocess": False}))
+    for name in ("_film", "write_report"):
+        monkeypatch.setattr(f"sb3_tgrpo.train.job.{name}", lambda *args: {})
 
 
 @pytest.mark.parametrize("algo", ["ppo", "dpo", "tpo", "trpo", "recurrent_ppo"])
-def test_other_methods(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
-    check_report(monkeypatch)
+def test_other_methods(algo: str, tmp_path: Path, in_this_process: None) -> None:
     stop_on = "never" if algo in ("dpo", "tpo") else "success"
     results = run_training(toy(algo=algo, stop_on=stop_on), tmp_path)
     rows = JsonLines(tmp_path / "metrics.jsonl").read()
@@ -145,7 +144,6 @@ def test_references_see_what_their_network_was_made_for() -> None:
 
 
 def test_ppo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
-    check_report(monkeypatch)
     config = toy(algo="ppo", total_timesteps=80)
     updates = []
 
@@ -165,8 +163,7 @@ def test_ppo_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_pr
     assert steps == sorted(set(steps)) and steps[:2] == updates
 
 
-def test_start_policy_alone_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_this_process: None) -> None:
-    check_report(monkeypatch)
+def test_base_policy_alone_is_evaluated_once(tmp_path: Path, in_this_process: None) -> None:
     results = run_training(toy(algo="sft"), tmp_path)
     mode = results["modes"]["T=1"]
     assert mode["before"] == mode["after"] and results["timesteps"] == 0 and not (tmp_path / "model.zip").exists()

@@ -79,7 +79,7 @@ def test_study_folder(finished: Path) -> None:
     (call,) = record["calls"]
     assert call["command"].startswith("sb3-tgrpo study table1") and call["hardware"]["cpu"] and call["versions"]["torch"]
     text = (finished / "table1/table.md").read_text()
-    assert "| TGRPO |" in text and "Tuning: none" in text and "Start policy: vla_toy_Toy: tiny" in text
+    assert "| TGRPO |" in text and "Tuning: none" in text and "Base policy: vla_toy_Toy: tiny" in text
     assert (finished / "table1/greedy.png").is_file() and (finished / "table1/T1.png").is_file()
     # The start policy was played once; the other cell has taken its outcomes over.
     copies = [finished / f"cells/vla_toy_Toy/{m}/seed_0/evaluations/before_T1/evaluation.json" for m in ("SFT", "TGRPO")]
