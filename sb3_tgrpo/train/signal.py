@@ -402,7 +402,7 @@ def _group_gradients(model: "TGRPO", index: int, advantages: Mapping[str, np.nda
     rows = {name: th.as_tensor(values[buffer.mask[:, index]], dtype=th.float32) for name, values in advantages.items()}
     used = [name for name in rows if rows[name].any()]
     sums = {name: [th.zeros_like(p, dtype=th.float32) for p in parameters] for name in rows}
-    model.policy.set_training_mode(True)  # type: ignore[attr-defined]
+    model.policy.set_training_mode(True)
     start = 0
     for samples in buffer.samples(batch, model.micro_batch_size, shape[1]) if used else ():
         piece = slice(start, start + len(samples.advantages))
