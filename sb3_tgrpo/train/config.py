@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from sb3_tgrpo.defaults import ALPHA_STEP, ALPHA_TRAJ, MAX_GRAD_NORM
 from sb3_tgrpo.settings import check_settings, setting, settings_of, typed
 
 Assets = Literal["auto", "full", "light"]
@@ -101,8 +102,8 @@ class AlgorithmConfig:
     )
     stop_on: StopOn = setting("never", "when a group ends")
     temperature: float = setting(1.0, "sampling temperature", positive=True)
-    alpha_step: float = setting(0.3, "weight of the step level", low=0)
-    alpha_traj: float = setting(0.7, "weight of the trajectory level", low=0)
+    alpha_step: float = setting(ALPHA_STEP, "weight of the step level", low=0)
+    alpha_traj: float = setting(ALPHA_TRAJ, "weight of the trajectory level", low=0)
     compare_ended: bool = setting(False, "members that have ended stay in the step level's comparisons")
     gamma_traj: float = setting(
         1.0, "discount of the trajectory level; below 1 the faster of two successes is preferred", positive=True, high=1
@@ -113,7 +114,7 @@ class AlgorithmConfig:
     n_epochs: int = setting(3, "passes over the groups", positive=True)
     batch_size: int | None = setting(256, "steps per optimizer step; none: one group", positive=True)
     micro_batch_size: int | None = setting(128, "steps per forward pass: memory, not the result", positive=True)
-    max_grad_norm: float = setting(1.0, "bound on the gradient's norm", positive=True)
+    max_grad_norm: float = setting(MAX_GRAD_NORM, "bound on the gradient's norm", positive=True)
     target_kl: float | None = setting(0.08, "KL, 1.5 times which ends an update", positive=True)
 
 

@@ -3,7 +3,7 @@ Is there anything to learn from? The signal in the policy gradients of single gr
 
 Each group of trajectories gives one policy gradient. What the gradients of different groups have in common is signal, the
 rest is noise: the mean of ``g_i . g_j`` over different groups estimates the squared norm of the true gradient, the mean of
-``|g_i|^2`` signal and noise together. Their ratio gives the number of groups that an update needs for a direction that means something.
+``|g_i|^2`` signal and noise together. Their ratio gives the number of groups that an update needs.
 """
 
 import math
@@ -402,7 +402,7 @@ def _group_gradients(model: "TGRPO", index: int, advantages: Mapping[str, np.nda
     rows = {name: th.as_tensor(values[buffer.mask[:, index]], dtype=th.float32) for name, values in advantages.items()}
     used = [name for name in rows if rows[name].any()]
     sums = {name: [th.zeros_like(p, dtype=th.float32) for p in parameters] for name in rows}
-    model.policy.set_training_mode(True)  # type: ignore[attr-defined]
+    model.policy.set_training_mode(True)
     start = 0
     for samples in buffer.samples(batch, model.micro_batch_size, shape[1]) if used else ():
         piece = slice(start, start + len(samples.advantages))
