@@ -106,12 +106,7 @@ def describe(args: argparse.Namespace) -> "StartPolicyReport":
 
 
 def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[], gym.Env]:
-    """
-    A function that makes the environment, its initial states widened as in training and in evaluations.
-
-    :param args: Arguments of the command.
-    :param shown: Keyword arguments of the environment that concern its pictures.
-    """
+    """A function that makes the environment, its initial states widened as in training and in evaluations."""
     from sb3_tgrpo.envs.registration import env_id
     from sb3_tgrpo.evaluation.player import env_maker
 
@@ -124,13 +119,7 @@ def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[]
 
 
 class WidenedStoredStates(gym.Wrapper):
-    """
-    Adds noise to stored initial states by reset options of LIBERO's environment, whose ``start_noise`` widens drawn ones.
-
-    :param env: LIBERO environment, to be reset to stored initial states.
-    :param start_noise: Largest shift in metres.
-    :param noise_seed: Seed of the noise.
-    """
+    """Adds noise to stored initial states by reset options of LIBERO's environment, whose own arguments widen drawn ones."""
 
     def __init__(self, env: gym.Env, start_noise: float, noise_seed: int) -> None:
         super().__init__(env)
@@ -144,11 +133,7 @@ _COLOURS = {"ok": "green", "failed": "red", "note": "yellow", "not checked": "di
 
 
 def print_findings(findings: "Sequence[Finding]") -> None:
-    """
-    A row per check, remedies under the failed ones.
-
-    :param findings: What the checks found.
-    """
+    """A row per check, remedies under the failed ones."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

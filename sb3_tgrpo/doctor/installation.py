@@ -17,9 +17,7 @@ def check_versions(context: DoctorContext) -> Found:
     """Installed packages against the pins of this package's metadata."""
     from packaging.requirements import Requirement
 
-    wrong: list[str] = []
-    right: list[str] = []
-    absent: list[str] = []
+    right, wrong, absent = 0, list[str](), list[str]()
     pins = [*(requires("sb3-tgrpo") or []), f"hf-libero=={HF_LIBERO}; extra == 'libero'"]
     for text in dict.fromkeys(pins):
         requirement = Requirement(text)
@@ -33,13 +31,13 @@ def check_versions(context: DoctorContext) -> Found:
         except PackageNotFoundError:
             (absent if marker else wrong).append(f"{requirement.name} is not installed")
             continue
-        fits = requirement.specifier.contains(installed, prereleases=True)
-        (right if fits else wrong).append(
-            f"{requirement.name} {installed}" + ("" if fits else f", needed {requirement.specifier}")
-        )
+        if requirement.specifier.contains(installed, prereleases=True):
+            right += 1
+        else:
+            wrong.append(f"{requirement.name} {installed}, needed {requirement.specifier}")
     if wrong:
         return "failed", "; ".join(wrong), 'pip install -c constraints.txt "sb3-tgrpo[all]"'
-    found = f"{len(right)} packages within their pins" + (f"; {'; '.join(absent)}" if absent else "")
+    found = f"{right} packages within their pins" + (f"; {'; '.join(absent)}" if absent else "")
     return "note" if absent else "ok", found, "Install the extras that you need." if absent else ""
 
 

@@ -23,14 +23,7 @@ def free_memory(device: str) -> tuple[float, str]:
 
 
 def memory_parts(config: "OpenVLAConfig", plan: MemoryPlan, device: str, suite: str) -> dict[str, float]:
-    """
-    Bytes that a training run takes, from shapes; what allocators and contexts add is left out.
-
-    :param config: Of the checkpoint.
-    :param plan: The run.
-    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-    :param suite: LIBERO suite, for the length of its episodes.
-    """
+    """Bytes that a training run in a suite takes, from shapes; what allocators and contexts add is left out."""
     from sb3_tgrpo.openvla.loading import build_empty, resolve_device, resolve_dtype
 
     width = resolve_dtype(plan.dtype, resolve_device(device)).itemsize
@@ -68,10 +61,7 @@ def memory_parts(config: "OpenVLAConfig", plan: MemoryPlan, device: str, suite: 
 
 
 def vision_activations(model: "OpenVLA") -> int:
-    """
-    Numbers per picture that towers and projector keep for the backward pass when they are trained; gradient checkpointing
-    is of the language model only.
-    """
+    """Numbers per picture that trained towers and projector keep for the backward pass, with gradient checkpointing too."""
     total = 0
     for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
         length = tower.pos_embed.shape[1] + tower.n_prefix

@@ -12,7 +12,7 @@ from sb3_tgrpo.envs.libero.tasks import get_task
 from sb3_tgrpo.envs.spaces import encode_instruction
 from sb3_tgrpo.openvla.checkpoint import Checkpoint
 from sb3_tgrpo.openvla.folder import open_shard, weight_files
-from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
+from sb3_tgrpo.openvla.prompt import prompt_token_ids
 
 MAX_RATIO_ERROR = {th.float32: 1e-4, th.float64: 1e-4, th.bfloat16: 0.15}
 _FRAMES = 4
@@ -36,7 +36,6 @@ def _of_checkpoint(
     """
     Carry a check out where there is a usable checkpoint.
 
-    :param name: Name of the check.
     :param files: Whether it reads files of the checkpoint; else upstream's checkpoints need not be on this machine.
     :param plays: Whether it loads the model, which must fit into memory.
     """
@@ -66,12 +65,7 @@ def _too_large(context: DoctorContext, checkpoint: Checkpoint) -> str:
 
 
 def problem_of(checkpoint: Checkpoint) -> str:
-    """
-    Why a checkpoint can't be used, by its files without reading the weights.
-
-    :param checkpoint: Checkpoint on this machine.
-    :return: Reason, ``""`` if there is none or its files are not on this machine.
-    """
+    """Why a checkpoint can't be used, by its files without reading the weights; ``""`` if they are not on this machine."""
     try:
         checkpoint.check_name()
         if not checkpoint.is_here:
@@ -174,10 +168,9 @@ def _observations(context: DoctorContext) -> dict[str, th.Tensor]:
 def check_sight(context: DoctorContext, checkpoint: Checkpoint) -> Found:
     """A black and a white image must give different logits: upstream's code has skipped the vision tower unnoticed."""
     policy = context.policy
-    obs = _observations(context)
-    pictures = obs[str(policy.camera)]
+    pair = {key: value[:2] for key, value in _observations(context).items()}
+    pictures = pair[str(policy.camera)]
     pictures[0], pictures[1] = 0, 255
-    pair = {key: value[:2] for key, value in obs.items()}
     with th.no_grad():
         tokens = policy.choose_tokens({key: value[:1] for key, value in pair.items()}).expand(2, -1)
         logits = _logits(context, pair, tokens)
@@ -193,10 +186,9 @@ def check_sight(context: DoctorContext, checkpoint: Checkpoint) -> Found:
 def _logits(context: DoctorContext, obs: dict[str, th.Tensor], tokens: th.Tensor) -> th.Tensor:
     """Teacher-forced logits ``(batch, K, bins)``, without caches."""
     policy, model = context.policy, context.policy.model
-    words = [decode_instruction(row.cpu().numpy().tobytes()) for row in obs["instruction"]]
     pixels = model.pixel_values(model.preprocess(policy._images(obs)))
-    ids = [prompt_token_ids(model.tokenizer, sentence) for sentence in words]
-    return model.action_logits(pixels, ids, tokens.reshape(len(pixels), -1))
+    ids = prompt_token_ids(model.tokenizer, get_task(*context.task).instruction)
+    return model.action_logits(pixels, [ids] * len(pixels), tokens.reshape(len(pixels), -1))
 
 
 @_of_checkpoint("recorded density", plays=True)
@@ -236,13 +228,5 @@ def check_ratio(context: DoctorContext, checkpoint: Checkpoint) -> Found:
     )
 
 
-POLICY_CHECKS = (
-    check_checkpoint,
-    check_fit,
-    check_conventions,
-    check_unnorm_key,
-    check_tokenizer,
-    check_sight,
-    check_density,
-    check_ratio,
-)
+FILE_CHECKS = (check_checkpoint, check_fit, check_conventions, check_unnorm_key, check_tokenizer)
+POLICY_CHECKS = (*FILE_CHECKS, check_sight, check_density, check_ratio)

@@ -1,6 +1,7 @@
 """Checks of the simulator."""
 
 import importlib.util
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -41,11 +42,8 @@ def check_asset_files(context: DoctorContext) -> Found:
 def check_brightness(context: DoctorContext) -> Found:
     """A frame's mean against the stored figure: another MuJoCo or a broken renderer shows here first."""
     kind = context.found_assets.kind
-    env = context.make_env(REFERENCE_TASK, image_size=128)
-    try:
+    with closing(context.make_env(REFERENCE_TASK, image_size=128)) as env:
         observation, _ = env.reset(seed=0, options={"init_state_id": 0})
-    finally:
-        env.close()
     mean, expected = float(observation["image"].mean()), BRIGHTNESS[kind]
     found = f"mean {mean:.1f} of a {kind} frame, expected {expected:.1f} within {BRIGHTNESS_TOLERANCE:g}"
     if abs(mean - expected) <= BRIGHTNESS_TOLERANCE:
@@ -76,15 +74,12 @@ def _probe_actions() -> np.ndarray:
 
 def our_states(context: DoctorContext) -> np.ndarray:
     """Flattened states ``(steps + 1, n)`` of :class:`~sb3_tgrpo.envs.LiberoEnv` from the first stored initial state."""
-    env = context.make_env(context.task, observations=())
-    try:
+    with closing(context.make_env(context.task, observations=())) as env:
         env.reset(seed=0, options={"init_state_id": 0})
         states = [env.flat_state()]
         for action in _probe_actions():
             env.step(action)
             states.append(env.flat_state())
-    finally:
-        env.close()
     return np.stack(states)
 
 
@@ -101,8 +96,7 @@ def libero_states(context: DoctorContext) -> np.ndarray:
     with global_numpy_seed(), libero_assets(context.found_assets.path):
         from libero.libero.envs import OffScreenRenderEnv
 
-        env = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False)
-        try:
+        with closing(OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False)) as env:
             env.seed(0)
             env.reset()
             env.set_init_state(stored_starts(task)[0])
@@ -112,8 +106,6 @@ def libero_states(context: DoctorContext) -> np.ndarray:
             for action in _probe_actions():
                 env.step(action.astype(np.float64))
                 states.append(env.get_sim_state().copy())
-        finally:
-            env.close()
     return np.stack(states)
 
 

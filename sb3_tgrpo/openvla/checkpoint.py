@@ -55,8 +55,6 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
 
-    # ------------------------------------------------------------------ where it is
-
     @property
     def is_tiny(self) -> bool:
         """Whether it is the checkpoint that is built in."""
@@ -95,11 +93,7 @@ class Checkpoint:
         return self._fetch(_ALL_FILES)
 
     def check_name(self) -> None:
-        """
-        Refuse a hub id by its name alone.
-
-        :raises ValueError: If it is OpenVLA-OFT's.
-        """
+        """Refuse OpenVLA-OFT's hub ids, a ValueError, by the name alone."""
         if self.is_hub_id and _OFT_NAME.search(self.name):
             _refuse(self.name, "its name")
 
@@ -107,8 +101,6 @@ class Checkpoint:
         assert not self.is_tiny, "tiny has no folder"
         self.check_name()
         return find_checkpoint(self.name, patterns, self.download)
-
-    # ------------------------------------------------------------------ what it records
 
     @cached_property
     def config(self) -> OpenVLAConfig:
@@ -204,8 +196,6 @@ class Checkpoint:
         missing = [f"{name}={value}" for name, value in assumed.items() if getattr(self.conventions, name) is None]
         return f"{self.name}: config.json does not record, and assumed is: {', '.join(missing)}." if missing else None
 
-    # ------------------------------------------------------------------ rules
-
     def check_assets(self, assets: str | None, by_name: bool, trained: Conventions | None = None) -> None:
         """
         Refuse assets that the checkpoint has never seen, unless they were asked for by name.
@@ -235,8 +225,6 @@ class Checkpoint:
         if self.conventions.unnorm_key is None and self._sft_record and len(self.statistics) == 1:
             return next(iter(self.statistics))
         return self.conventions.unnorm_key
-
-    # ------------------------------------------------------------------ the model
 
     def load(
         self,

@@ -19,11 +19,7 @@ _LARGE = 1 << 28
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file's JSON object; anything else is a ValueError."""
-    return parsed(path.read_bytes(), path)
-
-
-def parsed(content: bytes, path: Path) -> dict[str, Any]:
-    """The same of a file's content that was read before."""
+    content = path.read_bytes()
     try:
         found = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_tgrpo.files import atomic_path, atomic_write
 from sb3_tgrpo.openvla.config import OpenVLAConfig
-from sb3_tgrpo.openvla.folder import INDEX, SINGLE, open_shard, parsed, weight_files, weight_map
+from sb3_tgrpo.openvla.folder import INDEX, SINGLE, open_shard, read_json, weight_files, weight_map
 from sb3_tgrpo.openvla.images import Normalization
 from sb3_tgrpo.openvla.model import OpenVLA
 
@@ -24,9 +24,8 @@ _SIDE_FILES = (
 
 def load_folder(folder: Path, config: OpenVLAConfig, dtype: th.dtype, device: th.device | str) -> OpenVLA:
     """The model of a checkpoint folder, still to be placed by :func:`place_model`."""
-    files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
-    model = build_empty(config, _normalization(files, folder))
-    model.files = files
+    model = build_empty(config, _normalization(folder / "preprocessor_config.json"))
+    model.files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
     _load_weights(model, folder, dtype, th.device(device))
     return model
 
@@ -49,8 +48,6 @@ def quantize_language_model(model: OpenVLA, device: th.device) -> None:
 
     :param model: The model on the CPU, changed in place.
     :param device: A CUDA device; the weights are quantised while moving there, one layer at a time.
-    :raises ImportError: Without bitsandbytes.
-    :raises ValueError: On another device than CUDA.
     """
     try:
         import bitsandbytes as bnb
@@ -101,16 +98,11 @@ def build_empty(config: OpenVLAConfig, normalization: Normalization | None = Non
         return OpenVLA(config, normalization)
 
 
-def _normalization(files: Mapping[str, bytes], folder: Path) -> Normalization:
-    name = "preprocessor_config.json"
-    if name not in files:
-        return Normalization()
+def _normalization(path: Path) -> Normalization:
     try:
-        return Normalization.from_preprocessor_config(parsed(files[name], folder / name))
+        return Normalization.from_preprocessor_config(read_json(path) if path.is_file() else {})
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / name} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again."
-        ) from error
+        raise ValueError(f"{path} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again.") from error
 
 
 def _load_weights(model: OpenVLA, folder: Path, dtype: th.dtype, device: th.device) -> None:

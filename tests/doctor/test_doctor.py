@@ -157,8 +157,7 @@ def test_parity(light: DoctorContext, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_complete_checkpoint(saved: Path) -> None:
     subject = of(saved)
-    names = ("checkpoint", "checkpoint and assets", "conventions", "unnorm key", "tokenizer")
-    findings = run_checks(subject, [check for check in doctor_policy.POLICY_CHECKS if check.name in names])
+    findings = run_checks(subject, doctor_policy.FILE_CHECKS)
     assert [(finding.check, finding.status) for finding in findings if finding.status != "ok"] == [("conventions", "note")]
     assert "image_key=agentview_rgb" in findings[2].found and "libero_object" in findings[3].found
 
