@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spec_templates import write_spec
+
 from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.episodes.kinematic import task_traces
 from sb3_tgrpo.rewards.episodes.measure import Measurements, measure
 from sb3_tgrpo.rewards.episodes.play import play
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, load_task_facts
-from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.verification.rungs import SpecPart, idle_parts, missed_rungs
