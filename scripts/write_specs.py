@@ -7,8 +7,10 @@ to be out of reach or to pay for nothing. With ``--check``, compares with the fi
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,15 @@ def fit(spec: RewardSpec, facts: TaskFacts, traces: Sequence[Trace]) -> RewardSp
     return spec
 
 
+def _plain(value: object) -> object:
+    """JSON values, NaN as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def write_task(task: str) -> tuple[RewardSpec, VerificationReport, dict[str, Any]]:
     """
     The spec of a task, its report, and what goes into the report's file.
@@ -79,7 +90,7 @@ def write_task(task: str) -> tuple[RewardSpec, VerificationReport, dict[str, Any
         **report.to_dict(),
         "provenance": {"origin": ORIGIN, "command": f"python scripts/write_specs.py {task}"},
         "episodes": sorted({f"{trace.kind} ({trace.source})" for trace in traces}),
-        "measurements": measured.to_dict(),
+        "measurements": _plain(asdict(measured)),
         "other_payments": others,
     }
     for check in document["checks"]:

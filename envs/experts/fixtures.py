@@ -20,12 +20,8 @@ _HOLLOW, _PRESS = 0.006, 0.006
 
 def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
     """Handle and joint behind an atom's argument, a region or a fixture; ValueError if it has none."""
-    site = next((site for site in facts.sites if site.name == name), None)
-    for joint in facts.joints:
-        if joint.name == (site.joint if site is not None else "") or joint.fixture == name:
-            handle = next(handle for handle in facts.handles if handle.joint == joint.name)
-            return handle, joint
-    raise ValueError(f"{facts.task_id}: {name} has no joint to move.")
+    joint = facts.joint_of(name)
+    return next(handle for handle in facts.handles if handle.joint == joint.name), joint
 
 
 def opening_direction(facts: TaskFacts, handle: HandleFacts) -> Vector:

@@ -121,12 +121,7 @@ def _drop_unused_assets(root: ET.Element) -> None:
 
 
 def require_light(bddl_file: str | os.PathLike[str]) -> None:
-    """
-    Check that light assets cover a task.
-
-    :param bddl_file: The task's BDDL file.
-    :raises ValueError: If something is not in the tables, with its name and the remedy.
-    """
+    """Check that light assets cover a task; ValueError if something is not in the tables, with its name and the remedy."""
     import_libero()
     from libero.libero.envs.bddl_utils import robosuite_parse_problem
 

@@ -79,11 +79,6 @@ def exchange(states: Sequence[State], one: str, other: str, facts: TaskFacts) ->
     return [{key: False if key in lost else state[pairs.get(key, key)] for key in state} for state in states]
 
 
-def change(states: Sequence[State], edit: Callable[[State], State]) -> list[State]:
-    """A copy with every state edited."""
-    return [edit(dict(state)) for state in states]
-
-
 def flicker(states: Sequence[State], rng: np.random.Generator, rate: float = 0.04) -> list[State]:
     """Contacts that drop out, or appear, for one or two steps at random."""
     keys = [key for key in states[0] if key.endswith(("_grasped", "_left_pad", "_right_pad", "_touched"))]
