@@ -272,5 +272,5 @@ class ArmController:
 
     def advance(self, n_substeps: int, first: bool) -> None:
         """Run ``n_substeps`` physics steps of 2 ms; ``first``: they are the first ones under the current action."""
-        arrays = (self._views, self._arm, self._command, self._sensed)
+        arrays: Any = (self._views, self._arm, self._command, self._sensed)
         _advance(*self._addresses, n_substeps, first, self._delta, self._rotation, self._grip_sign, *arrays)
