@@ -61,8 +61,6 @@ def lighten_model(xml: str) -> str:
     the first ones of a body become its primitives, the rest are hidden. Meshes, materials and textures that nothing uses any
     more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default.
 
-    :param xml: MJCF of a LIBERO task.
-    :return: The same model without visual meshes.
     :raises ValueError: If a visual mesh belongs to a body that ``data/light_assets/robot.toml`` has no primitives for.
     """
     root = ET.fromstring(xml)

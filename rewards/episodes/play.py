@@ -203,8 +203,7 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
         new.append({**part(state, first, states[0]), f"goal_{k_first}": False, "success": False})
     for state in states[1 : cut + 1]:
         late = part(state, second, states[-1])
-        goals = {f"goal_{k_second}": True}
         done = bool(state[f"goal_{k_first}"])
         others = all(states[-1][f"goal_{k}"] for k in range(len(facts.goal)) if k not in (k_first, k_second))
-        new.append({**late, **goals, "success": done and others})
+        new.append({**late, f"goal_{k_second}": True, "success": done and others})
     return new

@@ -177,11 +177,8 @@ class Verifier:
         if not self.experts or not self.others:
             return None, {"why": "needs expert and other episodes"}, ""
         trace, best = max(self.others, key=lambda item: item[1].total)
-        numbers = {
-            "least expert": self.least,
-            "largest other": best.total,
-            "margin": (self.least - best.total) / abs(self.least or 1.0),
-        }
+        margin = (self.least - best.total) / abs(self.least or 1.0)
+        numbers = {"least expert": self.least, "largest other": best.total, "margin": margin}
         ok = self.least > best.total
         return ok, numbers, "" if ok else f"{trace.name} earns {best.total:.3f}, an expert {self.least:.3f}"
 

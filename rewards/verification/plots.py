@@ -79,12 +79,9 @@ def plot_report(
     }
     if mutation is not None and (bars := mutation_bars(mutation)):
         figures["mutants"] = _plot_bars(bars, "mutants", {"survived": "tab:red"}, f"{program.task}: what rejects mutants")
-    paths = []
     for name, figure in figures.items():
-        path = folder / f"{program.task}_{name}.png"
-        figure.savefig(path, dpi=110)
-        paths.append(path)
-    return paths
+        figure.savefig(folder / f"{program.task}_{name}.png", dpi=110)
+    return [folder / f"{program.task}_{name}.png" for name in figures]
 
 
 def plot_rejects(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
@@ -105,11 +102,7 @@ def plot_rejects(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
 
 
 def occupancy(program: RewardProgram, played: Sequence[tuple[Trace, Played]]) -> np.ndarray:
-    """
-    Where episodes spend their time.
-
-    :return: (n_episodes, n_stages + 1): share of the states at which so many stages are done; rows sum to 1.
-    """
+    """Share of an episode's states at which so many stages are done, (n_episodes, n_stages + 1); rows sum to 1."""
     counts = [np.bincount([step.stage for step in result.steps], minlength=program.n_stages + 1) for _, result in played]
     return np.array([row / row.sum() for row in counts])
 
@@ -132,7 +125,6 @@ def reject_reasons(folder: str | os.PathLike[str]) -> dict[str, int]:
     """
     Why answers of the language model were rejected.
 
-    :param folder: ``--out`` of ``sb3-tgrpo reward generate``.
     :return: Answers by outcome (``verified``, ``invalid``, ``refused``, ``cut off``) or failed hard check (``V8``), most
         frequent first; an answer that fails several checks counts for each.
     :raises ValueError: If the folder holds no answers.
