@@ -38,16 +38,16 @@ def _renamed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
     from sb3_tgrpo.envs.demos.collection import CollectionError, CollectionSettings, collect_demos
-    from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
+    from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-    suite, index = parse_task_id(config.task.env)
+    task = str(TaskName.parse(config.task.env))
     file = folder / "demos.hdf5"
     wanted = config.base_policy.demos
     if file.is_file():
-        view.skip_stage("demonstrations", f"{wanted} of {suite}-{index}")
+        view.skip_stage("demonstrations", f"{wanted} of {task}")
         return file
     settings = CollectionSettings(
-        task=f"{suite}-{index}",
+        task=task,
         demos=wanted,
         seed=config.base_policy.base_seed,
         expert=config.base_policy.expert,
@@ -70,7 +70,7 @@ def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
         collect_demos(settings, file, workers=config.workers, command="sb3-tgrpo train --from-scratch", progress=progress)
     except CollectionError as error:
         raise TrainingError(str(error)) from error
-    view.end_stage(f"{wanted} of {suite}-{index}")
+    view.end_stage(f"{wanted} of {task}")
     return file
 
 
