@@ -21,7 +21,7 @@ from sb3_tgrpo.run_folder import RunFolder, differences, environment_record, fla
 from sb3_tgrpo.study.design import Cell, Study, is_finished
 from sb3_tgrpo.study.methods import BASE
 from sb3_tgrpo.study.view import RunningCell, StudyProgress, StudyView, seconds_left
-from sb3_tgrpo.train.config import TrainConfig, shipped_start, unused_settings
+from sb3_tgrpo.train.config import TrainConfig, shipped_base_policy, unused_settings
 
 
 class StudyError(RuntimeError):
@@ -121,7 +121,7 @@ def check_tasks_and_policies(study: Study) -> list[str]:
 
     for env in study.envs:
         check_task(env)
-    found = [task_mismatch_warning(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
+    found = [task_mismatch_warning(env, study.checkpoint(env) or str(shipped_base_policy())) for env in study.envs]
     return [warning for warning in found if warning]
 
 
@@ -154,7 +154,7 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
         upgrade=lambda earlier: TrainConfig.from_dict(earlier, str(folder / CONFIG_FILE)).to_dict(),
     )
     setup = folder.read(SETUP_FILE)
-    checkpoint = Checkpoint(cell.config.base_policy.checkpoint or shipped_start(), download=False)
+    checkpoint = Checkpoint(cell.config.base_policy.checkpoint or shipped_base_policy(), download=False)
     # What is on the hub is compared when a cell runs; here it would have to be downloaded.
     if setup is not None and not checkpoint.is_hub_id and not checkpoint.matches(setup["start"]):
         raise ValueError(

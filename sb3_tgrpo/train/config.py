@@ -320,7 +320,7 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     return TrainConfig.from_dict(values, str(path))
 
 
-def shipped_start() -> Path:
+def shipped_base_policy() -> Path:
     """
     Folder of the base policy that ships with the package.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sb3_tgrpo.openvla.checkpoint import TINY_IMAGE_SIZE, Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
-from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_start
+from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_base_policy
 from sb3_tgrpo.train.errors import TrainingError
 from sb3_tgrpo.train.view import RunView, count
 
@@ -21,7 +21,7 @@ def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView
     if config.base_policy.checkpoint is not None:
         return Checkpoint(config.base_policy.checkpoint)
     if not config.base_policy.from_scratch:
-        return Checkpoint(shipped_start())
+        return Checkpoint(shipped_base_policy())
     from sb3_tgrpo.sft.trainer import STATE_FILE
 
     task = ("env", "start_noise", "joint_noise", "assets", "image_size")

@@ -15,7 +15,7 @@ import gymnasium as gym
 
 from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.openvla.checkpoint import Checkpoint
-from sb3_tgrpo.train.config import Assets, TaskConfig, TrainConfig, shipped_start
+from sb3_tgrpo.train.config import Assets, TaskConfig, TrainConfig, shipped_base_policy
 
 if TYPE_CHECKING:
     from sb3_tgrpo.evaluation.protocol import Protocol
@@ -91,7 +91,7 @@ def check_request(config: TrainConfig) -> None:
         _check_libero_task(config)
     if config.base_policy.from_scratch:
         return
-    checkpoint = Checkpoint(config.base_policy.checkpoint or shipped_start(), download=False)
+    checkpoint = Checkpoint(config.base_policy.checkpoint or shipped_base_policy(), download=False)
     if checkpoint.is_here:  # what is on the hub is checked when it has been downloaded
         _check_checkpoint(config, checkpoint)
 
