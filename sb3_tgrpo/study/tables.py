@@ -16,7 +16,7 @@ from sb3_tgrpo.run_folder import RunFolder, now
 from sb3_tgrpo.study.design import Cell, Study, cell_results
 from sb3_tgrpo.study.methods import BASE, GRIDS, short_name
 from sb3_tgrpo.train.job import SETUP_FILE
-from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
+from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, plain_axis, png
 from sb3_tgrpo.train.report import render
 
 FEWEST_SEEDS = FEWEST["evaluation"]
@@ -136,8 +136,6 @@ def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """
     Greedy play of one policy from the same initial states is one evaluation, however many seeds have it: pooled, it would look
     like several times as many episodes.
-
-    :param evaluations: Evaluations of one policy.
     """
     found: dict[Hashable, Evaluation] = {}
     for k, evaluation in enumerate(evaluations):
@@ -291,12 +289,8 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
             axes.annotate(" SFT", (1.0, rows[BASE]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     labels = [method.partition("=")[2] or method for method in shown] if axis else shown
     axes.set_xticks(range(len(shown)), labels, fontsize=8)
-    axes.set_xlabel({"alpha_1": r"$\alpha_1$"}.get(axis, axis), fontsize=9)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.tick_params(labelsize=8)
-    axes.set_title(f"Success, {title}", fontsize=9, loc="left")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain_axis(axes, f"Success, {title}", x_label={"alpha_1": r"$\alpha_1$"}.get(axis, axis))
+    axes.xaxis.label.set_size(9)
     return png(figure)
