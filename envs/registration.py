@@ -14,11 +14,6 @@ STEP_CAPS = MappingProxyType(
 """Control steps per episode, as in OpenVLA's evaluation (the longest demonstration plus a margin)."""
 
 
-def gym_id(suite: str, task: int) -> str:
-    """Gymnasium id of a task, such as ``LIBERO/libero_object-3-v0``."""
-    return TaskName(suite, task).gym_id
-
-
 def task_names(names: Iterable[str]) -> list[TaskName]:
     """
     Tasks by their names.
@@ -51,19 +46,18 @@ def env_id(name: str) -> str:
     :param name: Task such as ``libero_object-3``; other ids are left as they are.
     """
     suite, _, task = name.rpartition("-")
-    return gym_id(suite, int(task)) if suite in SUITES and task.isdecimal() else name
+    return TaskName(suite, int(task)).gym_id if suite in SUITES and task.isdecimal() else name
 
 
 def register_envs() -> None:
     """Register ``LIBERO/<suite>-<task>-v0`` for every task of every suite; ids that exist already are left alone."""
     from gymnasium.envs.registration import register, registry
 
-    for suite, count in SUITES.items():
-        for task in range(count):
-            if gym_id(suite, task) not in registry:
-                register(
-                    gym_id(suite, task),
-                    entry_point="sb3_tgrpo.envs.libero.env:LiberoEnv",
-                    max_episode_steps=STEP_CAPS[suite],
-                    kwargs={"suite": suite, "task": task},
-                )
+    for name in task_names(SUITES):
+        if name.gym_id not in registry:
+            register(
+                name.gym_id,
+                entry_point="sb3_tgrpo.envs.libero.env:LiberoEnv",
+                max_episode_steps=STEP_CAPS[name.suite],
+                kwargs={"suite": name.suite, "task": name.task},
+            )

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.openvla import Checkpoint
-from sb3_tgrpo.train.config import TrainConfig, shipped_start
+from sb3_tgrpo.train.config import TrainConfig, shipped_base_policy
 from sb3_tgrpo.train.setup import resolve_setup
 
 WAYS = {
@@ -42,7 +42,7 @@ def memory_gib(pids: set[int]) -> float:
 def sample(n_groups: int, rounds: int, **settings: object) -> tuple[float, float]:
     """:return: milliseconds per step that counts, GiB of the simulators."""
     config = TrainConfig()
-    setup = resolve_setup(config, Checkpoint(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(shipped_base_policy()))
     kwargs = {**setup.env_kwargs, "max_episode_steps": setup.training_steps}
     groups = make_group_env(
         config.task.env, config.algorithm.group_size, n_groups, stop_on="never", env_kwargs=kwargs, subprocess=True,

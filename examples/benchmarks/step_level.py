@@ -21,7 +21,7 @@ from sb3_tgrpo import TGRPO
 from sb3_tgrpo.advantages import step_advantages
 from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
-from sb3_tgrpo.train.config import TrainConfig, parse_setting, shipped_start
+from sb3_tgrpo.train.config import TrainConfig, parse_setting, shipped_base_policy
 from sb3_tgrpo.train.model import make_model, make_training_env
 from sb3_tgrpo.train.setup import resolve_setup
 
@@ -30,7 +30,7 @@ def rollout(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """
     What the step level compares and which steps count, ``(n_steps, n_groups, group_size)`` each.
     """
-    setup = resolve_setup(config, Checkpoint(config.base_policy.checkpoint or shipped_start()))
+    setup = resolve_setup(config, Checkpoint(config.base_policy.checkpoint or shipped_base_policy()))
     env = VecTransposeImage(make_training_env(config, setup), skip=True)
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -257,9 +257,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-parse_task_id = TaskName.parse
-
-
 def data_folder(name: Literal["task_facts", "specs", "reports", "traces"]) -> Traversable:
     """A folder of the package's data."""
     return files("sb3_tgrpo.rewards") / "data" / name

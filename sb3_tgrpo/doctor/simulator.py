@@ -85,8 +85,8 @@ def our_states(context: DoctorContext) -> np.ndarray:
 
 def libero_states(context: DoctorContext) -> np.ndarray:
     """The same of LIBERO's own ``OffScreenRenderEnv``."""
-    from sb3_tgrpo.envs.libero.assets import libero_assets
     from sb3_tgrpo.envs.libero.env import SETTLE_ACTION, SETTLE_STEPS
+    from sb3_tgrpo.envs.libero.installation import libero_assets
     from sb3_tgrpo.envs.libero.process import prepare_process
     from sb3_tgrpo.envs.libero.scene import global_numpy_seed
     from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts

@@ -87,7 +87,7 @@ def evaluate_policy(
         subprocess=bool(first["has_image"]) if execution.subprocess is None else execution.subprocess,
         timeout=execution.timeout,
         pool=execution.pool,
-        picture=(_rendered if render else _upright) if filmed else None,
+        picture=_picture if filmed else None,
         wants_pictures=lambda request: (request.task, *request.key) in filmed,
     )
     sb3_policy(policy).set_training_mode(False)
@@ -182,9 +182,6 @@ def _keep(played: PlayedEpisode, episode: EvalEpisode, place: RunFolder, videos:
     JsonLines(place / "episodes.jsonl").append(asdict(episode))
 
 
-def _upright(observation: dict[str, np.ndarray], info: dict[str, Any]) -> np.ndarray:
-    return observation["image"][::-1].copy()
-
-
-def _rendered(observation: Any, info: dict[str, Any]) -> np.ndarray:
-    return info["picture"]
+def _picture(observation: Any, info: dict[str, Any]) -> np.ndarray:
+    """What was rendered, or else LIBERO's image, which is upside down."""
+    return info["picture"] if "picture" in info else observation["image"][::-1].copy()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -134,17 +134,9 @@ class Protocol:
             from sb3_tgrpo.envs.libero.assets import resolve_assets
 
             kwargs["assets"] = resolve_assets("auto").kind  # full ones may turn up before the evaluation goes on
-        return {
-            "init_state_ids": list(self.init_state_ids) if self.seeds is None else None,
-            "seeds": None if self.seeds is None else list(self.seeds),
-            "repetitions": self.repetitions,
-            "decoding": asdict(self.decoding),
-            "seed": self.seed,
-            "start_noise": self.start_noise,
-            "official_order": self.official_order,
-            "env_kwargs": kwargs,
-            "batch_size": self.batch_size,
-        }
+        states = list(self.init_state_ids) if self.seeds is None else None
+        seeds = None if self.seeds is None else list(self.seeds)
+        return {**asdict(replace(self, env_kwargs={})), "init_state_ids": states, "seeds": seeds, "env_kwargs": kwargs}
 
 
 @dataclass(frozen=True)

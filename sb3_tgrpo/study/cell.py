@@ -1,33 +1,26 @@
-"""``python -m sb3_tgrpo.study.cell FOLDER``: one cell of a study, in a process that ends with the one that started it."""
+"""``python -m sb3_tgrpo.study.cell FOLDER PARENT``: a cell of a study, in a process that ends with its parent."""
 
 import json
-import os
 import sys
-import threading
 from pathlib import Path
 
+from sb3_tgrpo.processes import end_with_parent
 from sb3_tgrpo.train.config import TrainConfig
 
 
-def _end_with_parent() -> None:
-    # The study holds the other end of standard input. Without this, a study that is killed would leave cells behind, which
-    # would be in the way of the same cells when it is continued. Not sys.stdin: its lock would be held at the end.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
-
-
-def main(folder: str) -> int:
+def main(folder: str, parent: str) -> int:
     """
     Run the configuration in the folder's ``cell.json``.
 
     :param folder: Folder of the cell.
+    :param parent: Process id of the study.
     :return: Exit status.
     """
     from sb3_tgrpo.train.errors import TrainingError
     from sb3_tgrpo.train.job import run_training
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A study that is killed would leave cells behind, which would be in the way of the same cells when it is continued.
+    end_with_parent(int(parent))
     config = TrainConfig.from_dict(json.loads((Path(folder) / "cell.json").read_text(encoding="utf-8")))
     try:
         run_training(config, folder, command=f"sb3-tgrpo train --config {folder}/config.json --out {folder}")
@@ -38,4 +31,4 @@ def main(folder: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

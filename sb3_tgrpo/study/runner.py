@@ -21,7 +21,7 @@ from sb3_tgrpo.run_folder import RunFolder, differences, environment_record, fla
 from sb3_tgrpo.study.design import Cell, Study, is_finished
 from sb3_tgrpo.study.methods import BASE
 from sb3_tgrpo.study.view import RunningCell, StudyProgress, StudyView, seconds_left
-from sb3_tgrpo.train.config import TrainConfig, shipped_start, unused_settings
+from sb3_tgrpo.train.config import TrainConfig, shipped_base_policy, unused_settings
 
 
 class StudyError(RuntimeError):
@@ -121,7 +121,7 @@ def check_tasks_and_policies(study: Study) -> list[str]:
 
     for env in study.envs:
         check_task(env)
-    found = [task_mismatch_warning(env, study.checkpoint(env) or str(shipped_start())) for env in study.envs]
+    found = [task_mismatch_warning(env, study.checkpoint(env) or str(shipped_base_policy())) for env in study.envs]
     return [warning for warning in found if warning]
 
 
@@ -154,7 +154,7 @@ def _check(cell: Cell, folder: RunFolder, finished: bool) -> None:
         upgrade=lambda earlier: TrainConfig.from_dict(earlier, str(folder / CONFIG_FILE)).to_dict(),
     )
     setup = folder.read(SETUP_FILE)
-    checkpoint = Checkpoint(cell.config.base_policy.checkpoint or shipped_start(), download=False)
+    checkpoint = Checkpoint(cell.config.base_policy.checkpoint or shipped_base_policy(), download=False)
     # What is on the hub is compared when a cell runs; here it would have to be downloaded.
     if setup is not None and not checkpoint.is_hub_id and not checkpoint.matches(setup["start"]):
         raise ValueError(
@@ -216,11 +216,7 @@ class _Run:
         self.seconds: list[float] = []  # of trained cells
 
     def finish(self) -> dict[Cell, str]:
-        """
-        Run all cells.
-
-        :return: Cells that failed, with the reason.
-        """
+        """Run all cells; cells that failed are returned with the reason."""
         if len(self.waiting) < len(self.cells):
             self.view.print(f"{len(self.cells) - len(self.waiting)} of {len(self.cells)} cells are finished.")
         for cell in self.waiting:
@@ -235,7 +231,10 @@ class _Run:
                 self.view.refresh(self._progress())
                 time.sleep(0.2)
         finally:
-            _end_all([process for process, _ in self.running.values()])
+            for process, _ in self.running.values():  # all at once: a cell can be ended at any time, and goes on from there
+                process.kill()
+            for process, _ in self.running.values():
+                process.wait()
         return self.failed
 
     def _begin(self, cell: Cell) -> None:
@@ -292,11 +291,8 @@ def _start(cell: Cell, needs: Cell | None, root: RunFolder, workers: int) -> "su
         _take_over(root / needs.name, folder, needs, cell)
     root.write(f"{cell.name}/cell.json", config.to_dict())
     with open(folder / "log.txt", "ab") as log:
-        # Its standard input stays open for as long as this process lives: see cell.py.
-        return subprocess.Popen(
-            [sys.executable, "-m", "sb3_tgrpo.study.cell", str(folder)],
-            stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "sb3_tgrpo.study.cell", str(folder), str(os.getpid())]
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
 
 
 def _take_over(source: Path, target: Path, needs: Cell, cell: Cell) -> None:
@@ -316,19 +312,6 @@ def _take_over(source: Path, target: Path, needs: Cell, cell: Cell) -> None:
         copy = target / "evaluations" / place.name
         if not copy.exists() and (needs.seed == cell.seed or not sampled):
             atomic_copytree(place, copy)
-
-
-def _end_all(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End cells, all at once: each ends when its standard input does."""
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.close()
-    for process in processes:
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _in_short(cell: Cell, root: RunFolder) -> str:

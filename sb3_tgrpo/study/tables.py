@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,11 @@ from sb3_tgrpo.run_folder import RunFolder, now
 from sb3_tgrpo.study.design import Cell, Study, cell_results
 from sb3_tgrpo.study.methods import BASE, GRIDS, short_name
 from sb3_tgrpo.train.job import SETUP_FILE
-from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
-
-PROTOCOL = (
-    "Success in % on stored initial states, by the last policy of each run. In brackets 95 % intervals: Wilson's for a task, "
-    "as if episodes were independent. IQM is the interquartile mean over (task, seed) cells; the mean is over tasks, and of "
-    "each task over seeds. Their intervals (the mean's in the plots) come from a bootstrap that draws the seeds of each task. "
-    "The difference to SFT is in percentage points. Its first interval draws initial states, played by both policies: other "
-    "initial states, these trained policies. Where each task has three seeds or more, a second one draws each task's runs: "
-    "other trainings, these initial states. Ranks are averaged over tasks. Steps of a success are medians, task by task. "
-    "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
-)
+from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, plain_axis, png
+from sb3_tgrpo.train.report import render
 
 FEWEST_SEEDS = FEWEST["evaluation"]
 """With fewer seeds of a task than this an interval over runs would be that of a handful of values; none is shown."""
-
-VERSUS = (
-    "Each row's success minus each column's, in percentage points, on the cells that both have (their number comes last), "
-    "paired by initial state, with the same intervals. Two runs say little of a method, whatever the first interval."
-)
 
 
 def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
@@ -149,8 +136,6 @@ def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """
     Greedy play of one policy from the same initial states is one evaluation, however many seeds have it: pooled, it would look
     like several times as many episodes.
-
-    :param evaluations: Evaluations of one policy.
     """
     found: dict[Hashable, Evaluation] = {}
     for k, evaluation in enumerate(evaluations):
@@ -230,67 +215,19 @@ def _percent(rate: float, interval: Sequence[float] | None) -> str:
 
 def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
     """The tables, what was run, and with what, as Markdown."""
-    record = root.read(f"{study.grid}/study.json") or {"calls": []}
-    parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].description}\n", PROTOCOL + "\n"]
-    for name, rows in results["modes"].items():
-        parts.append(f"## {name}\n\n" + _markdown_table(*table_rows(rows, study.envs)))
-        if any(row["versus"] for row in rows.values()):
-            parts.append(VERSUS + "\n\n" + _markdown_table(*versus_rows(rows)))
-        if any(rows):
-            parts.append(f"![{name}]({name.replace('=', '')}.png)\n")
-    if results["missing"]:
-        parts.append("Not finished, so not in the tables: " + "; ".join(results["missing"]) + ".\n")
-    parts.append(_budget(results))
-    parts.append(_provenance(record["calls"], results, study))
-    return "\n".join(parts)
-
-
-def _markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _budget(results: dict[str, Any]) -> str:
-    head = "| method | task | seed | steps that count | updates | minutes | folder |\n|---|---|---|---|---|---|---|"
-    lines = [
-        f"| {cell['method']} | {short_name(cell['env'])} | {cell['seed']} | {cell['timesteps']:,} | {cell['updates']} | "
-        f"{cell['seconds'] / 60:.1f} | `{cell['folder']}` |"
-        for cell in results["cells"]
-    ]
-    text = (
-        f"Budget: {results['budget']:,} environment steps that count for every method but SFT, the base policy as it is; "
-        "the rollout in which it is reached is completed."
+    return render(
+        Path(__file__).with_name("table.md.j2"),
+        (short_name,),
+        autoescape=False,
+        results=results,
+        study=study,
+        description=GRIDS[study.grid].description,
+        table_rows=table_rows,
+        versus_rows=versus_rows,
+        short_name=short_name,
+        rewards=_rewards(results["cells"]),
+        calls=(root.read(f"{study.grid}/study.json") or {"calls": []})["calls"],
     )
-    return f"## Cells\n\n{text}\n\n" + "\n".join([head, *lines]) + "\n"
-
-
-def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study: Study) -> str:
-    tuning = results["tuning"]
-    tuned = "none: every method has the learning rate of the recipe"
-    if tuning:
-        trials = {len(scores) for scores in tuning["trials"].values()}
-        chosen = ", ".join(f"{method} x {factor:g}" for method, factor in tuning["chosen"].items())
-        tuned = (
-            f"{max(trials)} learning rates for each of {', '.join(tuning['trials'])}, "
-            f"seeds {', '.join(map(str, tuning['seeds']))}, "
-            f"on {', '.join(map(short_name, tuning['envs']))}, by {tuning['mode']}; chosen: {chosen}"
-        )
-    lines = [f"- Tuning: {tuned}."]
-    for method, settings in study.overrides.items():
-        lines.append(f"- {method} has settings of its own: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
-    checkpoints = ", ".join(f"{short_name(env)}: {study.checkpoint(env) or 'as shipped'}" for env in study.envs)
-    lines.append(f"- Base policy: {checkpoints}.")
-    lines.append(f"- Seeds: {', '.join(map(str, results['seeds']))}.")
-    lines.extend(f"- {text}" for text in _rewards(results["cells"]))
-    for call in calls:
-        machine = call["hardware"]
-        versions = ", ".join(f"{name} {number}" for name, number in call["versions"].items())
-        lines.append(
-            f"- {call['at']}: `{call['command'] or 'sb3_tgrpo.study.run_study'}`, commit {call['commit'] or 'unknown'}; "
-            f"{machine['cpu']}, {call['cores']} cores, {machine['memory_gib']:g} GiB, {machine['gpu'] or 'no GPU'}; "
-            f"{call['platform']}; {versions}."
-        )
-    return "## Record\n\n" + "\n".join(lines) + "\n"
 
 
 def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
@@ -352,12 +289,8 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
             axes.annotate(" SFT", (1.0, rows[BASE]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     labels = [method.partition("=")[2] or method for method in shown] if axis else shown
     axes.set_xticks(range(len(shown)), labels, fontsize=8)
-    axes.set_xlabel({"alpha_1": r"$\alpha_1$"}.get(axis, axis), fontsize=9)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_ylim(-0.02, 1.02)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.tick_params(labelsize=8)
-    axes.set_title(f"Success, {title}", fontsize=9, loc="left")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain_axis(axes, f"Success, {title}", x_label={"alpha_1": r"$\alpha_1$"}.get(axis, axis))
+    axes.xaxis.label.set_size(9)
     return png(figure)

@@ -12,13 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunningCell:
-    """
-    A cell under way.
-
-    :param name: Method, task and seed.
-    :param seconds: Seconds since it began or went on.
-    :param line: Last line of its log, empty if there is none yet.
-    """
+    """A cell under way: its method, task and seed, seconds since it began or went on, and the last line of its log."""
 
     name: str
     seconds: float
@@ -66,11 +60,7 @@ class StudyView(View):
     progress = StudyProgress(0, 0, ())
 
     def refresh(self, progress: StudyProgress) -> None:
-        """
-        Show how the study stands.
-
-        :param progress: How it stands.
-        """
+        """Show how the study stands."""
         self.progress = progress
         if self.is_due():
             for cell in progress.running:

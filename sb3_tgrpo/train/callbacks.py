@@ -219,12 +219,7 @@ class ResumeCallback(BaseCallback):
 
 
 def save_atomically(model: Any, path: Path) -> None:
-    """
-    Save a model so that the file is there whole or not at all.
-
-    :param model: Algorithm of Stable-Baselines3.
-    :param path: The file.
-    """
+    """Save an algorithm of Stable-Baselines3 so that the file is there whole or not at all."""
     with atomic_path(path) as unfinished:
         model.save(unfinished)
 

@@ -282,35 +282,18 @@ def unused_settings(config: TrainConfig) -> set[str]:
 
 
 def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> None:
-    """
-    Refuse settings that would silently do nothing.
-
-    :param settings: Names of the settings that are to be changed.
-    :param method: Name of the method, for the error.
-    :param config: Configuration of the method.
-    :raises ValueError: If the method does not use one of them.
-    """
+    """Refuse to change settings, given by their names, that the method so called would silently not use."""
     if unused := sorted(set(settings) & unused_settings(config)):
         has = ", ".join(sorted(USED_SETTINGS[config.algorithm.algo])) or "none, being the base policy"
         raise ValueError(f"{method} does not use {', '.join(unused)}. Its settings: {has}.")
-    recipe = {item.name for item in fields(BasePolicyConfig)} - {
-        "checkpoint",
-        "from_scratch",
-        "lora",
-        "unnorm_key",
-        "quantization",
-    }
+    given = {"checkpoint", "from_scratch", "lora", "unnorm_key", "quantization"}
+    recipe = {item.name for item in fields(BasePolicyConfig)} - given
     if not config.base_policy.from_scratch and (unused := sorted(set(settings) & recipe)):
         raise ValueError(f"{', '.join(unused)}: settings of a base policy that is made first. Add from_scratch, or leave out.")
 
 
 def load_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """
-    Read a configuration.
-
-    :param path: JSON file, such as a run folder's ``config.json``.
-    :raises ValueError: If there is none, it is not JSON, or not a configuration.
-    """
+    """Read a configuration, such as a run folder's ``config.json``; a ``ValueError`` if the file is none."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -320,12 +303,8 @@ def load_config(path: str | os.PathLike[str]) -> TrainConfig:
     return TrainConfig.from_dict(values, str(path))
 
 
-def shipped_start() -> Path:
-    """
-    Folder of the base policy that ships with the package.
-
-    :raises FileNotFoundError: If this installation has none.
-    """
+def shipped_base_policy() -> Path:
+    """Folder of the base policy that ships with the package; a ``FileNotFoundError`` if this installation has none."""
     if not (START_FOLDER / "config.json").is_file():
         raise FileNotFoundError(
             "This installation has no base policy: pass --checkpoint FOLDER, or --from-scratch to train one (with "

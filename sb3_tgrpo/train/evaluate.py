@@ -1,12 +1,10 @@
-"""Success before and after training: pooled over seeds, and shown."""
+"""Success before and after training, pooled over seeds."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from sb3_tgrpo.evaluation.comparison import paired_comparison
 from sb3_tgrpo.evaluation.results import Evaluation
-from sb3_tgrpo.files import atomic_write
 
 
 def pooled(before: Sequence[Evaluation], after: Sequence[Evaluation], seeds: Sequence[int]) -> dict[str, Any]:
@@ -45,21 +43,5 @@ def pooled(before: Sequence[Evaluation], after: Sequence[Evaluation], seeds: Seq
 
 
 def _counts(evaluation: Evaluation) -> dict[str, Any]:
-    return {
-        "successes": evaluation.rate.successes,
-        "episodes": evaluation.rate.trials,
-        "interval": list(evaluation.interval()),
-    }
-
-
-def show_videos(videos: Mapping[str, Path], file: Path) -> None:
-    """
-    Write a picture of videos, a row each.
-
-    :param videos: Videos by name.
-    :param file: The picture.
-    """
-    from sb3_tgrpo.envs.demos.pictures import read_pictures
-    from sb3_tgrpo.train.plots import plot_episodes
-
-    atomic_write(file, plot_episodes({name: read_pictures(video) for name, video in videos.items()}))
+    rate = evaluation.rate
+    return {"successes": rate.successes, "episodes": rate.trials, "interval": list(rate.interval())}

@@ -21,12 +21,14 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.envs.groups.worker import WorkerPool
 from sb3_tgrpo.evaluation.results import Evaluation
+from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
 from sb3_tgrpo.train.config import TrainConfig
 from sb3_tgrpo.train.errors import explained
-from sb3_tgrpo.train.evaluate import pooled, show_videos
+from sb3_tgrpo.train.evaluate import pooled
 from sb3_tgrpo.train.make_base_policy import base_policy_checkpoint
 from sb3_tgrpo.train.model import make_model, make_policy, make_training_env
+from sb3_tgrpo.train.plots import plot_episodes
 from sb3_tgrpo.train.report import write_pooled_report, write_report
 from sb3_tgrpo.train.setup import (
     Setup,
@@ -153,19 +155,16 @@ def run_seeds(
             view.print(f"seed {seed}")
             one = replace(config, seed=seed)
             runs[seed] = run_training(one, every / f"seed_{seed}", view=view, shared=folder, command=command)
-        loaded: dict[float, tuple[list[Evaluation], list[Evaluation]]] = {}
-        for temperature in config.evaluation.eval_temperatures:
-            firsts, seconds = [], []
-            for seed in seeds:
-                run = RunFolder(every / f"seed_{seed}")
-                firsts.append(_load(_before_folder(config, every, run, temperature), "before", temperature))
-                seconds.append(_load(run, "after", temperature))
-            loaded[temperature] = (firsts, seconds)
+        folders = [RunFolder(every / f"seed_{seed}") for seed in seeds]
+        modes = {}
+        for t in config.evaluation.eval_temperatures:
+            before = [_load(_before_folder(config, every, run, t), "before", t) for run in folders]
+            modes[str(Decoding(t))] = pooled(before, [_load(run, "after", t) for run in folders], seeds)
         first = next(iter(runs.values()))
         results = {
             **{key: first[key] for key in ("env", "assets", "start", "reward", "training_starts", "image_size")},
             "seeds": list(seeds),
-            "modes": {str(Decoding(t)): pooled(*evaluations, list(seeds)) for t, evaluations in loaded.items()},
+            "modes": modes,
             "resampled_groups": sum(result["resampled_groups"] for result in runs.values()),
             "seconds": sum(result["seconds"]["total"] for result in runs.values()),
             "finished": now(),
@@ -275,11 +274,7 @@ def _finished_results(run: RunFolder) -> dict[str, Any] | None:
 
 
 def has_begun(run: RunFolder) -> bool:
-    """
-    Whether a run's folder holds more than what was asked for: a base policy, an episode, results.
-
-    :param run: Run folder.
-    """
+    """Whether a run's folder holds more than what was asked for: a base policy, an episode, results."""
     return any(next(run.path.glob(pattern), None) for pattern in ("start", *_RESULTS_OF_SETUP))
 
 
@@ -320,13 +315,14 @@ def _film(parts: Run, policy: Any, pairs: Pairs, pool: WorkerPool) -> dict[str, 
     Videos of one initial state before and after: of the first that failed before and succeeds after, so that there is
     something to see, or of the first if there is none. Never a measure of anything.
     """
+    from sb3_tgrpo.envs.demos.pictures import read_pictures
+
     temperature, (before, after) = next(iter(pairs.items()))
     repetitions = parts.protocol(temperature).repetitions
     outcomes = [(b.success, a.success) for b, a in zip(before.episodes, after.episodes, strict=True)][::repetitions]
     changed = [number for number, outcome in enumerate(outcomes) if outcome == (False, True)]
     number = changed[0] if changed else 0
-    folder = parts.folder / "videos"
-    folder.mkdir(exist_ok=True)
+    folder = RunFolder(parts.folder / "videos")
     for name in ("after", "before"):
         if not (folder / f"{name}.mp4").is_file():
             parts.view.begin_stage(f"video {name}")
@@ -335,8 +331,8 @@ def _film(parts: Run, policy: Any, pairs: Pairs, pool: WorkerPool) -> dict[str, 
             player = policy if name == "after" else make_policy(parts.config, parts.setup)
             parts.film(player, folder / f"{name}.mp4", temperature, number, pool)
     parts.view.end_stage()
-    videos = {f"{name} training": folder / f"{name}.mp4" for name in ("before", "after")}
-    show_videos(videos, parts.folder / "plots" / "before_after.png")
+    pictures = {f"{name} training": read_pictures(folder / f"{name}.mp4") for name in ("before", "after")}
+    atomic_write(parts.folder / "plots" / "before_after.png", plot_episodes(pictures))
     return {"mode": str(Decoding(temperature)), "start": number, "chosen": bool(changed)}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sb3_tgrpo.openvla.checkpoint import TINY_IMAGE_SIZE, Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
-from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_start
+from sb3_tgrpo.train.config import RENAMED, TrainConfig, shipped_base_policy
 from sb3_tgrpo.train.errors import TrainingError
 from sb3_tgrpo.train.view import RunView, count
 
@@ -21,7 +21,7 @@ def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView
     if config.base_policy.checkpoint is not None:
         return Checkpoint(config.base_policy.checkpoint)
     if not config.base_policy.from_scratch:
-        return Checkpoint(shipped_start())
+        return Checkpoint(shipped_base_policy())
     from sb3_tgrpo.sft.trainer import STATE_FILE
 
     task = ("env", "start_noise", "joint_noise", "assets", "image_size")
@@ -38,16 +38,16 @@ def _renamed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
     from sb3_tgrpo.envs.demos.collection import CollectionError, CollectionSettings, collect_demos
-    from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
+    from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-    suite, index = parse_task_id(config.task.env)
+    task = str(TaskName.parse(config.task.env))
     file = folder / "demos.hdf5"
     wanted = config.base_policy.demos
     if file.is_file():
-        view.skip_stage("demonstrations", f"{wanted} of {suite}-{index}")
+        view.skip_stage("demonstrations", f"{wanted} of {task}")
         return file
     settings = CollectionSettings(
-        task=f"{suite}-{index}",
+        task=task,
         demos=wanted,
         seed=config.base_policy.base_seed,
         expert=config.base_policy.expert,
@@ -70,7 +70,7 @@ def _collect(config: TrainConfig, folder: RunFolder, view: RunView) -> Path:
         collect_demos(settings, file, workers=config.workers, command="sb3-tgrpo train --from-scratch", progress=progress)
     except CollectionError as error:
         raise TrainingError(str(error)) from error
-    view.end_stage(f"{wanted} of {suite}-{index}")
+    view.end_stage(f"{wanted} of {task}")
     return file
 
 

@@ -35,19 +35,12 @@ def plot_curves(runs: Sequence[Sequence[dict[str, Any]]]) -> bytes | None:
     chosen = [curve for curve in CURVES if any(curve[0] in row for rows in runs for row in rows)]
     if not chosen:
         return None
-    n_rows = -(-len(chosen) // 3)
-    figure = new_figure(10.5, 2.3 * n_rows)
-    axes = figure.subplots(n_rows, 3, squeeze=False)
-    for axis in axes.flat[len(chosen) :]:
-        axis.set_visible(False)
-    for axis, (key, title, is_share) in zip(axes.flat, chosen, strict=False):
+    figure, axes = _panels(len(chosen), 3, 2.3)
+    for axis, (key, title, is_share) in zip(axes, chosen, strict=True):
         for rows in runs:
             _curve(axis, rows, key, faint=len(runs) > 1)
-        _plain(axis, title)
-        axis.set_xlabel("thousand steps", fontsize=8)
         axis.ticklabel_format(useOffset=False)
-        if is_share:
-            axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        plain_axis(axis, title, is_share, "thousand steps")
     return png(figure)
 
 
@@ -71,9 +64,7 @@ def plot_stages(rows: Sequence[dict[str, Any]]) -> bytes | None:
     axis.stackplot(steps, shares, colors=stage_colours(n_stages), labels=[f"{k} done" for k in range(n_stages)])
     axis.set_xlim(steps[0], steps[-1])
     axis.set_ylim(0, 1)
-    _plain(axis, "Steps by stages done")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axis.set_xlabel("thousand steps", fontsize=8)
+    plain_axis(axis, "Steps by stages done", x_label="thousand steps")
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, frameon=False, reverse=True)
     return png(figure)
 
@@ -88,20 +79,15 @@ def plot_furthest(modes: dict[str, dict[str, Any]]) -> bytes | None:
     known = {name: mode for name, mode in modes.items() if mode["before"]["n_stages"] is not None}
     if not known:
         return None
-    figure = new_figure(10.5, 2.6)
-    axes = figure.subplots(1, max(len(known), 2), squeeze=False)[0]
-    for axis in axes[len(known) :]:
-        axis.set_visible(False)
-    for axis, (name, mode) in zip(axes, known.items(), strict=False):
+    figure, axes = _panels(len(known), max(len(known), 2), 2.6)
+    for axis, (name, mode) in zip(axes, known.items(), strict=True):
         n = mode["before"]["n_stages"] + 1
         for offset, when, colour in ((-0.2, "before", GREY), (0.2, "after", BLUE)):
             furthest = mode[when]["furthest"]
             heights = [furthest.count(k) / len(furthest) for k in range(n)]
             axis.bar([k + offset for k in range(n)], heights, width=0.4, color=colour, label=when)
-        _plain(axis, f"Furthest stage of an episode, {name}")
+        plain_axis(axis, f"Furthest stage of an episode, {name}", x_label="stages done")
         axis.set_xticks(range(n))
-        axis.set_xlabel("stages done", fontsize=8)
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.legend(fontsize=8, frameon=False)
     return png(figure)
 
@@ -113,11 +99,8 @@ def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
     :param modes: Ways of playing in the results, by name.
     :return: PNG.
     """
-    figure = new_figure(10.5, 2.8)
-    axes = figure.subplots(1, max(len(modes), 2), squeeze=False)[0]
-    for axis in axes[len(modes) :]:
-        axis.set_visible(False)
-    for axis, (name, mode) in zip(axes, modes.items(), strict=False):
+    figure, axes = _panels(len(modes), max(len(modes), 2), 2.8)
+    for axis, (name, mode) in zip(axes, modes.items(), strict=True):
         many = len(mode["per_seed"]) > 1
         for seed in mode["per_seed"]:
             rates = [seed[when]["successes"] / seed[when]["episodes"] for when in ("before", "after")]
@@ -129,8 +112,7 @@ def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
         axis.set_xticks([0, 1], ["before", "after"])
         axis.set_xlim(-0.3, 1.3)
         axis.set_ylim(0, 1)
-        _plain(axis, f"Success, {name}")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        plain_axis(axis, f"Success, {name}")
     return png(figure)
 
 
@@ -188,9 +170,23 @@ def png(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def _plain(axis: "Axes", title: str) -> None:
+def _panels(n: int, columns: int, height: float) -> tuple["Figure", Sequence["Axes"]]:
+    """A figure with a grid of ``n`` panels, and so many inches for each row of them."""
+    n_rows = -(-n // columns)
+    figure = new_figure(10.5, height * n_rows)
+    axes = figure.subplots(n_rows, columns, squeeze=False).flat
+    for axis in axes[n:]:
+        axis.set_visible(False)
+    return figure, axes[:n]
+
+
+def plain_axis(axis: "Axes", title: str, is_share: bool = True, x_label: str = "") -> None:
+    """The look of all panels; a share is shown in percent."""
     axis.set_title(title, fontsize=9, loc="left")
     axis.tick_params(labelsize=8)
+    axis.set_xlabel(x_label, fontsize=8)
+    if is_share:
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,6 @@ def _mode_words(name: str) -> str:
 def _write(
     config: TrainConfig, run: RunFolder, results: dict[str, Any], plots: dict[str, bytes | None], facts: dict[str, Any]
 ) -> Path:
-    from jinja2 import Environment, StrictUndefined
-
     drawn = {name: data for name, data in plots.items() if data is not None}
     for name, data in drawn.items():
         atomic_write(run / "plots" / f"{name}.png", data)
@@ -127,10 +126,9 @@ def _write(
     if results.get("videos") and not several:
         videos = {when: _base64((run / "videos" / f"{when}.mp4").read_bytes()) for when in ("before", "after")}
     name = ALGORITHM_NAMES[config.algorithm.algo]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for text in (_rate, _percent, _points, _interval, _p_value, _mode_words):
-        environment.filters[text.__name__.lstrip("_")] = text
-    page = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")).render(
+    page = render(
+        Path(__file__).with_name("report.html.j2"),
+        (_rate, _percent, _points, _interval, _p_value, _mode_words),
         title=f"{name} on {results['env']}",
         lead=_LEADS[config.algorithm.algo].format(name=name),
         results=results,
@@ -153,6 +151,24 @@ def _write(
         settings=json.dumps(config.to_dict(), indent=1),
     )
     return atomic_write(run / "report.html", page)
+
+
+def render(template: Path, filters: Sequence[Callable[..., str]], *, autoescape: bool = True, **values: Any) -> str:
+    """
+    The text of a template of Jinja2.
+
+    :param template: File of the template.
+    :param filters: Functions that the template uses as filters, by their names without underscores in front.
+    :param autoescape: Whether values are escaped for HTML.
+    :param values: Values that the template shows; a name that is not among them is an error.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(
+        autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {text.__name__.lstrip("_"): text for text in filters}
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**values)
 
 
 def _base64(data: bytes) -> str:

@@ -15,16 +15,13 @@ import gymnasium as gym
 
 from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.openvla.checkpoint import Checkpoint
-from sb3_tgrpo.train.config import Assets, TaskConfig, TrainConfig, shipped_start
+from sb3_tgrpo.train.config import Assets, TaskConfig, TrainConfig, shipped_base_policy
 
 if TYPE_CHECKING:
     from sb3_tgrpo.evaluation.protocol import Protocol
 
 TINY_TRAINING_STEPS = {"libero_object": 150}
-"""
-The default recipe's step limit by suite: its demonstrations take about 100 steps, and an episode that is not done by 150 is
-stuck.
-"""
+"""The default recipe's step limit by suite: demonstrations take about 100 steps, an episode not done by 150 is stuck."""
 EVAL_SEED_OFFSET = 1_000_000
 """Seed of the first initial state that a task without stored ones is evaluated on."""
 
@@ -84,14 +81,14 @@ def check_request(config: TrainConfig) -> None:
             for name in ("assets", "image_size", "reward", "payment", "initial_states", "start_noise", "joint_noise")
             if getattr(config.task, name) not in (getattr(default, name), None)
         ]
-        if given or config.base_policy.from_scratch:
-            names = ", ".join([*given, *(["from_scratch"] if config.base_policy.from_scratch else [])])
+        if given := [*given, *(["from_scratch"] if config.base_policy.from_scratch else [])]:
+            names = ", ".join(given)
             raise ValueError(f"{names}: only LIBERO's tasks have them, and env={config.task.env!r} is none. Leave them out.")
     else:
         _check_libero_task(config)
     if config.base_policy.from_scratch:
         return
-    checkpoint = Checkpoint(config.base_policy.checkpoint or shipped_start(), download=False)
+    checkpoint = Checkpoint(config.base_policy.checkpoint or shipped_base_policy(), download=False)
     if checkpoint.is_here:  # what is on the hub is checked when it has been downloaded
         _check_checkpoint(config, checkpoint)
 
@@ -131,22 +128,13 @@ def _assets(config: TrainConfig, checkpoint: Checkpoint) -> Assets:
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """
-    Check the seeds of several runs.
-
-    :raises ValueError: For fewer than two, equal ones or negative ones.
-    """
+    """Refuse seeds of several runs that are fewer than two, equal or negative."""
     if len(set(seeds)) != len(seeds) or len(seeds) < 2 or min(seeds) < 0:
         raise ValueError(f"seeds={list(seeds)} must be two or more different seeds, none below 0.")
 
 
 def check_n_groups(n_groups: int) -> None:
-    """
-    Check the number of groups that the signal is measured in.
-
-    :param n_groups: Number of groups.
-    :raises ValueError: If they are too few to compare.
-    """
+    """Refuse too few groups to measure the signal in."""
     if n_groups < 3:
         raise ValueError(f"n_groups={n_groups}: comparing gradients takes at least 3 groups.")
 
@@ -166,12 +154,7 @@ def check_task(env: str) -> None:
 
 
 def check_device(name: str) -> None:
-    """
-    Check that torch has a device.
-
-    :param name: Device as torch takes it, or ``"auto"``.
-    :raises ValueError: If there is none.
-    """
+    """Refuse a device that torch does not have here; ``"auto"`` is one that it has."""
     import torch as th
 
     try:
@@ -192,11 +175,7 @@ def env_source(config: TrainConfig) -> "str | Callable[..., gym.Env]":
 
 
 def reward_program(config: TrainConfig) -> Any:
-    """
-    The reward program that a configuration names, None for the sparse reward and outside LIBERO.
-
-    :raises ValueError: If there is no such reward, or it is another task's.
-    """
+    """The reward program that a configuration names, None for the sparse reward and outside LIBERO; refuses another task's."""
     from sb3_tgrpo.rewards import RewardError, load_reward
     from sb3_tgrpo.rewards.facts.task_name import TaskName
 
@@ -213,12 +192,7 @@ def reward_program(config: TrainConfig) -> Any:
 
 
 def resolve_setup(config: TrainConfig, checkpoint: Checkpoint) -> Setup:
-    """
-    Decide assets, image size, reward, adapter and step limit.
-
-    :param checkpoint: Base policy.
-    :raises ValueError: If the reward is unknown or the task has none, or settings do not fit the base policy.
-    """
+    """Decide assets, image size, reward, adapter and step limit; refuses settings that do not fit the base policy."""
     from sb3_tgrpo.envs.libero.assets import resolve_assets
     from sb3_tgrpo.rewards.facts.task_name import TaskName
 

@@ -32,6 +32,11 @@ MAX_DIMENSIONS = 2_000_000
 
 _SPLITS = 200
 
+_SETTINGS = (
+    "seed", "group_size", "ratio_level", "alpha_step", "alpha_traj", "gamma", "min_spread", "compare_ended", "outcome_reward",
+)  # fmt: skip
+"""Settings of the model that its gradients depend on."""
+
 
 # ---------------------------------------------------------------------- the arithmetic
 
@@ -78,12 +83,7 @@ def half_batch_cosine(gram: np.ndarray, seed: int = 0) -> float:
 
 
 def batch_cosine(share: float, n_groups: int) -> float:
-    """
-    Expected cosine between the gradient of a batch and the true one, ``sqrt(s n / (s n + 1 - s))``.
-
-    :param share: Signal over total of one group, from :func:`signal_share`; below 0 counts as 0.
-    :param n_groups: Number of groups in the batch.
-    """
+    """Cosine expected between a batch's gradient and the true one, ``sqrt(s n / (s n + 1 - s))``; s below 0 counts as 0."""
     share = min(max(share, 0.0), 1.0)
     return math.sqrt(share * n_groups / (share * n_groups + 1.0 - share)) if share else 0.0
 
@@ -204,25 +204,14 @@ def fused(
     )
 
 
-def success_only(group: Group) -> np.ndarray:
-    """Trajectories compared by success alone, as GRPO does."""
-    outcome = np.nan_to_num(group.successes)
-    return np.where(group.mask, trajectory_advantages(outcome[None]), 0.0)
-
-
-def as_trained(group: Group) -> np.ndarray:
-    """The model's own advantages, whatever it makes them of."""
-    return group.advantages
-
-
 def default_variants(model: "TGRPO") -> dict[str, Advantage]:
-    """The model's own advantages, each level alone, and success alone."""
+    """The model's own advantages, each level alone, and trajectories compared by success alone, as GRPO does."""
     spread = model.min_spread
     return {
-        "as trained": as_trained,
+        "as trained": lambda group: group.advantages,
         "step only": fused(1.0, 0.0, spread, compare_ended=model.compare_ended),
         "traj only": fused(0.0, 1.0, spread, model.gamma),
-        "success": success_only,
+        "success": lambda group: np.where(group.mask, trajectory_advantages(np.nan_to_num(group.successes)[None]), 0.0),
     }
 
 
@@ -326,18 +315,10 @@ class _KeptRollouts:
         self.folder = RunFolder(path)
         settings = {
             "policy": fingerprint(model),
-            "seed": model.seed,
             "temperature": getattr(model.policy, "temperature", None),
-            "group_size": model.group_size,
             "environments": model.n_envs,
-            "ratio_level": model.ratio_level,
-            "alpha_step": model.alpha_step,
-            "alpha_traj": model.alpha_traj,
-            "gamma": model.gamma,
-            "min_spread": model.min_spread,
-            "compare_ended": model.compare_ended,
-            "outcome_reward": model.outcome_reward,
             "variants": variants,
+            **{name: getattr(model, name) for name in _SETTINGS},
         }
         self.folder.claim("settings.json", settings, results=("rollout_*.pt",), defaults={"outcome_reward": None})
 

@@ -107,11 +107,7 @@ class Run:
         return found
 
     def film(self, policy: BasePolicy, file: Path, temperature: float, number: int, pool: "WorkerPool") -> None:
-        """
-        A video of the episode that :meth:`evaluate` has played from an initial state.
-
-        :param number: Number of the initial state.
-        """
+        """A video of the episode that :meth:`evaluate` has played from the initial state of that number."""
         protocol = self.protocol(temperature)
         seeds = None if protocol.seeds is None else (protocol.seeds[number],)
         one = replace(protocol, repetitions=1, init_state_ids=(protocol.init_state_ids[number],), seeds=seeds)
@@ -127,12 +123,7 @@ class Run:
     # ------------------------------------------------------------------ training
 
     def train(self) -> BasePolicy:
-        """
-        Train, or go on from the last saved update.
-
-        :return: The last policy.
-        :raises ValueError: If ``metrics.jsonl`` lacks updates of the saved model.
-        """
+        """Train, or go on from the last saved update, and return the last policy."""
         algo = self.config.algorithm.algo
         if algo == "sft":
             return self._leave_as_it_is()
@@ -164,12 +155,7 @@ class Run:
             env.close()
 
     def rows(self, timesteps: int) -> list[dict[str, Any]]:
-        """
-        The rows of ``metrics.jsonl`` up to a saved model.
-
-        :param timesteps: Steps that the model has made.
-        :raises ValueError: If updates of the model are missing.
-        """
+        """The rows of ``metrics.jsonl`` up to a saved model, which has made so many steps; refuses a file that lacks some."""
         file = self.folder / METRICS_FILE
         rows = [row for row in JsonLines(file).read() if row["timesteps"] <= timesteps]
         whole = [row["update"] for row in rows] == list(range(1, len(rows) + 1))
@@ -248,12 +234,7 @@ class Run:
 
 
 def check_extras(config: TrainConfig) -> None:
-    """
-    Check that whatever is asked for is installed, before any work is done.
-
-    :raises ImportError: If something is not.
-    :raises ValueError: If torch has no such device here.
-    """
+    """Check that whatever is asked for is installed, and the device here, before any work is done."""
     if config.algorithm.algo != "sft":
         algorithm_class(config.algorithm.algo)
     if config.wandb is not None:

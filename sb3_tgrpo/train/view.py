@@ -60,11 +60,7 @@ class View:
             self._live.stop()
 
     def print(self, text: Any) -> None:
-        """
-        A line that stays.
-
-        :param text: Text, or something that rich shows.
-        """
+        """A line that stays: text, or something that rich shows."""
         if self._live is None:
             print(text, file=self._stream or sys.stdout, flush=True)
         else:
@@ -73,11 +69,7 @@ class View:
             self._live.console.print(Text(text) if isinstance(text, str) else text)
 
     def is_due(self, force: bool = False) -> bool:
-        """
-        Whether to print a plain line now. The panel needs none.
-
-        :param force: Whether to print it however long ago the last one was.
-        """
+        """Whether to print a plain line now, ``force``: however long ago the last one was. The panel needs none."""
         if self._live is not None or not (force or time.monotonic() - self._printed >= self.interval):
             return False
         self._printed = time.monotonic()
@@ -132,12 +124,7 @@ class Stage:
         return (self.seconds - seconds) * max(0, self.total - self.done) / (self.done - since)
 
     def advance(self, done: float, text: str = "", round_over: bool = False) -> None:
-        """
-        Note how much is done.
-
-        :param done: How much is done.
-        :param round_over: Whether the first round is over in any case.
-        """
+        """Note how much is done, and whether the first round is over in any case."""
         self.done, self.text = done, text or self.text
         advanced = done - self.first
         if self.first_round_over is None and advanced > 0 and (round_over or advanced >= self.first_round):
@@ -154,15 +141,16 @@ class Stage:
 class RunView(View):
     """A run: its parts, and the numbers of its updates."""
 
+    later_seconds = 0.0
+    """What comes after the current part takes about so long."""
+    highest_return: float | None = None
+    """Highest reward of an episode, if known."""
+
     def __init__(
         self, title: str = "", stream: TextIO | None = None, live: bool = False, console: "Console | None" = None
     ) -> None:
         self.stages: list[Stage] = []
         self.rows: list[dict[str, Any]] = []
-        self.later_seconds = 0.0
-        """What comes after the current part takes about so long."""
-        self.highest_return: float | None = None
-        """Highest reward of an episode, if known."""
         super().__init__(title, stream, live, console)
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
@@ -173,14 +161,7 @@ class RunView(View):
     def begin_stage(
         self, name: str, total: float = 0, unit: str = "", done: float = 0, first_round: float = 1, text: str = ""
     ) -> None:
-        """
-        The run goes on to its next part.
-
-        :param total: How much there is to do, 0 if that is not known.
-        :param unit: What is counted.
-        :param done: How much an earlier call has done.
-        :param first_round: How much is done at once.
-        """
+        """The run goes on to its next part, of which an earlier call has done ``done``; the rest as in :class:`Stage`."""
         self.end_stage()
         self.stages.append(Stage(name, total, unit, done, done, first_round, text))
         self._refresh(force=True)
@@ -202,31 +183,19 @@ class RunView(View):
         self._show_end(stage)
 
     def resume(self, done: float, rows: list[dict[str, Any]]) -> None:
-        """
-        Training begins where an earlier call was.
-
-        :param done: How much that call has done.
-        :param rows: Its updates.
-        """
+        """Training begins where an earlier call was, which has done so much, in these updates."""
         self.rows = rows
         self.stages[-1].done = self.stages[-1].first = done
 
     def advance(self, done: float, text: str = "") -> None:
-        """
-        The current part goes on.
-
-        :param done: How much of it is done.
-        """
+        """The current part goes on."""
         self.stages[-1].advance(done, text)
         self._refresh()
 
     def sampling(self, timesteps: int, groups: int, groups_per_update: int | None) -> None:
         """
-        Training goes on.
-
-        :param timesteps: Steps done in all.
-        :param groups: Groups that have ended since the last update; episodes for a method without groups.
-        :param groups_per_update: Groups that the next update needs; None for a method without groups.
+        Training goes on: so many groups have ended since the last update, of the ones that the next update needs. Episodes
+        for a method without groups, whose ``groups_per_update`` is None.
         """
         sampled = count(groups, "episode") if groups_per_update is None else f"{groups} of {groups_per_update} groups"
         self.advance(timesteps, f"{sampled} for update {len(self.rows) + 1}")
@@ -286,12 +255,10 @@ class RunView(View):
             return []
         last = self.rows[-1]
         found = [("update", f"{last['update']}  ({last['timesteps']:,} steps)")]
-        for name, key, form in _NUMBERS:
+        for name, key, form in _numbers(self.highest_return):
             if key in last:
                 sign = -1 if key == "train/entropy_loss" else 1
                 history = [sign * row[key] for row in self.rows if key in row]
-                if key == "rollout/group_reward" and self.highest_return is not None:
-                    form += f" of {self.highest_return:g}"
                 found.append((name, f"{form.format(history[-1]):>12}  {sparkline(history)}"))
         if split := time_split(self.rows):
             found.append(("time", split))
@@ -299,13 +266,7 @@ class RunView(View):
 
 
 def bar(done: float, total: float, unit: str) -> Any:
-    """
-    A row with a progress bar.
-
-    :param done: How much is done.
-    :param total: How much there is to do.
-    :param unit: What is counted.
-    """
+    """A row with a progress bar."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -316,49 +277,33 @@ def bar(done: float, total: float, unit: str) -> Any:
 
 
 def make_view(title: str, plain: bool | None = None) -> RunView:
-    """
-    A live view on a terminal, plain lines elsewhere.
-
-    :param title: Title.
-    :param plain: Whether to print plain lines in any case; None: by whether standard output is a terminal.
-    """
+    """A live view on a terminal, plain lines elsewhere or where asked for."""
     return RunView(title, live=sys.stdout.isatty() if plain is None else not plain)
 
 
 def describe_update(row: dict[str, Any], highest_return: float | None = None) -> str:
-    """
-    An update in a few words.
-
-    :param highest_return: Highest reward of an episode, if known.
-    """
-    parts = []
-    for name, key, form in _NUMBERS[:-1]:
-        if key in row:
-            highest = f" of {highest_return:g}" if key == "rollout/group_reward" and highest_return is not None else ""
-            parts.append(f"{name} {form.format(row[key])}{highest}")
+    """An update in a few words."""
+    parts = [f"{name} {form.format(row[key])}" for name, key, form in _numbers(highest_return)[:-1] if key in row]
     if split := time_split([row]):
         parts.append(f"time: {split}")
     return f"update {row['update']}: {', '.join(parts)}"
 
 
-def time_split(rows: list[dict[str, Any]]) -> str:
-    """
-    Shares of the time spent on simulators, sampling and updates, in words; empty if no time was measured.
+def _numbers(highest_return: float | None) -> list[tuple[str, str, str]]:
+    """Names, keys and forms of an update's numbers, the reward with the highest one of an episode, if that is known."""
+    highest = "" if highest_return is None else f" of {highest_return:g}"
+    return [(name, key, form + (highest if key == "rollout/group_reward" else "")) for name, key, form in _NUMBERS]
 
-    :param rows: Rows of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`.
-    """
+
+def time_split(rows: list[dict[str, Any]]) -> str:
+    """Shares of the time of updates spent on simulators, sampling and updating, in words; empty if none was measured."""
     seconds = {name: sum(row.get(key, 0.0) for row in rows) for name, key in _TIMES.items()}
     total = sum(seconds.values())
     return ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items()) if total > 0 else ""
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """
-    The latest values as a row of blocks, between their least and greatest; ``!`` for one that is not finite.
-
-    :param values: Values.
-    :param width: Most values that are shown.
-    """
+    """The latest values as a row of blocks, between their least and greatest; ``!`` for one that is not finite."""
     values = values[-width:]
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -368,11 +313,7 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
-    A time in words: ``45 s``, ``12 min 05 s``, ``2 h 03 min``.
-
-    :param seconds: Seconds.
-    """
+    """A time in words: ``45 s``, ``12 min 05 s``, ``2 h 03 min``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -28,7 +28,7 @@ from stable_baselines3.common import env_checker
 from sb3_tgrpo.envs import LiberoEnv, register_envs
 from sb3_tgrpo.envs.libero.env import SETTLE_STEPS
 from sb3_tgrpo.envs.libero.tasks import get_task, instruction_of, stored_starts
-from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES, gym_id
+from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES, task_names
 from sb3_tgrpo.envs.spaces import InstructionSpace, decode_instruction, encode_instruction
 from sb3_tgrpo.rewards import RewardError, RewardProgram, load_reward
 from sb3_tgrpo.rewards.episodes.measure import measure
@@ -55,7 +55,7 @@ def env() -> Iterator[LiberoEnv]:
 def test_all_tasks_have_ids() -> None:
     register_envs()
     register_envs()
-    ids = [gym_id(suite, task) for suite, count in SUITES.items() for task in range(count)]
+    ids = [name.gym_id for name in task_names(SUITES)]
     assert len(ids) == 130
     for env_id in ids:
         spec = gym.spec(env_id)

@@ -19,7 +19,7 @@ from sb3_tgrpo.envs.spaces import InstructionSpace as LiberoInstructionSpace
 from sb3_tgrpo.openvla.cuda_graph import GraphedGeneration
 from sb3_tgrpo.openvla.model import KeyValueCache, OpenVLA
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
-from sb3_tgrpo.train.config import shipped_start
+from sb3_tgrpo.train.config import shipped_base_policy
 
 BOX = spaces.Box(-1.0, 1.0, (7,), np.float32)
 
@@ -679,7 +679,7 @@ def test_gripper_convention_is_liberos_only_for_libero():
 
 def test_light_and_full_assets_are_not_mixed():
     """By default: by name it is the user's decision."""
-    shipped = str(shipped_start())
+    shipped = str(shipped_base_policy())
 
     def space(assets, by_name=False):
         image = spaces.Box(0, 255, (128, 128, 3), np.uint8)

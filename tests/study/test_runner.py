@@ -28,7 +28,7 @@ from sb3_tgrpo.study import runner as study_runner
 from sb3_tgrpo.study.design import Cell, Study, is_finished
 from sb3_tgrpo.study.runner import StudyError, check_cells, commit, run_study, write_tables
 from sb3_tgrpo.study.view import StudyProgress, StudyView
-from sb3_tgrpo.train.config import AlgorithmConfig, TrainConfig, shipped_start
+from sb3_tgrpo.train.config import AlgorithmConfig, TrainConfig, shipped_base_policy
 
 
 def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_was_replaced_is_noticed(tmp_path: Path) -> None:
     cell = study.cells()[0]
     root.write(f"{cell.name}/config.json", cell.config.to_dict())
     atomic_write(root / cell.name / "evaluations/before_greedy/episodes.jsonl", "")
-    root.write(f"{cell.name}/setup.json", {"start": Checkpoint(shipped_start()).identity, "assets": "light"})
+    root.write(f"{cell.name}/setup.json", {"start": Checkpoint(shipped_base_policy()).identity, "assets": "light"})
     check_cells([cell], root)
     root.write(f"{cell.name}/setup.json", {"start": "an earlier one", "assets": "light"})
     with pytest.raises(ValueError, match=r"SFT/seed_0 started from another policy than .* holds now"):
@@ -163,7 +163,7 @@ def test_cells_of_an_earlier_reward_are_tabled_and_not_added_to(tmp_path: Path, 
         for cell, reward in zip(cells, rewards, strict=True):
             root.write(f"{cell.name}/config.json", cell.config.to_dict())
             atomic_write(root / cell.name / "evaluations/before_greedy/episodes.jsonl", "")
-            setup = {"start": Checkpoint(shipped_start()).identity, "assets": "light", "reward": reward}
+            setup = {"start": Checkpoint(shipped_base_policy()).identity, "assets": "light", "reward": reward}
             if newer is None:  # written before rewards were noted
                 del setup["reward"]
             elif newer and reward:

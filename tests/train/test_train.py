@@ -31,7 +31,7 @@ from sb3_tgrpo.files import JsonLines
 from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
-from sb3_tgrpo.train.config import BUDGETS, TrainConfig, flags, load_config, parse_setting, shipped_start
+from sb3_tgrpo.train.config import BUDGETS, TrainConfig, flags, load_config, parse_setting, shipped_base_policy
 from sb3_tgrpo.train.errors import TrainingError, explain
 from sb3_tgrpo.train.job import has_begun, run_training
 from sb3_tgrpo.train.model import make_model, make_policy
@@ -143,9 +143,9 @@ def test_flags_outrank_the_file_and_the_recipe(tmp_path: Path) -> None:
 def test_missing_base_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sb3_tgrpo.train.config.START_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="pass --checkpoint FOLDER, or --from-scratch"):
-        shipped_start()
+        shipped_base_policy()
     (tmp_path / "config.json").write_text("{}")
-    assert shipped_start() == tmp_path
+    assert shipped_base_policy() == tmp_path
 
 
 # ---------------------------------------------------------------------- a run
@@ -226,8 +226,8 @@ def test_another_base_policy_or_other_assets_are_refused(
 
 
 def test_identity_is_of_the_content(tmp_path: Path) -> None:
-    identity = resolve_setup(TrainConfig(), Checkpoint(shipped_start())).checkpoint.identity
-    copy = shutil.copytree(shipped_start(), tmp_path / "copy")
+    identity = resolve_setup(TrainConfig(), Checkpoint(shipped_base_policy())).checkpoint.identity
+    copy = shutil.copytree(shipped_base_policy(), tmp_path / "copy")
     assert resolve_setup(TrainConfig(), Checkpoint(copy)).checkpoint.identity == identity
     weights = copy / "model-00001-of-00001.safetensors"
     content = bytearray(weights.read_bytes())
@@ -237,7 +237,7 @@ def test_identity_is_of_the_content(tmp_path: Path) -> None:
 
 
 def test_all_weights_are_trained_in_single_precision() -> None:
-    start = Checkpoint(shipped_start())
+    start = Checkpoint(shipped_base_policy())
     kwargs = resolve_setup(TrainConfig(), start).policy_kwargs
     assert kwargs["lora"] is None and kwargs["dtype"] == "float32"
     saving = TrainConfig().updated({"lora": "language", "gradient_checkpointing": True, "quantization": "4bit"})
@@ -283,7 +283,7 @@ def test_a_call_that_failed_at_once_does_not_bind_the_folder(tmp_path: Path, cap
 
 
 def test_a_base_policy_that_has_not_seen_the_task() -> None:
-    start = str(shipped_start())
+    start = str(shipped_base_policy())
     assert task_mismatch_warning("LIBERO/libero_object-8-v0", start) is None
     warning = task_mismatch_warning("LIBERO/libero_object-9-v0", start) or ""
     assert "was taught to 'pick up the chocolate pudding and place it in the basket', not to 'pick up the orange" in warning
@@ -365,12 +365,15 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
 
 def test_evaluations_find_each_others_simulators() -> None:
     config = TrainConfig()
-    setup = resolve_setup(config, Checkpoint(shipped_start()))
-    again = resolve_setup(config, Checkpoint(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(shipped_base_policy()))
+    again = resolve_setup(config, Checkpoint(shipped_base_policy()))
     first, second = (cloudpickle.dumps(env_maker(config.task.env, one.env_kwargs)) for one in (setup, again))
     assert first == second
     other = replace(config, task=replace(config.task, payment="potential"))
-    assert cloudpickle.dumps(env_maker(config.task.env, resolve_setup(other, Checkpoint(shipped_start())).env_kwargs)) != first
+    assert (
+        cloudpickle.dumps(env_maker(config.task.env, resolve_setup(other, Checkpoint(shipped_base_policy())).env_kwargs))
+        != first
+    )
 
 
 def test_measure_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -573,6 +576,6 @@ def test_libero_from_scratch(tmp_path: Path) -> None:
 )
 def test_only_the_default_suite_has_a_shorter_step_limit(env: str, given: int | None, limit: int | None) -> None:
     config = TrainConfig().updated({"env": env, "max_episode_steps": given, "assets": "light"})
-    setup = resolve_setup(config, Checkpoint(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(shipped_base_policy()))
     assert setup.training_steps == limit
     assert ("cut at" in setup.reward_text) == (limit is not None)
