@@ -20,6 +20,7 @@ from sb3_tgrpo.envs.demos.files import RecordedDemo, write_demos
 from sb3_tgrpo.envs.demos.reader import OWN, libero_task, moving_steps
 from sb3_tgrpo.envs.experts.disturbances import Disturbance
 from sb3_tgrpo.envs.experts.motion import ActionNoise
+from sb3_tgrpo.envs.groups.worker import described, restored
 from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.target_variants import target_facts
 from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
@@ -234,8 +235,16 @@ def _outcome(folder: Path, index: int) -> Path:
     return folder / f"episode_{index:05d}.json"
 
 
+def _try_one(settings: CollectionSettings, folder: Path, index: int) -> tuple[str, str, bytes | None] | None:
+    """In a worker: :func:`_collect_one`. Returns its exception, which the pool's own pickling can lose or be broken by."""
+    try:
+        return _collect_one(settings, folder, index)
+    except Exception as error:
+        return described(error)
+
+
 def _collect_one(settings: CollectionSettings, folder: Path, index: int) -> None:
-    """In a worker: play an episode, and store it if it is to be kept. The outcome's file comes last."""
+    """Play an episode, and store it if it is to be kept. The outcome's file comes last."""
     global _worker_env
     if _worker_env is None:
         _worker_env = _make_env(settings)
@@ -351,24 +360,25 @@ def _fill(
     """Play attempts in order until enough of them count."""
     attempts = iter(index for index in range(settings.max_attempts) if index not in outcomes)
     context = multiprocessing.get_context("spawn")
-    pending: dict[Future[None], int] = {}
+    pending: dict[Future[Any], int] = {}
     with ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),)) as pool:
         try:
             while _chosen(settings, outcomes) is None:
                 enough = settings.demos - sum(o["success"] or settings.keep_failures for o in outcomes.values())
                 # Not more attempts than could still be needed: each costs its time even when it is not used.
                 while len(pending) < min(2 * workers, max(enough, 1)) and (index := next(attempts, None)) is not None:
-                    pending[pool.submit(_collect_one, settings, folder, index)] = index
+                    pending[pool.submit(_try_one, settings, folder, index)] = index
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     index = pending.pop(future)
-                    future.result()
+                    if (error := future.result()) is not None:
+                        raise restored(*error)
                     outcomes[index] = json.loads(_outcome(folder, index).read_text())
                 if progress:
                     progress(outcomes)
-        except BrokenProcessPool as error:
+        except BrokenProcessPool as broken:
             raise CollectionError(
                 f"A process died (out of memory?). Finished episodes are kept in {folder}: the same command continues."
-            ) from error
+            ) from broken
         finally:
             for future in pending:
                 future.cancel()

@@ -247,7 +247,7 @@ class SubprocessWorker:
                 raise WorkerLostError(f"ended unexpectedly, exit status {self.process.popen.wait()}") from error
             request, succeeded, answer = cloudpickle.loads(message)
             if not succeeded and request in (0, self._request):
-                raise _restored(*answer)
+                raise restored(*answer)
             if request == self._request:
                 self._starting = self._starting and self._command != "reset"
                 return answer
@@ -356,15 +356,20 @@ def _serve_one(connection: Connection, envs: dict[Connection, gym.Env | None]) -
                 answer = run_command(env, command, args)
             reply = cloudpickle.dumps((request, True, answer))
         except BaseException as error:  # also SystemExit, which would end this process without its text
-            reply = cloudpickle.dumps((request, False, _described(error)))
+            reply = cloudpickle.dumps((request, False, described(error)))
         connection.send_bytes(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return False
     return True
 
 
-def _described(error: BaseException) -> tuple[str, str, bytes | None]:
-    """An exception as text (its class and message), traceback, and pickled if it can be."""
+def described(error: BaseException) -> tuple[str, str, bytes | None]:
+    """
+    An exception for another process, for :func:`restored`.
+
+    :param error: Exception that is being handled.
+    :return: Its class and message as text, its traceback, and its pickle if it can be pickled.
+    """
     text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     try:
         return text, trace, cloudpickle.dumps(error.with_traceback(None))
@@ -372,8 +377,14 @@ def _described(error: BaseException) -> tuple[str, str, bytes | None]:
         return text, trace, None
 
 
-def _restored(text: str, trace: str, pickled: bytes | None) -> Exception:
-    """The exception of :func:`_described`; a ``RuntimeError`` with its text where its class can't be built from a pickle."""
+def restored(text: str, trace: str, pickled: bytes | None) -> Exception:
+    """
+    The exception of :func:`described`; a ``RuntimeError`` with its text where its class can't be built from a pickle.
+
+    :param text: Class and message of the exception.
+    :param trace: Traceback of the exception, added as a note.
+    :param pickled: Pickle of the exception; None if there is none.
+    """
     error: Any = None
     try:
         error = pickled and cloudpickle.loads(pickled)

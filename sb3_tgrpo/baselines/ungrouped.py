@@ -21,12 +21,12 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
 
+from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions
+
 GROUPED = ("tgrpo", "dpo", "tpo")
 """Methods that sample groups."""
 REFERENCES = ("trpo", "recurrent_ppo")
 """Methods with a policy of their own, which starts from nothing."""
-
-StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
 
 
 def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:

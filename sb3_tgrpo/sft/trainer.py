@@ -324,9 +324,14 @@ class SFT:
             raise ValueError(f"{folder} holds a training already: pass resume=True, or another folder.")
         if self.processes.is_main:
             settings = {**self._fixed_settings, "total_steps": run.total_steps}
-            RunFolder(folder).claim(SETTINGS_FILE, settings, results=[STATE_FILE])
+            RunFolder(folder).claim(SETTINGS_FILE, settings, results=[STATE_FILE], upgrade=self._with_todays_base)
         if exists:
             self._load_state(run.state_file)
+
+    def _with_todays_base(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A record whose base is the policy's by the fingerprints of an older version, with the fingerprint of today."""
+        same = self.policy.matches_base(bytes.fromhex(record.get("base", "")))
+        return {**record, "base": self._fixed_settings["base"]} if same else record
 
     def _validate_and_save(self, run: _Run) -> bool:
         """What is due after an update: log entry, validation, state. Returns whether training ends."""
