@@ -29,7 +29,7 @@ from sb3_tgrpo.processes import end_with_parent
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.run_folder import RunFolder, versions
-from sb3_tgrpo.settings import REQUIRED, check_settings, setting
+from sb3_tgrpo.settings import REQUIRED, check_number, check_settings, setting
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
@@ -181,11 +181,7 @@ def _task_facts(settings: CollectionSettings) -> TaskFacts:
 
 
 def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | SmoothExpert":
-    """
-    The expert that demonstrates.
-
-    :raises ValueError: If the expert can't do the task.
-    """
+    """The expert that demonstrates; a ``ValueError`` if it can't do the task."""
     from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
     from sb3_tgrpo.envs.experts.smooth import SmoothExpert
 
@@ -194,11 +190,7 @@ def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | S
 
 
 def _plain(settings: CollectionSettings) -> CollectionSettings:
-    """
-    The same settings with one name for each thing: no gym id, no instance's name, no target that is the task's own.
-
-    :raises ValueError: For an unknown task or target.
-    """
+    """The same settings with one name for each thing: no gym id, no instance's name, no target that is the task's own."""
     name = TaskName.parse(settings.task)
     target = None
     if libero_task(settings.name) != get_task(*name):
@@ -294,11 +286,7 @@ def _chosen(settings: CollectionSettings, outcomes: Outcomes) -> list[int] | Non
 
 
 def _claim(folder: RunFolder, settings: CollectionSettings) -> Outcomes:
-    """
-    Bind a folder of finished episodes to settings, all but the number of demonstrations.
-
-    :raises ValueError: If it holds episodes of other settings.
-    """
+    """Bind a folder of finished episodes to settings, all but the number of demonstrations."""
     wanted = {**dataclasses.asdict(settings), "version": __version__}
     folder.claim("settings.json", wanted, results=["episode_*.json"], may_change=("demos",))
     return _read_outcomes(folder.path, settings.keep_failures)
@@ -328,8 +316,7 @@ def collect_demos(
     :raises OSError: If another process collects into the file.
     :raises CollectionError: If the expert fails too often, or a process dies.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}: it must be at least 1.")
+    check_number("workers", workers, int)
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out={out} is a folder: name a file in it, such as {out / 'demos.hdf5'}.")
