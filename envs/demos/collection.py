@@ -230,9 +230,10 @@ def _outcome(folder: Path, index: int) -> Path:
 def _try_one(settings: CollectionSettings, folder: Path, index: int) -> tuple[str, str, bytes | None] | None:
     """In a worker: :func:`_collect_one`. Returns its exception, which the pool's own pickling can lose or be broken by."""
     try:
-        return _collect_one(settings, folder, index)
+        _collect_one(settings, folder, index)
     except Exception as error:
         return described(error)
+    return None
 
 
 def _collect_one(settings: CollectionSettings, folder: Path, index: int) -> None:
