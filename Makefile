@@ -37,8 +37,8 @@ type: setup
 
 # The site needs none of the packages that training needs.
 docs: $(DOCS_INSTALLED)
-	$(BIN)/python -m mkdocs build --strict --quiet --site-dir $(SITE)
-	@echo "Open $(SITE)/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir $(SITE)
+	@echo "Open $(SITE)/index.html, or with search: python -m http.server -d $(SITE)"
 
 setup: $(INSTALLED) gl
 
