@@ -2,6 +2,7 @@
 # make test   set up and test, no GPU        make format   mend the layout of the code
 # make docs   the documentation site         make test-slow  the tests that take minutes each
 # make run ARGS="--from-scratch"             ... with arguments of `sb3-tgrpo train`
+# make results  compute the figures of docs/results again from its record, and compare
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.docs_installed
 SITE := build/site
 
-.PHONY: run test test-slow check lint format type docs setup venv gl clean
+.PHONY: run test test-slow check lint format type docs results setup venv gl clean
 
 run: setup
 	$(BIN)/python -m sb3_tgrpo train $(ARGS)
@@ -39,6 +40,9 @@ type: setup
 docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir $(SITE)
 	@echo "Open $(SITE)/index.html, or with search: python -m http.server -d $(SITE)"
+
+results: setup
+	$(BIN)/python scripts/results.py
 
 setup: $(INSTALLED) gl
 

@@ -15,7 +15,8 @@ import pytest
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.envs import CollectionSettings, Demos, LiberoEnv, collect_demos, key_poses, load_demos
-from sb3_tgrpo.envs.demos import collection, moving_steps
+from sb3_tgrpo.envs.demos import collection
+from sb3_tgrpo.envs.demos.files import moving_steps
 from sb3_tgrpo.envs.demos.pictures import contact_sheet
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
 from sb3_tgrpo.rewards.facts.task_facts import load_task_facts

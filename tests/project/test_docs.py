@@ -1,4 +1,4 @@
-"""Pages: programs run, imports, names and links resolve, command lines parse. And the files that a public project has."""
+"""Pages: programs run, imports and names resolve, command lines parse. And the files that a public project has."""
 
 import argparse
 import ast
@@ -89,25 +89,6 @@ def test_names_resolve(page: Path) -> None:
     if page in GUIDES:
         for dotted in re.findall(r"`(sb3_tgrpo(?:\.\w+)+)", prose(page)):
             resolve(dotted)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        path, _, anchor = target.partition("#")
-        if ":" in path:  # of another host
-            continue
-        file = (page.parent / path).resolve() if path else page
-        assert file.exists(), f"{name(page)}: {target}"
-        assert not anchor or file.suffix != ".md" or anchor in anchors(file), f"{name(page)}: {target}"
-
-
-@cache
-def anchors(page: Path) -> set[str]:
-    """Of the headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
-    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sb3_tgrpo.evaluation.protocol import EvalEpisode, Evaluation
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -98,41 +96,10 @@ def test_step_level(tmp_path: Path) -> None:
 
 def test_drift(tmp_path: Path) -> None:
     start = str(ROOT / "sb3_tgrpo/data/start")
-    other = str(ROOT / "docs/results/starts/libero_object-6")
+    run(str(ROOT / "scripts/results.py"), "unpack", "starts", "--out", str(tmp_path), cwd=tmp_path)
+    other = str(tmp_path / "starts/libero_object-6")
     command = (str(ROOT / "examples/benchmarks/drift.py"), start, start, other, "--starts", "1", "--steps", "60")
     rows = [line.split("│")[2:] for line in run(*command, cwd=tmp_path).splitlines() if line.startswith("│")]
     own, same, moved = rows
     assert own == same and own[0].split() == ["0.00", "±", "0.00"]  # a policy is where it is
     assert float(moved[0].split()[0]) > 1.0  # another is not: the other's task is another one
-
-
-def test_two_studies(tmp_path: Path) -> None:
-    def play(study: str, method: str, seed: int, outcomes: str, rewarded: float) -> None:
-        episodes = [EvalEpisode("toy", k, 0, won == "1", 9, rewarded) for k, won in enumerate(outcomes)]
-        for mode in ("greedy", "T1"):
-            folder = tmp_path / study / f"cells/toy/{method}/seed_{seed}/evaluations/after_{mode}"
-            folder.mkdir(parents=True)
-            Evaluation("policy", ["toy"], mode == "greedy", None, None, {}, episodes).save(folder / "evaluation.json")
-
-    for study, rewarded in (("old", 0.0), ("new", 1.0)):
-        play(study, "SFT", 0, "0000", 0.0)
-        play(study, "GRPO", 0, "1111", 0.0)
-        play(study, "TGRPO", 0, "1100", rewarded)
-        play(study, "PPO", 1, "0000", rewarded)
-    play("old", "TGRPO", 1, "1111", 0.0)  # not finished in the new study
-    play("old", "PPO", 0, "1000", 0.0)
-    play("new", "PPO", 0, "1110", 1.0)
-    command = (str(ROOT / "examples/benchmarks/two_studies.py"), "old", "new", "--task")
-    greedy, sampled = run(*command, "toy", cwd=tmp_path).strip().split("\n\n")
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in greedy.splitlines()]
-    assert rows[0] == ["greedy", "old", "new", "difference, points"] and sampled.startswith("| T1 |")
-    # Copied cells are no second evidence, and a seed that one study has not finished is none at all.
-    assert rows[2:] == [
-        ["GRPO: the same cells in both", "", "", ""],
-        ["PPO", "1/8 (1, 0)", "3/8 (3, 0)", "+25 [+0, +50]"],
-        ["TGRPO", "2/4 (2)", "2/4 (2)", "+0 [+0, +0]"],
-        ["PPO over TGRPO, both studies", "PPO 4/8", "TGRPO 4/8", "+0 [-38, +38]"],
-    ]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-    none = subprocess.run([sys.executable, *command, "walk"], cwd=tmp_path, capture_output=True, text=True, env=environ)
-    assert none.returncode == 2 and "no finished cell of walk in common" in none.stderr

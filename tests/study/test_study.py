@@ -25,7 +25,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch.nn import functional
 from toy_envs import ScriptEnv
 
-from sb3_tgrpo import TGRPO, baselines, envs, main_job, study_tables, tgrpo, train_stages
+from sb3_tgrpo import TGRPO, envs, tgrpo
+from sb3_tgrpo.baselines import ungrouped as baselines
 from sb3_tgrpo.baselines.ungrouped import (
     DrawnStarts,
     SceneExtractor,
@@ -46,6 +47,7 @@ from sb3_tgrpo.openvla.tiny import save_tiny
 from sb3_tgrpo.rewards import load_reward
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.study import runner as study_module
+from sb3_tgrpo.study import tables as study_tables
 from sb3_tgrpo.study.methods import GRIDS, METHODS, settings_of
 from sb3_tgrpo.study.runner import (
     Cell,
@@ -59,6 +61,8 @@ from sb3_tgrpo.study.runner import (
 )
 from sb3_tgrpo.study.tables import markdown, plot, summarise, table_rows, versus_rows, write_results
 from sb3_tgrpo.study.view import StudyProgress, StudyView
+from sb3_tgrpo.train import job as main_job
+from sb3_tgrpo.train import stages as train_stages
 from sb3_tgrpo.train.config import (
     USED_SETTINGS,
     AlgorithmConfig,
@@ -830,21 +834,22 @@ def test_a_run_goes_on_with_its_reward_alone(tmp_path: Path) -> None:
     main_job._record_setup(replace(setup, reward="another"), RunFolder(tmp_path))
 
 
-BEFORE = {"total_timesteps": 80_000, "groups_per_update": 8, "batch_size": 512, "parallel_groups": 1}
-
-
-@pytest.mark.parametrize(
-    ("folder", "settings"), [("study_40k", {}), ("study_40k_6", {}), ("study", BEFORE), ("study_6", BEFORE)]
-)
-def test_committed_cells_go_on_with_the_settings_that_docs_name(folder: str, settings: dict[str, Any]) -> None:
-    root = RunFolder(Path(__file__).parents[2] / "docs/results" / folder)
-    record = root.read("table1/study.json")
-    study = Study(
-        "table1", TrainConfig().updated(settings), tuple(record["envs"]), tuple(record["methods"]), tuple(record["seeds"]),
-        {env: checkpoint for env, checkpoint in record["checkpoints"].items() if checkpoint},
-    )  # fmt: skip
-    check_cells(study.cells(), root)
-    assert any(is_finished(cell, root) for cell in study.cells())
+def test_cells_go_on_with_the_settings_that_they_have(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "cells", tmp_path / "cells")
+    root = RunFolder(tmp_path)
+    study = Study("table1", TrainConfig().updated(TOY), (TOY["env"],), ("TGRPO",), (0,))
+    cells = study.cells()
+    assert all(is_finished(cell, root) for cell in cells)
+    check_cells(cells, root)
+    # Written before a setting was there, a configuration has its default.
+    stored = root.read(f"{CELL}/config.json")
+    newer = next(f.name for f in fields(AlgorithmConfig) if f.name not in TOY and stored["algorithm"][f.name] == f.default)
+    del stored["algorithm"][newer]
+    root.write(f"{CELL}/config.json", stored)
+    check_cells(cells, root)
+    others = replace(study, config=study.config.updated({"total_timesteps": 80}))
+    with pytest.raises(ValueError, match=r"other settings \(algorithm.total_timesteps was 40, is 80\)"):
+        check_cells(others.cells(), root)
 
 
 class Recorder(StudyView):

@@ -9,9 +9,10 @@ import torch as th
 from openvla_toys import FollowInstruction
 from toy_envs import IdentityEnv, ScriptEnv
 
-from sb3_tgrpo import TGRPO, diagnostics
+from sb3_tgrpo import TGRPO
 from sb3_tgrpo.advantages import trajectory_advantages
 from sb3_tgrpo.envs import make_group_env
+from sb3_tgrpo.train import signal as diagnostics
 from sb3_tgrpo.train.signal import batch_cosine, default_variants, fused, half_batch_cosine, measure_signal, signal_share
 
 
