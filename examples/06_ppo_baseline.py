@@ -47,7 +47,16 @@ def main() -> None:
     shared = {"learning_rate": 1e-4, "n_epochs": 3, "clip_range": 0.3, "target_kl": 0.08, "device": "cpu"}
 
     groups = make_group_env(ENV, args.members, stop_on="never", env_kwargs=training, seed=args.seed)
-    tgrpo = TGRPO("OpenVLAPolicy", groups, groups_per_update=2, batch_size=256, kl_coef=0.0, policy_kwargs=policy, seed=args.seed, **shared)
+    tgrpo = TGRPO(
+        "OpenVLAPolicy",
+        groups,
+        groups_per_update=2,
+        batch_size=256,
+        kl_coef=0.0,
+        policy_kwargs=policy,
+        seed=args.seed,
+        **shared,
+    )
     print(f"base policy: {success(tgrpo, args.episodes, args.max_episode_steps):.0%} of {args.episodes} episodes")
     tgrpo.learn(args.steps, progress_bar=True)
     groups.close()
