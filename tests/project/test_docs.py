@@ -27,12 +27,9 @@ GUIDES = [page for page in PAGES if "results" not in page.parts and page.name !=
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FOREIGN_FLAGS = {"--no-deps", "--strict", "--help"}
 
-# Complete programs that take seconds: page, number of the program in it, and what is made smaller.
-PROGRAMS = [
-    ("README.md", 0, {"140_000": "1_000"}),
-    ("docs/your_own.md", 0, {"50_000": "1_000"}),
-    ("docs/libero.md", 0, {}),
-]
+# Above a complete program that takes seconds: `<!-- tested -->`, or `<!-- tested with 1_000 for 140_000 -->`.
+TESTED = re.compile(r"^<!-- tested(?: with (\S+) for (\S+))? -->\n```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PROGRAMS = [(page, match) for page in PAGES for match in TESTED.finditer(page.read_text(encoding="utf-8"))]
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -61,10 +58,10 @@ def resolve(dotted: str) -> Any:
     raise ModuleNotFoundError(dotted)
 
 
-@pytest.mark.parametrize(("page", "number", "smaller"), PROGRAMS)
-def test_program_runs(page: str, number: int, smaller: dict[str, str], tmp_path: Path) -> None:
-    program = blocks(ROOT / page, "python")[number]
-    for old, new in smaller.items():
+@pytest.mark.parametrize("match", [match for _, match in PROGRAMS], ids=[str(page.name) for page, _ in PROGRAMS])
+def test_program_runs(match: re.Match[str], tmp_path: Path) -> None:
+    new, old, program = match.groups()
+    if old:
         assert program.count(old) == 1
         program = program.replace(old, new)
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
