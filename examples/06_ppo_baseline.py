@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_tgrpo import TGRPO, OpenVLAPolicy
 from sb3_tgrpo.envs import make_group_env
-from sb3_tgrpo.train.config import shipped_start
+from sb3_tgrpo.train.config import shipped_base_policy
 
 ENV = "LIBERO/libero_object-8-v0"
 SCENE = {"assets": "light", "image_size": 128}
@@ -43,7 +43,7 @@ def main() -> None:
     th.set_num_threads(1)  # the cores belong to the simulators
 
     training = {**SCENE, "reward": "libero_object-8", "joint_noise": 0.02, "max_episode_steps": args.max_episode_steps}
-    policy = {"checkpoint": str(shipped_start()), "lora": None}
+    policy = {"checkpoint": str(shipped_base_policy()), "lora": None}
     shared = {"learning_rate": 1e-4, "n_epochs": 3, "clip_range": 0.3, "target_kl": 0.08, "device": "cpu"}
 
     groups = make_group_env(ENV, args.members, stop_on="never", env_kwargs=training, seed=args.seed)

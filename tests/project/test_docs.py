@@ -84,7 +84,7 @@ def test_names_resolve(page: Path) -> None:
     for dotted in re.findall(r"^::: (\S+)", text, re.MULTILINE):
         resolve(dotted)
     if page in GUIDES:
-        for dotted in re.findall(r"`(sb3_tgrpo(?:\.\w+)+)", prose(page)):
+        for dotted in re.findall(r"`(sb3_tgrpo(?:\.(?!json\b)\w+)+)", prose(page)):
             resolve(dotted)
 
 

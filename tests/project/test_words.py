@@ -30,9 +30,11 @@ def test_texts_of_parameters_stand_alone() -> None:
 
 
 def test_prose_is_no_wider_than_code() -> None:
-    """Rows of tables can't be broken; README has short ones."""
+    """Rows of tables can't be broken; README has short ones. The tables of studies are pages that a program writes."""
     wrong = []
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")]:
+        if path.name == "table.md":
+            continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if len(line) > WIDTH and (path.name == "README.md" or not line.startswith(("|", "::: "))):
                 wrong.append(f"{path.relative_to(ROOT)}:{number}: {len(line)} columns")
