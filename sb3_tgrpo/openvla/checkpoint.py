@@ -358,13 +358,3 @@ def warn_of_ends(name: str) -> None:
         "record the whole files.",
         stacklevel=3,
     )
-
-
-def read_config(checkpoint: str | os.PathLike[str]) -> OpenVLAConfig:
-    """Until callers use :class:`Checkpoint`."""
-    return Checkpoint(checkpoint).config
-
-
-def checkpoint_identity(checkpoint: str | os.PathLike[str]) -> str:
-    """Until callers use :class:`Checkpoint`."""
-    return Checkpoint(checkpoint).identity
