@@ -124,12 +124,7 @@ Found = tuple[Status, str, str]
 
 @dataclass(frozen=True)
 class Check:
-    """
-    A check. Whatever it raises becomes a failed finding, so that the other checks go on.
-
-    :param name: Name of its row.
-    :param function: What it does.
-    """
+    """A check by the name of its row. Whatever its function raises becomes a failed finding: the other checks go on."""
 
     name: str
     function: Callable[[DoctorContext], Found]

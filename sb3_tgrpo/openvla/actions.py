@@ -94,9 +94,7 @@ def action_dim(statistics: dict[str, Any]) -> int:
 def libero_gripper(actions: np.ndarray) -> np.ndarray:
     """
     The last step from OpenVLA's action to LIBERO's: the model's gripper is 0 (close) to 1 (open), LIBERO's is +1 (close)
-    or -1 (open). The value is stretched to [-1, 1], reduced to its sign and negated, as upstream's evaluation does.
-
-    :param actions: ``(..., K)``, gripper last.
+    or -1 (open). The value, last of ``(..., K)``, is stretched to [-1, 1], reduced to its sign and negated, as upstream does.
     """
     actions = np.array(actions, copy=True)
     actions[..., -1] = -np.sign(2.0 * actions[..., -1] - 1.0)

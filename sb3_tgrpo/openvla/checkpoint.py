@@ -85,11 +85,7 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """
-        Folder of all its files, after downloading them if need be.
-
-        :raises ValueError: If there is none.
-        """
+        """Folder of all its files, after downloading them if need be; a ValueError if there is none."""
         return self._fetch(_ALL_FILES)
 
     def check_name(self) -> None:

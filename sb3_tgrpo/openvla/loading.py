@@ -44,10 +44,7 @@ def quantize_language_model(model: OpenVLA, device: th.device) -> None:
     """
     Store the linear layers of Llama's blocks as 4-bit NormalFloat (double quantisation) and compute in bfloat16.
     Embeddings, ``lm_head``, norms, vision towers and projector keep their precision. Experimental: it has not been run on a
-    GPU.
-
-    :param model: The model on the CPU, changed in place.
-    :param device: A CUDA device; the weights are quantised while moving there, one layer at a time.
+    GPU. The weights are quantised in place while moving from the CPU to the CUDA device, one layer at a time.
     """
     try:
         import bitsandbytes as bnb

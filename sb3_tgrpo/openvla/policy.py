@@ -26,8 +26,9 @@ from torch import nn
 from sb3_tgrpo.openvla.actions import BOX_KEY, action_dim, libero_gripper, libero_gripper_inverse, resolve_unnorm_key
 from sb3_tgrpo.openvla.cache import FrameCache, frame_keys
 from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint, warn_of_ends
-from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, image_space
+from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.conventions import LIBERO_CAMERA, Conventions
+from sb3_tgrpo.openvla.images import LIBERO_SIZE
 from sb3_tgrpo.openvla.prompt import Prompts, decode_instruction, prompt_token_ids
 from sb3_tgrpo.policies import reconcile_reference
 
@@ -113,7 +114,7 @@ class OpenVLAPolicy(BasePolicy):
         )
         from sb3_tgrpo.openvla.lora import AdapterRecord
 
-        check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
+        _check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
         suite = getattr(parts.get("instruction"), "suite", None)
         self.lora = lora
@@ -133,7 +134,7 @@ class OpenVLAPolicy(BasePolicy):
             "statistics": statistics, "conventions": conventions,
         }  # fmt: skip
         self.vla = self._build_model(source, adapter, dtype, device)
-        check_image_size(*self._frame, self.model.config)
+        _check_image_size(*self._frame, self.model.config)
         self.model.gradient_checkpointing = gradient_checkpointing
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
@@ -188,7 +189,7 @@ class OpenVLAPolicy(BasePolicy):
         """Choose camera and gripper by what was trained; refuse an environment that shows something else."""
         space = self.observation_space
         self.camera = trained.observation(space) if isinstance(space, spaces.Dict) else None
-        self._image_space = image_space(space, self.camera, self.instruction)
+        self._image_space = _image_space(space, self.camera, self.instruction)
         self._channels_first = is_image_space_channels_first(self._image_space)
         words = space.spaces.get("instruction") if isinstance(space, spaces.Dict) else None
         libero = getattr(words, "suite", None) is not None
@@ -252,7 +253,7 @@ class OpenVLAPolicy(BasePolicy):
         """Choose the action statistics; a checkpoint without any decodes into the action space's bounds."""
         assert isinstance(self.action_space, spaces.Box)
         if not self.model.norm_stats:
-            self.model.norm_stats = {BOX_KEY: box_statistics(self.action_space, self.gripper == "libero")}
+            self.model.norm_stats = {BOX_KEY: _box_statistics(self.action_space, self.gripper == "libero")}
         key = resolve_unnorm_key(list(self.model.norm_stats), unnorm_key, suite, recorded)
         n_tokens, n_dimensions = action_dim(self.model.norm_stats[key]), int(np.prod(self.action_space.shape))
         if n_tokens != n_dimensions:
@@ -609,6 +610,61 @@ class OpenVLAPolicy(BasePolicy):
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload from sb3-tgrpo")
         return str(url)
+
+
+def _image_space(space: spaces.Space, key: str | None, instruction: str | None) -> spaces.Box:
+    parts = space.spaces if isinstance(space, spaces.Dict) else {}
+    image = space if key is None else parts.get(key)
+    if not isinstance(image, spaces.Box) or image.dtype != np.uint8 or len(image.shape) != 3 or 3 not in image.shape:
+        raise ValueError(f"OpenVLAPolicy needs uint8 RGB images (an 'image' entry, or the observation itself), got {space}.")
+    if instruction is None and "instruction" not in parts:
+        raise ValueError("The observation has no 'instruction': pass policy_kwargs=dict(instruction='...').")
+    return image
+
+
+def _check_image_size(height: int, width: int, config: OpenVLAConfig) -> None:
+    """The checkpoint's image recipe starts from frames of a given size."""
+    area = config.pipeline == "area"
+    side = config.image_size if area else LIBERO_SIZE
+    if min(height, width) < side if area else (height, width) != (side, side):
+        read, size = (f"frames of at least {side}x{side}", f"{side} or more") if area else (f"{side}x{side} frames", f"{side}")
+        raise ValueError(
+            f"The checkpoint reads {read}, not {height}x{width}: make the environment, or collect the demonstrations, with "
+            f"image_size={size}."
+        )
+
+
+def _check_arguments(
+    action_space: spaces.Space,
+    temperature: float | None,
+    gripper: str | None,
+    use_sde: bool,
+    vision_cache_mb: float,
+    lora: str | Mapping[str, Any] | None,
+    quantization: str | None,
+) -> None:
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"OpenVLAPolicy needs a Box action space, got {action_space}.")
+    if use_sde:
+        raise ValueError("use_sde=True has no meaning for token policies.")
+    if temperature is not None and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; predict(deterministic=True) is greedy.")
+    if gripper not in (None, "libero", "none"):
+        raise ValueError(f"gripper must be 'libero', 'none' or None, got {gripper!r}.")
+    if vision_cache_mb < 0:
+        raise ValueError(f"vision_cache_mb must be at least 0, got {vision_cache_mb}.")
+    if lora is None and quantization is not None:
+        raise ValueError("lora=None trains the base, which can't be quantised: pass quantization=None or an adapter.")
+
+
+def _box_statistics(space: spaces.Box, libero: bool) -> dict[str, Any]:
+    low, high = space.low.flatten().astype(float), space.high.flatten().astype(float)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError(f"A checkpoint without action statistics needs a bounded action space, got {space}.")
+    mask = np.ones(len(low), dtype=bool)
+    if libero:
+        low[-1], high[-1], mask[-1] = 0.0, 1.0, False
+    return {"action": {"q01": low.tolist(), "q99": high.tolist(), "mask": mask.tolist()}}
 
 
 @cache
