@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what type checkers and editors see
     from sb3_tgrpo.envs.demos.files import Demo, Demos, load_demos
     from sb3_tgrpo.envs.demos.key_poses import KeyPoses, key_poses
     from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
+    from sb3_tgrpo.envs.groups.normalize import GroupVecNormalize
     from sb3_tgrpo.envs.groups.sync_vector_env import SyncGroupVectorEnv
     from sb3_tgrpo.envs.groups.vec_env import GroupVecEnv, make_group_env
     from sb3_tgrpo.envs.libero.env import LiberoEnv
@@ -25,6 +26,7 @@ _LAZY = {
     "Demo": "sb3_tgrpo.envs.demos.files",
     "Demos": "sb3_tgrpo.envs.demos.files",
     "GroupVecEnv": "sb3_tgrpo.envs.groups.vec_env",
+    "GroupVecNormalize": "sb3_tgrpo.envs.groups.normalize",
     "KeyPoses": "sb3_tgrpo.envs.demos.key_poses",
     "LiberoEnv": "sb3_tgrpo.envs.libero.env",
     "ScriptedExpert": "sb3_tgrpo.envs.experts.scripted",

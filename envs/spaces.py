@@ -10,12 +10,12 @@ class InstructionSpace(spaces.Box):
     """
     A sentence as zero-padded UTF-8 bytes, ``uint8`` of shape ``(256,)``.
 
-    Text spaces are not supported by Stable-Baselines3; bytes pass through its buffers unchanged. The attributes tell a
-    policy which task suite and which assets it is looking at; they survive copying and pickling.
+    Text spaces are not supported by Stable-Baselines3; bytes pass through its buffers unchanged. The attributes name the
+    task suite and the assets of the pictures; they survive copying and pickling.
 
     :param suite: LIBERO task suite, such as ``libero_object``; ``""`` for a BDDL file of the user's.
     :param assets: ``"full"`` or ``"light"``.
-    :param assets_by_name: the user asked for these assets by name (rather than ``"auto"``).
+    :param assets_by_name: Whether the user asked for these assets by name, rather than for ``"auto"``.
     """
 
     def __init__(self, suite: str = "", assets: str = "full", assets_by_name: bool = False) -> None:
@@ -34,9 +34,9 @@ class InstructionSpace(spaces.Box):
 
 def encode_instruction(instruction: str) -> np.ndarray:
     """
-    :param instruction: at most 256 bytes in UTF-8.
-    :return: zero-padded bytes, ``uint8`` of shape ``(256,)``.
-    :raises ValueError: if it is too long or holds a NUL character.
+    :param instruction: Sentence of at most 256 bytes in UTF-8.
+    :return: Zero-padded bytes, ``uint8`` of shape ``(256,)``.
+    :raises ValueError: If it is too long or holds a NUL character.
     """
     data = instruction.encode("utf-8")
     if len(data) > INSTRUCTION_BYTES or b"\0" in data:

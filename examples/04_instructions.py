@@ -1,10 +1,11 @@
 """
-Does a policy follow its instruction? The same scene, the same starts, another sentence: which object ends up in the basket?
+Does a policy follow its instruction? The same scene, the same initial states, another sentence: which object ends up in the
+basket?
 
     python examples/04_instructions.py CHECKPOINT --targets chocolate_pudding ketchup bbq_sauce
 
-CHECKPOINT is a policy fine-tuned on demonstrations of all these targets (docs/results/multi_task.md says how). Plays every
-start under every instruction, greedily and sampled, prints tables and writes a picture.
+CHECKPOINT is a policy fine-tuned on demonstrations of all these targets (see docs/results/multi_task.md). Plays every initial
+state under every instruction, greedily and sampled, prints tables and writes a picture.
 """
 
 import argparse
@@ -17,15 +18,17 @@ import gymnasium as gym
 import matplotlib
 import numpy as np
 import torch as th
-from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.envs import LiberoEnv
 from sb3_tgrpo.envs.experts.motion import rotation_of
-from sb3_tgrpo.evaluation.adapters import TokenActor
-from sb3_tgrpo.evaluation.comparison import Rate
-from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest, PlayedEpisode
+from sb3_tgrpo.evaluation import Rate
+from sb3_tgrpo.evaluation.adapters import BatchedTokenPolicy
+from sb3_tgrpo.evaluation.player import EpisodePlayer, PlayedEpisode
+from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 from sb3_tgrpo.openvla import OpenVLAPolicy
-from sb3_tgrpo.rewards.facts.task_facts import load_task_facts, parse_task_id
+from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -80,20 +83,19 @@ class Watch(gym.Wrapper):
 
 
 def make_env(args: argparse.Namespace, target: str) -> gym.Env:
-    suite, index = parse_task_id(args.env)
-    return Watch(LiberoEnv(suite, index, target=target, assets=args.assets, image_size=args.image_size))
+    return Watch(LiberoEnv(*TaskName.parse(args.env), target=target, assets=args.assets, image_size=args.image_size))
 
 
-def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) -> tuple[list[Outcome], list[PlayedEpisode]]:
-    """:return: all outcomes, and the episodes from the start that is shown, with pictures."""
+def play(policy: OpenVLAPolicy, args: argparse.Namespace, decoding: Decoding) -> tuple[list[Outcome], list[PlayedEpisode]]:
+    """:return: All outcomes, and the episodes from the initial state that is shown, with pictures."""
     player = EpisodePlayer(
         {target: partial(make_env, args, target) for target in args.targets},
-        TokenActor(policy, temperature, args.seed),
+        BatchedTokenPolicy(policy, decoding, args.seed),
         n_envs=args.n_envs,
         subprocess=args.n_envs > 1,
-        max_steps=args.max_steps,
+        max_episode_steps=args.max_steps,
         picture=lambda observation, info: observation["image"][::-1].copy(),
-        wants_pictures=lambda request: temperature == 0.0 and request.key == args.show,
+        wants_pictures=lambda request: decoding.greedy and request.key == args.show,
     )
     starts = range(args.first, args.first + args.starts)
     requests = [EpisodeRequest(target, 0, {"init_state_id": start}, start) for start in starts for target in args.targets]
@@ -104,7 +106,7 @@ def play(policy: OpenVLAPolicy, args: argparse.Namespace, temperature: float) ->
         outcomes.append(Outcome(request.task, request.key, *firsts, played.success, played.length))
         shown += [played] if played.pictures else []
         noted = "touched {}, lifted {}, in the basket {}".format(*firsts)
-        print(f"asked for {request.task}, start {request.key}: {noted}, {played.length} steps", flush=True)
+        print(f"asked for {request.task}, initial state {request.key}: {noted}, {played.length} steps", flush=True)
     in_order = {key: number for number, key in enumerate((request.task, request.key) for request in requests)}
     return (
         sorted(outcomes, key=lambda outcome: in_order[outcome.target, outcome.start]),
@@ -122,11 +124,11 @@ def table(outcomes: list[Outcome], targets: list[str]) -> str:
         "|---" * (len(columns) + 2) + "|",
     ]
     for target in targets:
-        mine = [outcome for outcome in outcomes if outcome.target == target]
+        asked = [outcome for outcome in outcomes if outcome.target == target]
         cells = [
-            " / ".join(str(sum(getattr(outcome, first) == name for outcome in mine)) for first in firsts) for name in columns
+            " / ".join(str(sum(getattr(outcome, first) == name for outcome in asked)) for first in firsts) for name in columns
         ]
-        success = Rate(sum(outcome.success for outcome in mine), len(mine))
+        success = Rate(sum(outcome.success for outcome in asked), len(asked))
         lines.append(f"| {target.replace('_', ' ')} | {' | '.join(cells)} | {success} |")
     return "\n".join(lines)
 
@@ -143,7 +145,7 @@ def summary(outcomes: list[Outcome], targets: list[str]) -> str:
     return (
         f"The first object touched was the one asked for: {right['touched']} of the episodes in which one was touched.\n"
         f"The first object lifted was the one asked for: {right['lifted']} of the episodes in which one was lifted.\n"
-        f"All {len(targets)} instructions carried out from the same start: {Rate(all_right, len(starts))} of the starts."
+        f"All {len(targets)} instructions carried out from one initial state: {Rate(all_right, len(starts))} of the states."
     )
 
 
@@ -161,7 +163,7 @@ def draw(shown: list[PlayedEpisode], assets: str, path: Path, columns: int = 6) 
             axis.set_xlabel(f"step {step}", fontsize=7, labelpad=2)
         asked, basket = (name.replace("_", " ") for name in (played.request.task, played.info["basket"]))
         row[0].set_title(f"asked for: {asked}; in the basket: {basket}", fontsize=9, loc="left")
-    figure.suptitle(f"Stored start {shown[0].request.key}, greedy, {assets} assets", fontsize=9)
+    figure.suptitle(f"Stored initial state {shown[0].request.key}, greedy, {assets} assets", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -171,9 +173,9 @@ def main() -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("--targets", nargs="+", required=True, metavar="OBJECT", help="objects of the scene to ask for")
     parser.add_argument("--env", default="libero_object-8", help="the scene (default %(default)s)")
-    parser.add_argument("--starts", type=int, default=25, help="stored starts per instruction (default %(default)s)")
+    parser.add_argument("--starts", type=int, default=25, help="stored initial states per instruction (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
-    parser.add_argument("--show", type=int, default=None, metavar="START", help="the start to draw; default: the first")
+    parser.add_argument("--show", type=int, default=None, metavar="K", help="the initial state to draw; default: the first")
     parser.add_argument("--image-size", type=int, default=128, help="as in the demonstrations (default %(default)s)")
     parser.add_argument("--assets", choices=("auto", "full", "light"), default="light")
     parser.add_argument(
@@ -189,16 +191,15 @@ def main() -> None:
     th.set_num_threads(1)  # the cores belong to the simulators
 
     env = make_env(args, args.targets[0])
-    policy = OpenVLAPolicy(
-        env.observation_space, env.action_space, FloatSchedule(0.0), checkpoint=args.checkpoint, lora=None, value_head=False
-    )
+    policy = OpenVLAPolicy.for_env(env, args.checkpoint)
     policy.set_training_mode(False)
     results = {}
     for temperature in args.temperatures:
-        how = f"sampled, T = {temperature:g}" if temperature > 0 else "greedy"
-        outcomes, shown = play(policy, args, temperature)
+        decoding = Decoding(temperature)
+        how = "greedy" if decoding.greedy else f"sampled, {decoding}"
+        outcomes, shown = play(policy, args, decoding)
         results[how] = [outcome._asdict() for outcome in outcomes]
-        print(f"\n{how}: first touched / lifted / in the basket, of {args.starts} stored starts each, {args.assets} assets\n")
+        print(f"\n{how}, {args.assets} assets: first touched / lifted / in the basket, of {args.starts} initial states each\n")
         print(f"{table(outcomes, args.targets)}\n\n{summary(outcomes, args.targets)}\n")
         if shown:
             draw(shown, args.assets, args.out / "instructions.png")

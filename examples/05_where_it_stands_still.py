@@ -15,27 +15,25 @@ import numpy as np
 import torch as th
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor
 
 import sb3_tgrpo  # noqa: F401  # registers the ids
 from sb3_tgrpo.openvla import OpenVLAPolicy
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("checkpoint", help="folder of a checkpoint with light assets, such as a run's checkpoint/")
 parser.add_argument("--env", default="LIBERO/libero_object-8-v0")
-parser.add_argument("--start", type=int, default=0, help="stored start")
+parser.add_argument("--start", type=int, default=0, help="number of the stored initial state")
 parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
 parser.add_argument("--every", type=int, default=10, help="steps between lines")
 parser.add_argument("--image-size", type=int, default=128)
-parser.add_argument("--seed", type=int, default=0, help="of sampling")
+parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
 args = parser.parse_args()
 
 th.set_num_threads(1)
-task = args.env.removeprefix("LIBERO/").removesuffix("-v0")
-env = gym.make(args.env, assets="light", image_size=args.image_size, reward=task)
-policy = OpenVLAPolicy(
-    env.observation_space, env.action_space, FloatSchedule(0.0), checkpoint=args.checkpoint, lora=None, value_head=False
-)
+env = gym.make(args.env, assets="light", image_size=args.image_size, reward=str(TaskName.parse(args.env)))
+policy = OpenVLAPolicy.for_env(env, args.checkpoint)
 policy.set_training_mode(False)
 
 table = Table()

@@ -1,5 +1,6 @@
 """TGRPO for Stable-Baselines3: post-train vision-language-action policies with groups instead of a critic."""
 
+import os
 from typing import TYPE_CHECKING
 
 from sb3_tgrpo.envs.registration import register_envs
@@ -26,6 +27,12 @@ _LAZY = {
 
 __all__ = ["DPO", "SFT", "TGRPO", "TPO", "GroupedRolloutBuffer", "OpenVLAPolicy", "__version__"]
 
+
+# Threads of GNU OpenMP, torch's, that wait for one another give up their core sooner. With the default, an update with two
+# threads took thirteen times as long as with one where another run had the second core (docs/train.md). It is read when torch
+# is imported: scripts that import torch first have to set it themselves.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 register_envs()
 

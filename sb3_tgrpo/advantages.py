@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch as th
 
+from sb3_tgrpo import defaults
+
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 MIN_SPREAD = 1e-8
@@ -25,12 +27,12 @@ def step_advantages(
 
     :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
     :param mask: True where a step counts, same shape; masked entries enter no mean or spread and are 0 in the result.
-    :param min_spread: a spread not above this gives 0, as do fewer than two valid members. Nothing is added to the divisor.
-    :param compare_ended: whether members that have ended stay in the comparison with the value of their last step. The paper
+    :param min_spread: Largest spread that gives 0, as do fewer than two valid members. Nothing is added to the divisor.
+    :param compare_ended: Whether members that have ended stay in the comparison with the value of their last step. The paper
         has no such members: its groups end at their first success. Where each runs to its own end, and what is compared is
-        a level, those that succeed drop out, and whoever waits right before success is the best of the rest.
-    :return: same shape as ``rewards``.
-    :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
+        a level, members that succeed drop out, and one that waits just short of success ranks first among those left.
+    :return: Same shape as ``rewards``.
+    :raises ValueError: On a wrong shape, or a reward that counts and is not finite.
     """
     values, valid = _checked(rewards, mask)
     return _like(rewards, _step_level(values, valid, min_spread, compare_ended))
@@ -45,10 +47,10 @@ def trajectory_advantages(
 
     :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
     :param mask: True where a step counts, same shape. A member without any valid step is no member.
-    :param min_spread: see :func:`step_advantages`.
-    :param gamma: discount; 1 in the paper (section III), where a success counts the same however long it took.
+    :param min_spread: Largest spread that gives 0, see :func:`step_advantages`.
+    :param gamma: Discount; 1 in the paper (section III), where a success counts the same however long it took.
     :return: ``(n_groups, group_size)`` or ``(group_size,)``.
-    :raises ValueError: on a wrong shape, or a reward that counts and is not finite.
+    :raises ValueError: On a wrong shape, or a reward that counts and is not finite.
     """
     values, valid = _checked(rewards, mask)
     return _like(rewards, _standardise(discounted_returns(values, gamma), np.any(valid, axis=0), min_spread))
@@ -56,8 +58,8 @@ def trajectory_advantages(
 
 def tgrpo_advantages(
     rewards: Array,
-    alpha_step: float = 0.3,
-    alpha_traj: float = 0.7,
+    alpha_step: float = defaults.ALPHA_STEP,
+    alpha_traj: float = defaults.ALPHA_TRAJ,
     mask: Array | None = None,
     step_signal: Array | None = None,
     min_spread: float = MIN_SPREAD,
@@ -68,16 +70,16 @@ def tgrpo_advantages(
     The fused advantage, eq. (4): ``Adv[i,t] = alpha_1 A[i,t] + alpha_2 A_i``.
 
     :param rewards: ``(n_steps, n_groups, group_size)`` or ``(n_steps, group_size)``.
-    :param alpha_step: alpha_1, weight of the step level (paper, section IV-B: 0.3).
-    :param alpha_traj: alpha_2, weight of the trajectory level (paper: 0.7; alpha_1 + alpha_2 = 1 there).
+    :param alpha_step: Weight of the step level, alpha_1 (paper, section IV-B: 0.3).
+    :param alpha_traj: Weight of the trajectory level, alpha_2 (paper: 0.7; alpha_1 + alpha_2 = 1 there).
     :param mask: True where a step counts, same shape.
-    :param step_signal: what the step level compares, where it is not the reward itself (latched rewards are zero at almost
+    :param step_signal: Values that the step level compares in place of rewards (latched rewards are zero at almost
         every step, so they put the progress here); same shape.
-    :param min_spread: see :func:`step_advantages`.
-    :param gamma: discount of the trajectory level, see :func:`trajectory_advantages`.
-    :param compare_ended: of the step level, see :func:`step_advantages`.
-    :return: same shape as ``rewards``.
-    :raises ValueError: on a wrong shape, or a value that counts and is not finite.
+    :param min_spread: Largest spread that gives 0, see :func:`step_advantages`.
+    :param gamma: Discount of the trajectory level, see :func:`trajectory_advantages`.
+    :param compare_ended: Whether ended members stay in the step level, see :func:`step_advantages`.
+    :return: Same shape as ``rewards``.
+    :raises ValueError: On a wrong shape, or a value that counts and is not finite.
     """
     values, valid = _checked(rewards, mask)
     signal = values if step_signal is None else _checked(step_signal, mask, "step_signal")[0]

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 
+from sb3_tgrpo import defaults
 from sb3_tgrpo.advantages import MIN_SPREAD, discounted_returns, tgrpo_advantages, trajectory_advantages
 
 PAGE_BYTES = 8 << 20
@@ -22,7 +23,7 @@ class GroupedRolloutBufferSamples(NamedTuple):
     old_log_prob: th.Tensor  # (batch, K) float32
     advantages: th.Tensor  # (batch,) float32, eq. (4)
     weight: th.Tensor  # (batch,) float32, 1 / (N |o_i|) of eq. (6), summing to 1 over the minibatch
-    ref_log_prob: th.Tensor | None  # (batch, K), None before keep_reference() was told of all of these steps
+    ref_log_prob: th.Tensor | None  # (batch, K), None until keep_reference() has stored them
     rows: np.ndarray  # (batch,), where they are stored
 
 
@@ -64,7 +65,7 @@ class PagedRows:
     def take(self, indices: np.ndarray) -> np.ndarray:
         """
         :param indices: ``(n,)``.
-        :return: copies of these rows, in this order.
+        :return: Copies of these rows, in this order.
         """
         pages, offsets = np.divmod(indices, self._page_rows)
         used = np.unique(pages)
@@ -99,7 +100,7 @@ class GroupedRolloutBuffer(BaseBuffer):
     :param gamma: Discount of the trajectory level; 1 in the paper (section III).
     :param n_envs: Number of environments, a multiple of ``group_size``.
     :param group_size: Members per group.
-    :raises ValueError: if ``group_size`` does not divide ``n_envs``.
+    :raises ValueError: If ``group_size`` does not divide ``n_envs``.
     """
 
     # Set by compute_advantages, (n_steps, n_groups, group_size) each
@@ -120,7 +121,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        group_size: int = 4,
+        group_size: int = defaults.GROUP_SIZE,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         if group_size < 2 or n_envs % group_size != 0:
@@ -167,7 +168,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         :param log_prob: Recorded log-probabilities, ``(n_envs, K)``.
         :param valid: ``(n_envs,)`` bool, True where the step counts; None = everywhere.
         :param step_signal: ``(n_envs,)``, what the step level compares; None = the rewards.
-        :raises ValueError: if a reward or signal that counts is not finite.
+        :raises ValueError: If a reward or signal that counts is not finite.
         """
         # Copies, as SB3's buffers make them: an environment may write its next step into the same arrays.
         valid = np.ones(self.n_envs, dtype=bool) if valid is None else np.array(valid, dtype=bool)
@@ -214,8 +215,8 @@ class GroupedRolloutBuffer(BaseBuffer):
 
     def compute_advantages(
         self,
-        alpha_step: float = 0.3,
-        alpha_traj: float = 0.7,
+        alpha_step: float = defaults.ALPHA_STEP,
+        alpha_traj: float = defaults.ALPHA_TRAJ,
         min_spread: float = MIN_SPREAD,
         compare_ended: bool = False,
     ) -> None:
@@ -224,8 +225,8 @@ class GroupedRolloutBuffer(BaseBuffer):
 
         :param alpha_step: Weight of the step level.
         :param alpha_traj: Weight of the trajectory level.
-        :param min_spread: See :func:`~sb3_tgrpo.advantages.step_advantages`.
-        :param compare_ended: See there.
+        :param min_spread: Largest spread that gives no advantage, see :func:`~sb3_tgrpo.advantages.step_advantages`.
+        :param compare_ended: Whether ended members stay in the step level, see the same function.
         """
         if not self._ended:
             raise RuntimeError("No group has ended yet: add() whole groups and end_group() them first.")
@@ -258,7 +259,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         :param batch_size: Most steps per minibatch, shuffled over all groups and dealt out evenly, so that no small rest makes
             an optimizer step of its own; None = one group per minibatch, in random order.
         :param generator: Source of the order.
-        :return: flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
+        :return: Flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
         """
         if batch_size is None:
             indices = np.arange(self.mask.size).reshape(self.mask.shape)
@@ -276,7 +277,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         :param batch: Flat indices, see :meth:`minibatches`.
         :param micro_batch_size: Steps per piece; None = all at once.
         :param n_minibatches: Into how many the rollout was split.
-        :return: samples with ``n_minibatches`` times their weights in eq. (6): the losses of a minibatch's pieces add up to
+        :return: Samples with ``n_minibatches`` times their weights in eq. (6): the losses of a minibatch's pieces add up to
             its loss, and the mean over all minibatches is eq. (6).
         """
         size = len(batch) if micro_batch_size is None else micro_batch_size
@@ -288,7 +289,7 @@ class GroupedRolloutBuffer(BaseBuffer):
         Remember the reference policy's log-probabilities: neither it nor what was sampled changes in an update, so one forward
         pass a step is enough, however many epochs there are.
 
-        :param samples: the steps.
+        :param samples: Steps that were scored.
         :param ref_log_prob: ``(batch, K)``.
         """
         values = ref_log_prob.float().cpu().numpy()

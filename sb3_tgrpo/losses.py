@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 import torch as th
 
+from sb3_tgrpo import defaults
+
 Array = TypeVar("Array", np.ndarray, th.Tensor)
 
 
@@ -18,9 +20,9 @@ def k3_kl(log_prob: Array, ref_log_prob: Array) -> Array:
     Estimate of ``KL(pi_theta || pi_ref)`` from a sampled action, eq. (7): ``r - log r - 1`` with ``r = pi_ref / pi_theta``.
     Unbiased for actions sampled from ``pi_theta``, never negative, zero where the two agree.
 
-    :param log_prob: log pi_theta of the sampled actions, any shape.
-    :param ref_log_prob: log pi_ref of the same actions, same shape.
-    :return: elementwise estimate, same shape.
+    :param log_prob: Logarithm of pi_theta of the sampled actions, any shape.
+    :param ref_log_prob: Logarithm of pi_ref of the same actions, same shape.
+    :return: Elementwise estimate, same shape.
     """
     log_ratio = ref_log_prob - log_prob
     if isinstance(log_ratio, th.Tensor):
@@ -33,7 +35,7 @@ def tgrpo_loss(
     old_log_prob: Array,
     advantages: Array,
     *,
-    clip_range: float = 0.2,
+    clip_range: float = defaults.CLIP_RANGE,
     clip_range_high: float | None = None,
     ref_log_prob: Array | None = None,
     kl_coef: float = 0.0,
@@ -42,18 +44,18 @@ def tgrpo_loss(
     """
     The negative of the objective, eq. (6): ``-sum weight * (min(rho A, clip(rho, 1 - eps, 1 + eps) A) - beta KL)``.
 
-    :param log_prob: log pi_theta of the stored actions, ``(batch,)`` or ``(batch, n_tokens)``, at least float32.
-    :param old_log_prob: the same as recorded when the actions were sampled.
-    :param advantages: eq. (4), ``(batch,)``.
-    :param clip_range: eps below (and above, unless ``clip_range_high`` is given).
-    :param clip_range_high: eps above, for an asymmetric clip.
-    :param ref_log_prob: log pi_ref of the stored actions, same shape as ``log_prob``; needed when ``kl_coef`` is not 0.
-    :param kl_coef: beta.
+    :param log_prob: Logarithm of pi_theta of the stored actions, ``(batch,)`` or ``(batch, n_tokens)``, at least float32.
+    :param old_log_prob: Log-probability recorded when the actions were sampled, same shape.
+    :param advantages: Advantages, eq. (4), ``(batch,)``.
+    :param clip_range: Clip range eps below (and above, unless ``clip_range_high`` is given).
+    :param clip_range_high: Clip range above, for an asymmetric clip.
+    :param ref_log_prob: Logarithm of pi_ref of the stored actions, same shape as ``log_prob``; needed if ``kl_coef`` is not 0.
+    :param kl_coef: Weight beta of the KL term.
     :param weight: ``(batch,)``, the ``1 / (N |o_i|)`` of each step, so that any split into minibatches adds up to eq. (6);
         0 leaves a step out, whatever its other entries hold. None weighs all steps alike (a mean).
-    :return: scalar to minimise.
-    :raises ValueError: on shapes that do not fit, or ``kl_coef`` without ``ref_log_prob``.
-    :raises TypeError: on half-precision log-probabilities, whose rounding alone moves the ratio by percents.
+    :return: Scalar to minimise.
+    :raises ValueError: On shapes that do not fit, or ``kl_coef`` without ``ref_log_prob``.
+    :raises TypeError: On half-precision log-probabilities, whose rounding alone moves the ratio by percents.
     """
     if isinstance(log_prob, np.ndarray):
         loss = tgrpo_loss(

@@ -2,9 +2,10 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
@@ -24,8 +25,10 @@ from torch import nn
 
 class GroupPolicy(Protocol):
     """
-    The interface between :class:`~sb3_tgrpo.tgrpo.TGRPO` and a policy. ``OpenVLAPolicy`` implements it beside SB3's
-    actor-critic contract; the policies of this module implement it alone.
+    The interface between :class:`~sb3_tgrpo.tgrpo.TGRPO` and a policy, which is a ``BasePolicy`` of Stable-Baselines3 with
+    these methods. ``OpenVLAPolicy`` implements it beside SB3's actor-critic contract, the policies of this module alone.
+
+    TGRPO calls the class with the two spaces, a learning-rate schedule, ``use_sde=False`` and its ``policy_kwargs``.
 
     ``K`` is the number of tokens that make up one action (7 for OpenVLA, 1 for an ordinary policy). Actions here are what
     is *stored and scored* (token ids for OpenVLA); ``unscale_action`` turns them into environment actions when
@@ -38,12 +41,16 @@ class GroupPolicy(Protocol):
     squash_output: bool
     optimizer: th.optim.Optimizer
 
+    def set_training_mode(self, mode: bool) -> None:
+        """Training mode (True) in updates, evaluation mode in rollouts. The reference stays in evaluation mode."""
+        ...
+
     def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
         Sample one action for each observation. TGRPO calls it without gradient, in evaluation mode.
 
         :param obs: Observations as ``obs_as_tensor`` gives them, batch first (images stay uint8).
-        :return: actions ``(batch, *stored_action_shape)`` and their float32 log-probabilities ``(batch, K)``.
+        :return: Actions ``(batch, *stored_action_shape)`` and their float32 log-probabilities ``(batch, K)``.
         """
         ...
 
@@ -51,7 +58,7 @@ class GroupPolicy(Protocol):
         """
         Log-probability of stored actions under the current parameters, with gradient, at ``temperature``.
 
-        :return: log-probabilities ``(batch, K)`` and the entropy of each action's distribution ``(batch,)``, both float32.
+        :return: Log-probabilities ``(batch, K)`` and the entropy of each action's distribution ``(batch,)``, both float32.
         """
         ...
 
@@ -68,6 +75,30 @@ class GroupPolicy(Protocol):
         ...
 
 
+class Decisions(NamedTuple):
+    """Latest observation, action and log-probability of each environment, ``(num_envs, ...)`` each."""
+
+    obs: np.ndarray | dict[str, np.ndarray]
+    actions: np.ndarray
+    log_probs: np.ndarray
+
+    def with_rows(self, rows: np.ndarray, new: "Decisions") -> "Decisions":
+        """A copy with these rows replaced."""
+        obs: Any = new.obs
+        before: Any = self.obs
+        if isinstance(obs, dict):
+            merged: Any = {key: _with_rows(before[key], rows, value) for key, value in obs.items()}
+        else:
+            merged = _with_rows(before, rows, obs)
+        return Decisions(merged, _with_rows(self.actions, rows, new.actions), _with_rows(self.log_probs, rows, new.log_probs))
+
+
+def _with_rows(old: np.ndarray, rows: np.ndarray, new: np.ndarray) -> np.ndarray:
+    result = old.copy()
+    result[rows] = new
+    return result
+
+
 class ActorPolicy(BasePolicy):
     """
     Actor without a critic: features extractor, a multi-layer perceptron and an action distribution. Implements
@@ -76,7 +107,8 @@ class ActorPolicy(BasePolicy):
     :param observation_space: Observation space.
     :param action_space: Discrete, MultiDiscrete, MultiBinary or Box (a diagonal Gaussian with learned deviations).
     :param lr_schedule: Learning rate schedule (could be constant).
-    :param net_arch: Units of the hidden layers after the features extractor.
+    :param net_arch: Units of the hidden layers after the features extractor. There is no critic: of SB3's
+        ``dict(pi=..., vf=...)``, ``pi`` is used.
     :param activation_fn: Activation function.
     :param ortho_init: Orthogonal initialisation, as SB3's on-policy algorithms use it.
     :param log_std_init: Initial log standard deviation of a Gaussian.
@@ -94,7 +126,7 @@ class ActorPolicy(BasePolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
         activation_fn: type[nn.Module] = nn.Tanh,
         ortho_init: bool = True,
         log_std_init: float = 0.0,
@@ -117,6 +149,13 @@ class ActorPolicy(BasePolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
+        if isinstance(net_arch, list) and net_arch and isinstance(net_arch[0], dict):
+            warnings.warn(
+                f"net_arch={net_arch}: a list around a dictionary is SB3's old form. Give the dictionary.", stacklevel=2
+            )
+            net_arch = net_arch[0]
+        if isinstance(net_arch, dict):
+            net_arch = net_arch.get("pi", [])
         self.net_arch = [64, 64] if net_arch is None else net_arch
         self.activation_fn = activation_fn
         self.ortho_init = ortho_init
@@ -153,15 +192,22 @@ class ActorPolicy(BasePolicy):
         with th.no_grad():
             return self._log_prob(self._distribution(self.reference, obs), actions)
 
+    def train(self, mode: bool = True) -> "ActorPolicy":
+        """As ``nn.Module.train``; the reference stays in evaluation mode, or normalisation and dropout would change it."""
+        super().train(mode)
+        if self.reference is not None:
+            self.reference.eval()
+        return self
+
     def freeze_reference(self) -> None:
         """See :meth:`GroupPolicy.freeze_reference`."""
-        self.reference = copy.deepcopy(self.actor).requires_grad_(False)
+        self.reference = copy.deepcopy(self.actor).requires_grad_(False).eval()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
         """
         :param obs: Observations.
         :param deterministic: The mode instead of a sample.
-        :return: actions and their log-probabilities ``(batch, 1)``.
+        :return: Actions and their log-probabilities ``(batch, 1)``.
         """
         distribution = self._distribution(self.actor, obs)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -283,5 +329,8 @@ class ActorMultiInputPolicy(ActorPolicy):
         )
 
 
-GROUP_POLICY_METHODS = ("sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference")
+GROUP_POLICY_METHODS = (
+    "sample_actions", "action_log_prob", "reference_log_prob", "freeze_reference",
+    "set_training_mode", "squash_output", "optimizer",
+)  # fmt: skip
 """What makes a policy class usable by TGRPO; see :class:`GroupPolicy`."""

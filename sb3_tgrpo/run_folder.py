@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +15,7 @@ from sb3_tgrpo.version import __version__
 
 LIBRARIES = (
     "torch", "stable-baselines3", "gymnasium", "numpy", "transformers", "peft", "mujoco", "robosuite", "hf-libero", "bddl",
+    "h5py",
 )  # fmt: skip
 
 
@@ -22,8 +23,8 @@ class RunFolder:
     """
     A folder with JSON files.
 
-    :param path: created if needed.
-    :raises OSError: if it can't be.
+    :param path: Path of the folder, made if needed.
+    :raises OSError: If it can't be made.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -41,7 +42,8 @@ class RunFolder:
         """
         A JSON file's content, None if it is not there.
 
-        :raises ValueError: if it is damaged.
+        :param name: Name of the file.
+        :raises ValueError: If it is damaged.
         """
         file = self.path / name
         if not file.is_file():
@@ -49,10 +51,15 @@ class RunFolder:
         try:
             return json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is damaged ({error}): delete it, and what it records is done again.") from error
+            raise ValueError(f"{file} is damaged ({error}): put an intact copy back, or choose another folder.") from error
 
     def write(self, name: str, content: Any) -> Path:
-        """Write a JSON file."""
+        """
+        Write a JSON file.
+
+        :param name: Name of the file.
+        :param content: Content that JSON can hold.
+        """
         return atomic_write(self.path / name, json.dumps(content, indent=1) + "\n")
 
     @contextmanager
@@ -60,7 +67,7 @@ class RunFolder:
         """
         Inside, no other process may use the folder; the lock goes with the process.
 
-        :raises OSError: if one does.
+        :raises OSError: If one does.
         """
         with locked(self.path / ".lock", str(self.path)):
             yield
@@ -73,6 +80,7 @@ class RunFolder:
         results: Iterable[str],
         may_change: Collection[str] = (),
         defaults: Mapping[str, Any] | None = None,
+        upgrade: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None,
     ) -> None:
         """
         Bind the folder's results to settings: record the settings before there are results, refuse others afterwards.
@@ -83,6 +91,7 @@ class RunFolder:
             replace the record: a call that failed at once binds nothing.
         :param may_change: Settings that results do not depend on, by their dotted names.
         :param defaults: Values of settings that a record of an older version lacks.
+        :param upgrade: Function that gives a record of an older version today's names and defaults.
         :raises ValueError: If there are results of other settings, naming each difference with both values; or results
             without their record.
         """
@@ -97,6 +106,8 @@ class RunFolder:
                 f"{self.path} holds {found.relative_to(self.path)}, but {name}, which records its settings, is missing: "
                 "put the file back, or choose another folder."
             )
+        if upgrade is not None:
+            old = json.loads(json.dumps(upgrade(old)))
         then = {**flat(json.loads(json.dumps(defaults or {}))), **flat(old)}
         if changed := [text for text in differences(then, flat(new)) if text.split(" ")[0] not in may_change]:
             raise ValueError(f"{self.path} was made with other settings ({'; '.join(changed)}). Choose another folder.")

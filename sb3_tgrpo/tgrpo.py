@@ -1,11 +1,11 @@
 """Trajectory-wise Group Relative Policy Optimization (arXiv 2506.08440) as a Stable-Baselines3 algorithm."""
 
 import io
+import os
 import pathlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, cast, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -14,16 +14,20 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_tgrpo import defaults
 from sb3_tgrpo.advantages import MIN_SPREAD
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
+from sb3_tgrpo.checks import check_number, check_whole
+from sb3_tgrpo.group_env import check_wrappers, groups_of
 from sb3_tgrpo.losses import k3_kl, ratio_statistics, tgrpo_loss
-from sb3_tgrpo.policies import GROUP_POLICY_METHODS, ActorCnnPolicy, ActorMultiInputPolicy, ActorPolicy, GroupPolicy
+from sb3_tgrpo.policies import GROUP_POLICY_METHODS, ActorCnnPolicy, ActorMultiInputPolicy, ActorPolicy, Decisions, GroupPolicy
 from sb3_tgrpo.progress_bar import ValidStepsProgressBar
-from sb3_tgrpo.type_aliases import GroupEnv
+from sb3_tgrpo.resumable import ResumableAlgorithm
 
 SelfTGRPO = TypeVar("SelfTGRPO", bound="TGRPO")
 
@@ -31,25 +35,7 @@ RatioLevel = Literal["action", "token"]
 OutcomeReward = Literal["success", "return"]
 
 
-class _Acts(NamedTuple):
-    """What each environment last acted on, what it did, and the log-probabilities of that, ``(num_envs, ...)`` each."""
-
-    obs: np.ndarray | dict[str, np.ndarray]
-    actions: np.ndarray
-    log_probs: np.ndarray
-
-    def replaced(self, rows: np.ndarray, new: "_Acts") -> "_Acts":
-        """A copy with these rows replaced."""
-        obs: Any = new.obs
-        mine: Any = self.obs
-        if isinstance(obs, dict):
-            merged: Any = {key: _with_rows(mine[key], rows, value) for key, value in obs.items()}
-        else:
-            merged = _with_rows(mine, rows, obs)
-        return _Acts(merged, _with_rows(self.actions, rows, new.actions), _with_rows(self.log_probs, rows, new.log_probs))
-
-
-class TGRPO(OnPolicyAlgorithm):
+class TGRPO(ResumableAlgorithm):
     """
     Trajectory-wise Group Relative Policy Optimization (TGRPO), without a critic.
 
@@ -69,16 +55,16 @@ class TGRPO(OnPolicyAlgorithm):
     :param env: Groups made by :func:`~sb3_tgrpo.envs.make_group_env`, a ``SyncGroupVectorEnv``, or the id of a Gymnasium
         environment with seeded resets, of which one group is made.
     :param learning_rate: The paper's 1e-5 suits LoRA on a large model; small networks need more.
-    :param group_size: N. None: that of ``env``, or 4 (paper, section V-D) where TGRPO makes the group itself.
-    :param groups_per_update: Groups sampled for one update, a multiple of the groups that ``env`` steps at once. None: those.
+    :param group_size: Members of a group, N. None: as in ``env``, or 4 (paper, section V-D) where TGRPO makes the group.
+    :param groups_per_update: Groups sampled for one update, a multiple of those that ``env`` steps at once. None: as many.
     :param batch_size: Steps per minibatch, shuffled over all groups. None: one whole group per minibatch.
     :param n_epochs: Passes over the rollout.
     :param micro_batch_size: Steps per forward and backward pass; gradients are summed, so it changes memory, not the update.
-    :param alpha_step: alpha_1 of eq. (4), weight of the step level.
-    :param alpha_traj: alpha_2 of eq. (4), weight of the trajectory level.
-    :param clip_range: eps of eq. (6), below and above; may be a function of the remaining progress.
-    :param clip_range_high: eps above, for an asymmetric clip.
-    :param kl_coef: beta of eq. (6).
+    :param alpha_step: Weight of the step level, alpha_1 of eq. (4).
+    :param alpha_traj: Weight of the trajectory level, alpha_2 of eq. (4).
+    :param clip_range: Clip range, eps of eq. (6), below and above. May be a function of the remaining progress.
+    :param clip_range_high: Clip range above, for an asymmetric clip.
+    :param kl_coef: Weight of the KL term, beta of eq. (6).
     :param ratio_level: Whether eq. (5) is the ratio of the whole action or of each of its tokens.
     :param outcome_reward: GRPO: one reward per trajectory instead of one per step, ``"success"`` (1 or 0, from
         ``info["is_success"]``) or ``"return"``. Needs ``alpha_step=0`` and groups with ``stop_on="never"``: in a group that
@@ -101,8 +87,8 @@ class TGRPO(OnPolicyAlgorithm):
         one than the saved model's starts a new random sequence instead of going on with the saved one.
     :param device: "auto", "cpu", "cuda", ...
     :param _init_setup_model: Whether to build the networks at creation.
-    :raises ValueError: on settings that do not fit together, named with their values.
-    :raises TypeError: on an environment that is not grouped.
+    :raises ValueError: On settings that do not fit together, named with their values.
+    :raises TypeError: On an environment that is not grouped.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -115,26 +101,26 @@ class TGRPO(OnPolicyAlgorithm):
     objective = "TGRPO"
     """What is optimised: parameters of another objective are not loaded."""
     saves_on_interrupt = True
-    """Whether Ctrl-C saves the model; False where somebody else does. Not saved itself."""
+    """Whether Ctrl-C saves the model; False where another program does. Not saved itself."""
 
     def __init__(
         self,
         policy: str | type[BasePolicy],
         env: GymEnv | str | None,
-        learning_rate: float | Schedule = 1e-5,
+        learning_rate: float | Schedule = defaults.LEARNING_RATE,
         group_size: int | None = None,
         groups_per_update: int | None = None,
         batch_size: int | None = None,
         n_epochs: int = 1,
         micro_batch_size: int | None = None,
-        alpha_step: float = 0.3,
-        alpha_traj: float = 0.7,
-        clip_range: float | Schedule = 0.2,
+        alpha_step: float = defaults.ALPHA_STEP,
+        alpha_traj: float = defaults.ALPHA_TRAJ,
+        clip_range: float | Schedule = defaults.CLIP_RANGE,
         clip_range_high: float | None = None,
-        kl_coef: float = 0.04,
+        kl_coef: float = defaults.KL_COEF,
         ratio_level: RatioLevel = "action",
         outcome_reward: OutcomeReward | None = None,
-        max_grad_norm: float = 1.0,
+        max_grad_norm: float = defaults.MAX_GRAD_NORM,
         temperature: float = 1.0,
         target_kl: float | None = None,
         min_spread: float = MIN_SPREAD,
@@ -191,7 +177,8 @@ class TGRPO(OnPolicyAlgorithm):
         self.compare_ended = compare_ended
         self.saved_objective = self.objective
         self._reference_frozen = False
-        self._resume_state: dict[str, Any] | None = None
+        # The environment's counter of resets and steps when the last rollout ended; None if one was cut short.
+        self._moves: int | None = None
 
         if _init_setup_model:
             self._setup_model()
@@ -205,50 +192,54 @@ class TGRPO(OnPolicyAlgorithm):
         if self.env is not None:
             self._check_groups(self.env)
         self.rollout_buffer_kwargs = {**self.rollout_buffer_kwargs, "group_size": self.group_size}
-        resume_state = self._resume_state
         super()._setup_model()
-        self._resume_state = resume_state  # SB3 seeds here by itself
         missing = [name for name in GROUP_POLICY_METHODS if not hasattr(self.policy, name)]
         if missing:
             raise ValueError(
                 f"{self.policy_class.__name__} can't be trained by TGRPO, it lacks {', '.join(missing)}: choose one of "
                 f"{', '.join([*self.policy_aliases, 'OpenVLAPolicy'])}, or implement sb3_tgrpo.policies.GroupPolicy."
             )
-        self.policy.temperature = self.temperature
+        self.policy.temperature = self.__dict__["temperature"]
+        if self._reference_frozen:  # saved: its parameters find their place
+            self.policy.freeze_reference()
         self.clip_range = FloatSchedule(self.clip_range)
-        self._generator = np.random.default_rng(self.seed)
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        Seed everything random. A model that was loaded then begins there, instead of where the saved one was.
+    @property
+    def temperature(self) -> float:
+        """Sampling temperature of the policy; log-probabilities are taken at the same temperature."""
+        policy = self.__dict__.get("policy")
+        return self.__dict__["temperature"] if policy is None else policy.temperature
 
-        :param seed: The seed; None changes nothing.
-        """
-        super().set_random_seed(seed)
-        if seed is not None:
-            self._generator = np.random.default_rng(seed)
-            self._resume_state = None
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.__dict__["temperature"] = value
+        if "policy" in self.__dict__:
+            self.policy.temperature = value
+
+    @property
+    def _needs_reference(self) -> bool:
+        """Whether the update compares the policy with its reference."""
+        return self.kl_coef != 0.0
 
     def _check_settings(self) -> None:
         if "temperature" in self.policy_kwargs:
             raise ValueError("policy_kwargs={'temperature': ...}: pass temperature to TGRPO itself, which sets the policy's.")
-        for name in ("batch_size", "micro_batch_size", "groups_per_update"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1, or None.")
-        for name in ("temperature", "max_grad_norm", "target_kl", "clip_range_high"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value < float("inf"):
-                raise ValueError(f"{name}={value} must be a positive number.")
-        if self.n_epochs < 1:
-            raise ValueError(f"n_epochs={self.n_epochs} must be at least 1.")
-        if not 0.0 < self.gamma <= 1.0:
-            raise ValueError(f"gamma={self.gamma} must be above 0 and at most 1, which does not discount.")
-        if isinstance(self.clip_range, (int, float)) and not self.clip_range > 0.0:
-            raise ValueError(f"clip_range={self.clip_range} must be positive: with 0 nothing is learned.")
+        check_whole("n_epochs", self.n_epochs)
+        for name in ("batch_size", "micro_batch_size", "groups_per_update", "group_size"):
+            check_whole(name, getattr(self, name), optional=True)
+        for name in ("temperature", "max_grad_norm"):
+            check_number(name, getattr(self, name), positive=True)
+        for name in ("target_kl", "clip_range_high"):
+            check_number(name, getattr(self, name), positive=True, optional=True)
         for name in ("kl_coef", "alpha_step", "alpha_traj", "min_spread"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+            check_number(name, getattr(self, name))
+        check_number("gamma", self.gamma, positive=True, most=1.0, why=", which does not discount")
+        if not callable(self.clip_range):
+            check_number("clip_range", self.clip_range, positive=True, why=": with 0 nothing is learned")
+        if not callable(self.learning_rate):
+            check_number("learning_rate", self.learning_rate)
+        if self.alpha_step == self.alpha_traj == 0.0:
+            raise ValueError("alpha_step=0 and alpha_traj=0 leave no advantage: give one of the two levels a weight.")
         for name, choices in (("ratio_level", get_args(RatioLevel)), ("outcome_reward", (*get_args(OutcomeReward), None))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {choices}.")
@@ -262,16 +253,18 @@ class TGRPO(OnPolicyAlgorithm):
         """
         Go on in other groups, as many and as large as those so far.
 
-        :param env: The groups.
-        :param force_reset: Whether ``learn`` starts new groups, see SB3's ``set_env``.
+        :param env: Groups, or what the constructor makes groups of.
+        :param force_reset: Whether ``learn`` starts new groups. Other groups than those so far always start anew.
         :raises ValueError: If they have another size, number or spaces, or a stop rule that ``outcome_reward`` excludes.
         """
-        env = self._wrap_env(env, self.verbose)
+        env = self._wrap_env(_make_groups(env, self.group_size, self.n_envs), self.verbose)  # type: ignore[arg-type]
         self._check_groups(env)
+        if self.env is None or groups_of(env) is not groups_of(self.env):
+            self._moves = None
         super().set_env(env, force_reset)
 
     def _check_groups(self, env: VecEnv) -> None:
-        groups = _groups(env)
+        groups = groups_of(env)
         if self.group_size not in (None, groups.group_size):
             raise ValueError(
                 f"group_size={self.group_size}, but env has groups of {groups.group_size}: make it with "
@@ -287,11 +280,7 @@ class TGRPO(OnPolicyAlgorithm):
                 f"outcome_reward={self.outcome_reward!r} needs groups with stop_on='never', not {groups.stop_on!r}: a member "
                 "that is cut short has no outcome. Use make_group_env(..., stop_on='never')."
             )
-        if getattr(groups, "alternate", False) and is_vecenv_wrapped(env, VecFrameStack):
-            raise ValueError(
-                "VecFrameStack around groups that take turns (alternate=True) would stack frames at the steps that others "
-                "make: leave one of the two out."
-            )
+        check_wrappers(env)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -334,34 +323,53 @@ class TGRPO(OnPolicyAlgorithm):
         :param n_rollout_steps: Unused: a rollout is as long as its groups.
         :return: False if the callback asked to stop.
         """
-        started = time.perf_counter()
-        groups = _groups(env)
-        self.policy.set_training_mode(False)  # type: ignore[attr-defined]
+        self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        assert self._last_episode_starts is not None
-        if not self._last_episode_starts.all():  # the last rollout was cut short: its groups can't be completed
+        self._start_anew_if_moved(env)
+        callback.on_rollout_start()
+        self._start_anew_if_moved(env)  # the callback may have played in it
+        self._before_rollout = self._attributes_to_save()
+        self._moves = None
+        try:
+            return self._sample_groups(env, callback, rollout_buffer)
+        finally:
+            groups_of(env).resume()
+
+    def _start_anew_if_moved(self, env: VecEnv) -> None:
+        """New groups where the last rollout was cut short, or somebody else has reset or stepped the environment since."""
+        groups = groups_of(env)
+        if self._moves != groups.n_moves:
             self._last_obs = env.reset()  # type: ignore[assignment]
-            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+            self._moves = groups.n_moves
+
+    def _sample_groups(self, env: VecEnv, callback: BaseCallback, rollout_buffer: GroupedRolloutBuffer) -> bool:
+        started = time.perf_counter()
+        groups = groups_of(env)
         to_sample = np.full(groups.n_groups, (self.groups_per_update or groups.n_groups) // groups.n_groups)
         successes: list[np.ndarray] = []
-        n_steps = n_slots = n_valid = 0
-        acts: _Acts | None = None
-        callback.on_rollout_start()
+        n_steps = n_slots = n_valid = n_resampled = 0
+        decisions: Decisions | None = None
+        n_moves = groups.n_moves
 
         while to_sample.any():
-            active = groups.active
+            if groups.n_moves != n_moves:
+                raise ValueError(
+                    "The training environment was reset or stepped in the middle of a rollout, by a callback such as "
+                    "EvalCallback: give the callback an environment of its own, or let it play at the rollout's start or end."
+                )
             # Where groups take turns the step that comes back is another group's, sampled one turn ago: its rows are kept.
-            acts = self._sample_actions(active, acts)
-            actions = acts.actions  # SB3's callbacks look for this name
+            decisions = self._sample_actions(groups.active, decisions)
+            actions = decisions.actions  # SB3's callbacks look for this name
             clipped_actions = self._environment_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
-            valid = groups.valid
+            n_moves, valid = groups.n_moves, groups.valid
 
-            rollout_buffer.add(acts.obs, actions, rewards, acts.log_probs, valid, _step_signal(infos, rewards))
+            rollout_buffer.add(decisions.obs, actions, rewards, decisions.log_probs, valid, _step_signal(infos, rewards))
             resampled = np.array([info.get("resampled", False) for info in infos])
             n_discarded = 0
             for group in np.flatnonzero(resampled.reshape(-1, groups.group_size).any(axis=1)):
                 n_discarded += rollout_buffer.discard_group(int(group))
+                n_resampled += 1
             for group in np.flatnonzero(dones.reshape(-1, groups.group_size).all(axis=1)):
                 members = infos[group * groups.group_size : (group + 1) * groups.group_size]
                 rollout_buffer.end_group(int(group), self._outcomes(members))
@@ -371,49 +379,47 @@ class TGRPO(OnPolicyAlgorithm):
                     groups.pause([int(group)])
 
             n_steps += 1
-            stepped = np.repeat((valid | resampled).reshape(-1, groups.group_size).any(axis=1), groups.group_size)
-            n_slots += int(stepped.sum())
+            n_slots += groups.group_size * int((valid | resampled).reshape(-1, groups.group_size).any(axis=1).sum())
             n_new = int(valid.sum()) - n_discarded  # may be negative: a group that is sampled again takes its steps back
             n_valid += n_new
             self.num_timesteps += n_new
             self._last_obs = new_obs  # type: ignore[assignment]
-            self._last_episode_starts = np.where(stepped, dones | resampled, self._last_episode_starts)
             self._update_info_buffer(infos, dones)
             callback.update_locals(locals())
             if not callback.on_step():
-                groups.resume()
                 return False
 
-        groups.resume()
+        self._moves = n_moves
         rollout_buffer.compute_advantages(self.alpha_step, self.alpha_traj, self.min_spread, self.compare_ended)
         self._record_rollout(np.array(successes), n_valid / n_slots, time.perf_counter() - started)
+        self.logger.record("rollout/resampled_groups", n_resampled)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _sample_actions(self, active: np.ndarray, before: "_Acts | None") -> "_Acts":
+    def _sample_actions(self, active: np.ndarray, before: Decisions | None) -> Decisions:
         """
-        :param active: ``(num_envs,)`` bool, who acts.
-        :param before: the latest acts of all environments, None before the first.
-        :return: the same with new ones for those that act; what others have is ignored, or of a step on its way.
+        :param active: ``(num_envs,)`` bool, environments that need an action.
+        :param before: Latest decisions of all environments, None before the first.
+        :return: Copy of ``before`` with the rows of ``active`` replaced. Other rows are ignored, or of a step on its way.
         """
         rows = np.flatnonzero(active)
         if len(rows) == 0:
-            assert before is not None  # somebody is on the way
+            assert before is not None  # a step is on its way
             return before
         obs: Any = self._last_obs
         if len(rows) < len(active):
             obs = {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
         with th.no_grad():
             actions, log_probs = self.policy.sample_actions(obs_as_tensor(obs, self.device))
-        acts = _Acts(obs, actions.cpu().numpy(), log_probs.float().cpu().numpy())
+        new = Decisions(obs, actions.cpu().numpy(), log_probs.float().cpu().numpy())
         if len(rows) == len(active):
-            return acts
+            return new
         if before is None:
             place = np.zeros(len(active), dtype=np.int64)
             place[rows] = np.arange(len(rows))
-            return _Acts(self._last_obs, acts.actions[place], acts.log_probs[place])  # type: ignore[arg-type]
-        return before.replaced(rows, acts)
+            return Decisions(self._last_obs, new.actions[place], new.log_probs[place])  # type: ignore[arg-type]
+        return before.with_rows(rows, new)
 
     def _environment_actions(self, actions: np.ndarray) -> np.ndarray:
         if not isinstance(self.action_space, spaces.Box):
@@ -454,7 +460,8 @@ class TGRPO(OnPolicyAlgorithm):
     def train(self) -> None:
         """Update the policy with the groups of the rollout buffer, eq. (6)."""
         started = time.perf_counter()
-        self.policy.set_training_mode(True)  # type: ignore[attr-defined]
+        self._before_rollout = None  # from here on the rollout's steps are used
+        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         metrics: dict[str, list[float]] = defaultdict(list)
         stop = False
@@ -555,7 +562,7 @@ class TGRPO(OnPolicyAlgorithm):
 
     def learn(
         self: SelfTGRPO,
-        total_timesteps: int = 24_000,
+        total_timesteps: int = defaults.TOTAL_TIMESTEPS,
         callback: MaybeCallback = None,
         log_interval: int = 1,
         tb_log_name: str = "TGRPO",
@@ -565,8 +572,8 @@ class TGRPO(OnPolicyAlgorithm):
         """
         Sample groups and update the policy until ``total_timesteps`` valid steps have been made.
 
-        Ctrl-C saves ``tgrpo_interrupted.zip`` (into ``tensorboard_log`` if given, else the current folder) before it ends,
-        unless :attr:`saves_on_interrupt` is set to False.
+        Ctrl-C saves ``tgrpo_interrupted_DATE-TIME_PROCESS.zip`` (into ``tensorboard_log`` if given, else the current folder)
+        before it ends, unless :attr:`saves_on_interrupt` is set to False.
 
         :param total_timesteps: Steps that count; the last rollout is completed.
         :param callback: Called at every step.
@@ -574,16 +581,20 @@ class TGRPO(OnPolicyAlgorithm):
         :param tb_log_name: Name of the run for TensorBoard.
         :param reset_num_timesteps: False goes on counting, after ``load`` for instance.
         :param progress_bar: Show a progress bar.
-        :return: self
+        :return: This algorithm.
         """
         try:
             super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         except KeyboardInterrupt:
             if not self.saves_on_interrupt:
                 raise
-            path = pathlib.Path(self.tensorboard_log or ".") / "tgrpo_interrupted.zip"
+            name = f"{self.objective.lower()}_interrupted_{time.strftime('%Y%m%d-%H%M%S')}_{os.getpid()}.zip"
+            path = pathlib.Path(self.tensorboard_log or ".") / name
             self.save(path)
-            print(f"\nInterrupted after {self.num_timesteps} steps, saved. Go on with TGRPO.load({str(path)!r}, env=env).")
+            print(
+                f"\nInterrupted after {self.num_timesteps} steps, saved as it was before the unfinished rollout. "
+                f"Go on with {type(self).__name__}.load({str(path)!r}, env=env)."
+            )
             raise
         if self.logger.name_to_value:  # SB3 logs before it trains: without this the last update would be missing
             self.logger.dump(self.num_timesteps)
@@ -597,13 +608,16 @@ class TGRPO(OnPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if self._resume_state is not None:
-            self._restore(self._resume_state)
-            self._resume_state = None
-        if self.kl_coef != 0.0 and not self._reference_frozen:
+        self._check_settings()  # they may have been changed since
+        self.clip_range = FloatSchedule(self.clip_range)
+        if self._needs_reference and not self._reference_frozen:
             self.policy.freeze_reference()
             self._reference_frozen = True
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        resets = reset_num_timesteps or self._last_obs is None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if resets:
+            self._moves = groups_of(self.env).n_moves  # type: ignore[arg-type]
+        return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         callback = super()._init_callback(callback)
@@ -612,57 +626,45 @@ class TGRPO(OnPolicyAlgorithm):
             callback.init_callback(self)
         return callback
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout overshoots; a schedule must not see a negative remainder.
-        self._current_progress_remaining = max(0.0, 1.0 - num_timesteps / total_timesteps)
-
-    def save(
-        self,
+    @classmethod
+    def load(
+        cls: type[SelfTGRPO],
         path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfTGRPO:
         """
-        Save everything needed to go on: parameters, optimizer, settings, random states and the position in the sequence of
-        starts. A rollout under way is not saved; its groups are sampled again.
+        Load a model, see SB3's ``load``.
 
-        :param path: File to write.
-        :param exclude: Attributes to leave out.
-        :param include: Attributes to keep although they would be left out.
+        :param path: File that :meth:`save` has written.
+        :param env: Groups, or what the constructor makes one group of; None for prediction only.
+        :param device: Device of the model.
+        :param custom_objects: Objects that replace saved ones, by name.
+        :param print_system_info: Whether to print versions, those saved and those of now.
+        :param force_reset: Whether ``learn`` starts new groups.
+        :param kwargs: Attributes of the model to change.
+        :return: The model.
         """
-        pending = self._resume_state  # of a model that was loaded and has not gone on
-        self._resume_state = pending or self._state()
-        try:
-            super().save(path, exclude, include)
-        finally:
-            self._resume_state = pending
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "seed": self.seed,
-            "torch": th.get_rng_state().numpy().tobytes(),
-            "cuda": [state.numpy().tobytes() for state in th.cuda.get_rng_state_all()] if th.cuda.is_available() else [],
-            "generator": self._generator.bit_generator.state,
-            "starts": None if self.env is None else _groups(self.env).start_state(),
-        }
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state.get("seed", self.seed) != self.seed:
-            return  # loaded with another seed
-        th.set_rng_state(_rng_tensor(state["torch"]))
-        if th.cuda.is_available() and len(state["cuda"]) == th.cuda.device_count():
-            th.cuda.set_rng_state_all([_rng_tensor(saved) for saved in state["cuda"]])
-        self._generator.bit_generator.state = state["generator"]
-        groups = None if self.env is None else _groups(self.env)
-        if groups is not None and state["starts"] is not None and len(state["starts"]["n_starts"]) == groups.n_groups:
-            groups.set_start_state(state["starts"])
+        if isinstance(env, (str, gym.Env)):
+            data, *_ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
+            if isinstance(path, io.BufferedIOBase):
+                path.seek(0)
+            env = _make_groups(env, (data or {}).get("group_size"))
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_last_obs", "_last_episode_starts", "_generator", "saves_on_interrupt"]
+        return [*super()._excluded_save_params(), "_moves", "saves_on_interrupt"]
+
+    def _attributes_to_save(self) -> dict[str, Any]:
+        return {**super()._attributes_to_save(), "temperature": self.temperature}  # may have been set at the policy
 
 
-def _make_groups(env: GymEnv | str | None, group_size: int | None) -> GymEnv | None:
-    """Make a group of an environment id, or of an environment that knows how it was made."""
+def _make_groups(env: GymEnv | str | None, group_size: int | None, n_envs: int | None = None) -> GymEnv | None:
+    """Make groups of an environment id, or of an environment that knows how it was made: one, or enough for ``n_envs``."""
     maker: Any = None
     if isinstance(env, str):
         maker = env
@@ -673,22 +675,10 @@ def _make_groups(env: GymEnv | str | None, group_size: int | None) -> GymEnv | N
         return env  # type: ignore[return-value]
     from sb3_tgrpo.envs import make_group_env  # the one place where the algorithm reaches for an environment
 
-    return make_group_env(maker, group_size=4 if group_size is None else group_size)
-
-
-def _groups(env: VecEnv) -> GroupEnv:
-    return cast(GroupEnv, env.unwrapped)
-
-
-def _with_rows(old: np.ndarray, rows: np.ndarray, new: np.ndarray) -> np.ndarray:
-    result = old.copy()
-    result[rows] = new
-    return result
+    check_whole("group_size", group_size, optional=True)
+    size = group_size or defaults.GROUP_SIZE
+    return make_group_env(maker, size, 1 if n_envs is None else n_envs // size)
 
 
 def _step_signal(infos: list[dict[str, Any]], rewards: np.ndarray) -> np.ndarray:
     return np.array([info.get("step_signal", reward) for info, reward in zip(infos, rewards, strict=True)], dtype=np.float64)
-
-
-def _rng_tensor(state: bytes) -> th.Tensor:
-    return th.frombuffer(bytearray(state), dtype=th.uint8)

@@ -161,7 +161,7 @@ def points(before: Evaluations, after: Evaluations) -> str:
     paired = paired_comparison(before, after)
     intervals = [paired.interval]
     if len(before) >= FEWEST_SEEDS:
-        intervals.append(paired_comparison(before, after, unit="evaluation").interval)
+        intervals.append(paired_comparison(before, after, resample="evaluation").interval)
     bounds = (f"[{round(100 * low):+d}, {round(100 * high):+d}]" for low, high in intervals)
     return f"{round(100 * paired.difference):+d} {', runs '.join(bounds)}"
 

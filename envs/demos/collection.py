@@ -1,30 +1,34 @@
 """Collecting demonstrations with a scripted expert, in parallel, resumable."""
 
 import dataclasses
+import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sb3_tgrpo.envs.demos.files import OWN, RecordedDemo, moving_steps, write_demos
+from sb3_tgrpo.envs.demos.files import RecordedDemo, write_demos
+from sb3_tgrpo.envs.demos.reader import OWN, libero_task, moving_steps
 from sb3_tgrpo.envs.experts.disturbances import Disturbance
 from sb3_tgrpo.envs.experts.motion import ActionNoise
-from sb3_tgrpo.envs.libero.assets import resolve_assets, write_atomically
-from sb3_tgrpo.envs.libero.target_variants import target_facts, target_variant
-from sb3_tgrpo.envs.libero.tasks import LiberoTask, get_task, stored_starts
-from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts, parse_task_id
+from sb3_tgrpo.envs.libero.assets import resolve_assets
+from sb3_tgrpo.envs.libero.target_variants import target_facts
+from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
+from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.processes import end_with_parent
+from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.facts.task_name import TaskName
+from sb3_tgrpo.run_folder import RunFolder, versions
+from sb3_tgrpo.settings import REQUIRED, check_settings, setting
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
@@ -32,11 +36,11 @@ if TYPE_CHECKING:
     from sb3_tgrpo.envs.experts.smooth import SmoothExpert
     from sb3_tgrpo.envs.libero.env import LiberoEnv
 
+logger = logging.getLogger(__name__)
+
+Outcomes = dict[int, dict[str, Any]]
+"""What became of the attempts, by their numbers: ``{"success": bool, "steps": int}``."""
 _LIBRARIES = ("mujoco", "robosuite", "hf-libero", "numpy", "h5py")
-_UPPER_BOUNDS = (
-    ("noise", 1.0), ("dart", 1.0), ("pushes", 1.0), ("slips", 1.0), ("detour", 0.2), ("start_noise", 0.5),
-    ("joint_noise", 0.5),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,63 +48,37 @@ class CollectionSettings:
     """
     What is collected. The same settings give the same file, whatever the number of processes.
 
-    :param task: ``libero_object-3`` or ``LIBERO/libero_object-3-v0``.
-    :param episodes: number of demonstrations in the file.
-    :param seed: of starts, expert and noise.
-    :param noise: standard deviation of noise on the motion, executed and recorded (action units).
-    :param dart: likewise, executed only: the recorded action is what the expert wanted (DART, arXiv 1703.09327).
-    :param pushes: probability per step of a push off the way for a few steps, executed only.
-    :param slips: probability per step that the gripper does the opposite for a few steps, executed only.
-    :param expert: ``"scripted"`` for all tasks, or ``"smooth"``, which small networks imitate more easily, for
-        LIBERO-Object and its variants (:mod:`~sb3_tgrpo.envs.experts.smooth`).
-    :param detour: metres by which the expert varies its ways.
-    :param start_noise: drawn starts are widened by so many metres per object.
-    :param joint_noise: standard deviation of noise on the arm's joints in drawn starts, radians.
-    :param stored_starts: start from LIBERO's 50 stored states, in turn, instead of drawn ones.
-    :param keep_failures: keep unsuccessful episodes too, instead of trying further starts.
-    :param drop_noops: leave out steps without motion or gripper change, as OpenVLA's preparation does.
-    :param assets: ``"full"``, ``"light"`` or ``"auto"``.
-    :param image_size: pixels.
-    :param wrist_image: also record the gripper's camera.
-    :param target: another object of the task's scene to demonstrate with (:mod:`~sb3_tgrpo.envs.libero.target_variants`);
-        None = the task's own.
-    :raises ValueError: for a value out of range.
+    :raises ValueError: For a value out of range.
     """
 
-    task: str
-    episodes: int
-    seed: int = 0
-    noise: float = 0.0
-    dart: float = 0.0
-    pushes: float = 0.0
-    slips: float = 0.0
-    expert: Literal["scripted", "smooth"] = "scripted"
-    detour: float = 0.02
-    start_noise: float = 0.0
-    joint_noise: float = 0.0
-    stored_starts: bool = False
-    keep_failures: bool = False
-    drop_noops: bool = False
-    assets: str = "auto"
-    image_size: int = 256
-    wrist_image: bool = False
-    target: str | None = None
+    task: str = setting(REQUIRED, "task, such as libero_object-3 or LIBERO/libero_object-3-v0")
+    demos: int = setting(REQUIRED, "demonstrations in the file", low=1)
+    seed: int = setting(0, "seed of initial states, expert and noise", low=0)
+    noise: float = setting(0.0, "std of noise on the motion, executed and recorded (action units)", low=0, high=1)
+    dart: float = setting(0.0, "std of noise that is executed but not recorded (DART, arXiv 1703.09327)", low=0, high=1)
+    pushes: float = setting(0.0, "probability per step of a push off the way for a few steps, not recorded", low=0, high=1)
+    slips: float = setting(0.0, "probability per step that the gripper does the opposite for a while", low=0, high=1)
+    expert: Literal["scripted", "smooth"] = setting(
+        "scripted", "expert; smooth: easier to imitate for small networks, LIBERO-Object's scenes only"
+    )
+    detour: float = setting(0.02, "metres by which the expert's ways vary", low=0, high=0.2)
+    start_noise: float = setting(0.0, "metres per object by which drawn initial states are widened", low=0, high=0.5)
+    joint_noise: float = setting(0.0, "std of noise on the arm's joints in drawn initial states, radians", low=0, high=0.5)
+    stored_starts: bool = setting(False, "LIBERO's 50 stored initial states, in turn, instead of drawn ones")
+    keep_failures: bool = setting(False, "keep unsuccessful episodes too, instead of trying further initial states")
+    drop_noops: bool = setting(False, "leave out steps without motion or gripper change, as OpenVLA's preparation does")
+    assets: Literal["auto", "full", "light"] = setting("auto", "LIBERO's assets")
+    image_size: int = setting(256, "height and width of the pictures, pixels", low=1)
+    wrist_image: bool = setting(False, "also record the gripper's camera, which LIBERO's own loader expects")
+    target: str | None = setting(None, "another object of the task's scene, such as ketchup; none: the task's own")
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError(f"episodes must be at least 1, got {self.episodes}.")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}.")
-        for name, high in _UPPER_BOUNDS:
-            value = getattr(self, name)
-            if not 0 <= value <= high:
-                raise ValueError(f"{name} must be between 0 and {high}, got {value}.")
-        if self.expert not in ("scripted", "smooth"):
-            raise ValueError(f"expert must be 'scripted' or 'smooth', got {self.expert!r}.")
-        if isinstance(self.image_size, bool) or not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"image_size must be a positive integer (pixels), got {self.image_size!r}.")
+        check_settings(self)
         if self.stored_starts and (self.start_noise or self.joint_noise):
-            raise ValueError("start_noise and joint_noise widen drawn starts; they can't be used together with stored_starts.")
+            raise ValueError(
+                f"stored_starts=True: start_noise={self.start_noise} and joint_noise={self.joint_noise} widen drawn initial "
+                "states. Set them to 0, or leave stored_starts out."
+            )
 
     @property
     def name(self) -> str:
@@ -110,11 +88,11 @@ class CollectionSettings:
     @property
     def max_attempts(self) -> int:
         """Episodes tried before giving up."""
-        return self.episodes if self.keep_failures else 4 * self.episodes + 20
+        return self.demos if self.keep_failures else 4 * self.demos + 20
 
 
 class CollectionError(RuntimeError):
-    """Collection can't be completed; what is done is kept, as the message says."""
+    """A collection that can't be completed. Finished episodes are kept."""
 
 
 # ---------------------------------------------------------------------- one episode
@@ -124,8 +102,9 @@ def record_episode(env: "LiberoEnv", settings: CollectionSettings, index: int) -
     """
     Play and record one episode.
 
-    :param env: with observations ``image``, ``state`` and, if wanted, ``wrist_image``.
-    :param index: number of the attempt: with the settings' seed it decides everything random.
+    :param env: Environment with observations ``image``, ``state`` and, if wanted, ``wrist_image``.
+    :param settings: Settings of the collection.
+    :param index: Number of the attempt; together with the settings' seed it decides everything random.
     """
     seeds = np.random.SeedSequence([settings.seed, index]).generate_state(3)
     if settings.stored_starts:
@@ -155,29 +134,29 @@ class _Rows:
 
     def __init__(self, env: "LiberoEnv") -> None:
         self._env = env
-        robot = env.sim.scene.robot
-        self._joints = [int(address) for address in robot._ref_joint_pos_indexes]
         self._rows: dict[str, list[np.ndarray]] = {}
 
     def append(self, observation: dict[str, np.ndarray], action: np.ndarray) -> None:
-        """The state before an action, and the action."""
+        """
+        The state before an action, and the action. As in LIBERO, all of the robot is from the moment of the observation,
+        which can be a few milliseconds before that of ``states`` and facts.
+        """
         env = self._env
         state = observation["state"]
-        facts = env.facts()
         row = {
             "actions": np.asarray(action, np.float64),
             "states": env.flat_state(),
-            "robot_states": np.concatenate([state[6:], state[:3], facts["eef_quat"]]),
+            "robot_states": np.concatenate([state[6:], state[:3], env.sim.sensed_quat]),
             "agentview_rgb": observation["image"],
             "ee_states": state[:6],
             "ee_pos": state[:3],
             "ee_ori": state[3:6],
             "gripper_states": state[6:],
-            "joint_states": env.data.qpos[self._joints].copy(),
+            "joint_states": env.sim.sensed_joints,
         }
         if "wrist_image" in observation:
             row["eye_in_hand_rgb"] = observation["wrist_image"]
-        row |= {f"facts/{key}": np.asarray(value) for key, value in facts.items()}
+        row |= {f"facts/{key}": np.asarray(value) for key, value in env.facts().items()}
         for name, value in row.items():
             self._rows.setdefault(name, []).append(np.array(value))
 
@@ -202,9 +181,9 @@ def _task_facts(settings: CollectionSettings) -> TaskFacts:
 
 def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | SmoothExpert":
     """
-    Whoever demonstrates.
+    The expert that demonstrates.
 
-    :raises ValueError: if the expert can't do the task.
+    :raises ValueError: If the expert can't do the task.
     """
     from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
     from sb3_tgrpo.envs.experts.smooth import SmoothExpert
@@ -213,36 +192,28 @@ def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | S
     return expert_class(_task_facts(settings), detour=settings.detour, seed=seed)
 
 
-def _libero_task(settings: CollectionSettings) -> LiberoTask:
-    task = get_task(*parse_task_id(settings.task))
-    return task if settings.target is None else target_variant(task, settings.target)
-
-
 def _plain(settings: CollectionSettings) -> CollectionSettings:
     """
     The same settings with one name for each thing: no gym id, no instance's name, no target that is the task's own.
 
-    :raises ValueError: for an unknown task or target.
+    :raises ValueError: For an unknown task or target.
     """
-    suite, index = parse_task_id(settings.task)
-    task, variant = get_task(suite, index), _libero_task(settings)
+    name = TaskName.parse(settings.task)
     target = None
-    if variant != task:
+    if libero_task(settings.name) != get_task(*name):
         kind = {thing.name: thing.kind for thing in load_task_facts(settings.task).objects}
         target = kind.get(settings.target or "", settings.target)
-    return dataclasses.replace(settings, task=f"{suite}-{index}", target=target, assets=resolve_assets(settings.assets).kind)
+    return dataclasses.replace(settings, task=str(name), target=target, assets=resolve_assets(settings.assets).kind)
 
 
 def _make_env(settings: CollectionSettings) -> "LiberoEnv":
     from sb3_tgrpo.envs.libero.env import LiberoEnv
 
-    suite, index = parse_task_id(settings.task)
     cameras = ("image", "wrist_image") if settings.wrist_image else ("image",)
     return LiberoEnv(
-        suite,
-        index,
+        *TaskName.parse(settings.task),
         target=settings.target,
-        assets=settings.assets,  # type: ignore[arg-type]
+        assets=settings.assets,
         observations=(*cameras, "state"),
         image_size=settings.image_size,
         start_noise=settings.start_noise,
@@ -253,18 +224,6 @@ def _make_env(settings: CollectionSettings) -> "LiberoEnv":
 # ---------------------------------------------------------------------- processes and shards
 
 _worker_env: "LiberoEnv | None" = None
-
-
-def _end_with_parent() -> None:
-    """In a worker: end when the process that started it is gone. One that was killed can't tell, and the worker would stay."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _shard(folder: Path, index: int) -> Path:
@@ -281,17 +240,34 @@ def _collect_one(settings: CollectionSettings, folder: Path, index: int) -> None
     if _worker_env is None:
         _worker_env = _make_env(settings)
     demo = record_episode(_worker_env, settings, index)
+    outcome: dict[str, Any] = {"success": demo.success, "steps": len(demo.actions)}
     if demo.success or settings.keep_failures:
-        write_demos(_shard(folder, index), {}, iter([demo]))
-    outcome = {"success": demo.success, "steps": len(demo.actions)}
-    write_atomically(_outcome(folder, index), json.dumps(outcome).encode())
+        write_demos(_shard(folder, index), {}, [demo])
+        outcome["sha256"] = _digest(_shard(folder, index))
+    atomic_write(_outcome(folder, index), json.dumps(outcome))
 
 
-def _read_outcomes(folder: Path) -> dict[int, dict[str, Any]]:
-    return {int(path.stem[8:]): json.loads(path.read_text()) for path in sorted(folder.glob("episode_*.json"))}
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _chosen(settings: CollectionSettings, outcomes: dict[int, dict[str, Any]]) -> list[int] | None:
+def _read_outcomes(folder: Path, keep_failures: bool) -> Outcomes:
+    """Outcomes of the episodes that an earlier call finished. What is damaged counts as not played."""
+    outcomes: Outcomes = {}
+    for path in sorted(folder.glob("episode_*.json")):
+        index = int(path.stem[8:])
+        try:
+            outcome = json.loads(path.read_text())
+            if (outcome["success"] or keep_failures) and _digest(_shard(folder, index)) != outcome["sha256"]:
+                raise ValueError("it is not as it was written")
+            outcomes[index] = {"success": bool(outcome["success"]), "steps": int(outcome["steps"])}
+        except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s: episode %d is damaged (%s) and is played again.", folder, index, error)
+    return outcomes
+
+
+def _chosen(settings: CollectionSettings, outcomes: Outcomes) -> list[int] | None:
     """The attempts that make up the file: the first ones that count. None while one of them is missing."""
     chosen: list[int] = []
     for index in range(settings.max_attempts):
@@ -299,64 +275,24 @@ def _chosen(settings: CollectionSettings, outcomes: dict[int, dict[str, Any]]) -
             return None
         if outcomes[index]["success"] or settings.keep_failures:
             chosen.append(index)
-        if len(chosen) == settings.episodes:
+        if len(chosen) == settings.demos:
             return chosen
     failures = settings.max_attempts - len(chosen)
     raise CollectionError(
-        f"{settings.name}: the expert failed in {failures} of {settings.max_attempts} episodes, so that {settings.episodes} "
+        f"{settings.name}: the expert failed in {failures} of {settings.max_attempts} episodes, so that {settings.demos} "
         "demonstrations were not reached. Lower noise, dart, detour or start_noise, or keep failures."
     )
 
 
-def _fingerprint(settings: CollectionSettings, kind: str) -> dict[str, Any]:
-    """What has to agree for episodes of an earlier run to be used: everything but their number."""
-    plain = dataclasses.asdict(settings)
-    del plain["episodes"]
-    return {**plain, "assets": kind, "version": __version__}
-
-
-def _open_folder(folder: Path, settings: CollectionSettings, kind: str) -> dict[int, dict[str, Any]]:
-    """Make or reopen the folder of finished episodes."""
-    wanted = _fingerprint(settings, kind)
-    file = folder / "settings.json"
-    outcomes = _read_outcomes(folder)
-    if outcomes and file.is_file():
-        found = json.loads(file.read_text())
-        if different := sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key)):
-            raise ValueError(
-                f"{folder} holds episodes collected with other settings ({', '.join(different)}): "
-                "remove it to start anew, or collect into another file."
-            )
-    else:  # settings without an episode bind nobody
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, json.dumps(wanted, indent=1).encode())
-    return outcomes
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _claim(folder: RunFolder, settings: CollectionSettings) -> Outcomes:
     """
-    Inside, no other process may collect into the file; the lock goes with the process.
+    Bind a folder of finished episodes to settings, all but the number of demonstrations.
 
-    :raises OSError: if one does.
+    :raises ValueError: If it holds episodes of other settings.
     """
-    import fcntl  # not on Windows, where the settings can still be made
-
-    # Beside the folder of episodes, which goes while the lock is held.
-    path = out.with_name(f".{out.name}.lock")
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A process that has just finished may have removed the file between opening and locking.
-            mine = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise OSError(f"another process collects into {out}: wait for it, or name another file.")
-        try:
-            yield
-        finally:
-            path.unlink()
+    wanted = {**dataclasses.asdict(settings), "version": __version__}
+    folder.claim("settings.json", wanted, results=["episode_*.json"], may_change=("demos",))
+    return _read_outcomes(folder.path, settings.keep_failures)
 
 
 def collect_demos(
@@ -365,7 +301,7 @@ def collect_demos(
     *,
     workers: int = 1,
     command: str = "",
-    progress: Callable[[dict[int, dict[str, Any]]], None] | None = None,
+    progress: Callable[[Outcomes], None] | None = None,
 ) -> Path:
     """
     Collect demonstrations into a file.
@@ -373,65 +309,53 @@ def collect_demos(
     Finished episodes are kept in a folder beside it (``<out>.partial``) until the file is complete, so that the same call
     continues after an interruption.
 
-    :param settings: what to collect.
-    :param out: the HDF5 file; replaced if it exists.
-    :param workers: processes; the file does not depend on it.
-    :param command: recorded in the file.
-    :param progress: called with the outcomes so far, by attempt: ``{"success": bool, "steps": int}``.
-    :return: the file.
-    :raises ValueError: if the folder holds episodes collected with other settings, or the expert can't do the task.
-    :raises OSError: if another process collects into the file.
-    :raises CollectionError: if the expert fails too often, or a process dies.
+    :param settings: Settings of the collection.
+    :param out: The HDF5 file; replaced if it exists.
+    :param workers: Number of processes; the file does not depend on it.
+    :param command: Command line, recorded in the file.
+    :param progress: Function that is called with the outcomes so far, by attempt: ``{"success": bool, "steps": int}``.
+    :return: The file.
+    :raises ValueError: If the folder holds episodes collected with other settings, or the expert can't do the task.
+    :raises OSError: If another process collects into the file.
+    :raises CollectionError: If the expert fails too often, or a process dies.
     """
     if workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}.")
+        raise ValueError(f"workers={workers}: it must be at least 1.")
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out={out} is a folder: name a file in it, such as {out / 'demos.hdf5'}.")
-    settings = _plain(settings)  # what is unknown is refused here, not in every process
-    _make_expert(settings, 0)  # likewise a task that the expert can't do
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        return _collect(settings, out, workers, command, progress)
-
-
-def _collect(
-    settings: CollectionSettings,
-    out: Path,
-    workers: int,
-    command: str,
-    progress: Callable[[dict[int, dict[str, Any]]], None] | None,
-) -> Path:
-    """Go on with the folder of finished episodes, write the file, remove the folder."""
-    folder = out.with_name(f"{out.name}.partial")
-    outcomes = _open_folder(folder, settings, settings.assets)
-    if progress:
-        progress(outcomes)
-    _fill(settings, folder, outcomes, workers, progress)
-    chosen = _chosen(settings, outcomes)
-    assert chosen is not None
-    # Attempts past the last chosen one depend on the number of workers, and are not counted.
-    counted = {index: outcomes[index] for index in range(chosen[-1] + 1)}
-    write_demos(out, file_attributes(settings, command, counted), _read_shards(folder, chosen))
-    shutil.rmtree(folder)
+    settings = _plain(settings)  # an unknown name is refused here, not in every process
+    _make_expert(settings, 0)  # a task that the expert can't do is refused here as well
+    folder = RunFolder(out.with_name(f"{out.name}.partial"))
+    with folder.locked():
+        outcomes = _claim(folder, settings)
+        if progress:
+            progress(outcomes)
+        _fill(settings, folder.path, outcomes, workers, progress)
+        chosen = _chosen(settings, outcomes)
+        assert chosen is not None
+        # Attempts past the last chosen one depend on the number of workers, and are not counted.
+        counted = {index: outcomes[index] for index in range(chosen[-1] + 1)}
+        write_demos(out, file_attributes(settings, command, counted), [_shard(folder.path, index) for index in chosen])
+        shutil.rmtree(folder.path)
     return out
 
 
 def _fill(
     settings: CollectionSettings,
     folder: Path,
-    outcomes: dict[int, dict[str, Any]],
+    outcomes: Outcomes,
     workers: int,
-    progress: Callable[[dict[int, dict[str, Any]]], None] | None,
+    progress: Callable[[Outcomes], None] | None,
 ) -> None:
     """Play attempts in order until enough of them count."""
     attempts = iter(index for index in range(settings.max_attempts) if index not in outcomes)
     context = multiprocessing.get_context("spawn")
     pending: dict[Future[None], int] = {}
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),)) as pool:
         try:
             while _chosen(settings, outcomes) is None:
-                enough = settings.episodes - sum(o["success"] or settings.keep_failures for o in outcomes.values())
+                enough = settings.demos - sum(o["success"] or settings.keep_failures for o in outcomes.values())
                 # Not more attempts than could still be needed: each costs its time even when it is not used.
                 while len(pending) < min(2 * workers, max(enough, 1)) and (index := next(attempts, None)) is not None:
                     pending[pool.submit(_collect_one, settings, folder, index)] = index
@@ -450,34 +374,13 @@ def _fill(
                 future.cancel()
 
 
-def _read_shards(folder: Path, chosen: list[int]) -> Iterator[RecordedDemo]:
-    import h5py
-
-    for index in chosen:
-        with h5py.File(_shard(folder, index), "r") as file:
-            group = file["data/demo_0"]
-            record = json.loads(group.attrs[OWN])
-            yield RecordedDemo(
-                actions=group["actions"][()],
-                states=group["states"][()],
-                robot_states=group["robot_states"][()],
-                observations={name: values[()] for name, values in group["obs"].items()},
-                success=record.pop("success"),
-                facts={name: values[()] for name, values in group["facts"].items()},
-                model_file=str(group.attrs["model_file"]),
-                record=record,
-            )
-
-
-def file_attributes(settings: CollectionSettings, command: str, outcomes: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def file_attributes(settings: CollectionSettings, command: str, outcomes: Outcomes) -> dict[str, Any]:
     """The attributes of the file's group ``data``: LIBERO's own, and ours."""
-    from sb3_tgrpo.envs.registration import gym_id
-
-    suite, index = parse_task_id(settings.task)
-    task = _libero_task(settings)
+    name = TaskName.parse(settings.task)
+    task = libero_task(settings.name)
     text = task.read_bddl()
     # A variant is none of LIBERO's files, although one may have its name.
-    bddl_name = f"bddl_files/{suite}/{task.name}.bddl" if settings.target is None else f"{task.name}.bddl"
+    bddl_name = f"bddl_files/{name.suite}/{task.name}.bddl" if settings.target is None else f"{task.name}.bddl"
     problem = text.split("(define (problem ", 1)[1].split(")", 1)[0].strip().lower()
     cameras = ["robot0_eye_in_hand", "agentview"]
     env_kwargs = {
@@ -501,12 +404,12 @@ def file_attributes(settings: CollectionSettings, command: str, outcomes: dict[i
         del plain["target"]  # files of LIBERO's own tasks are what they were before there were variants
     own = {
         **plain,
-        "env_id": gym_id(suite, index),
+        "env_id": name.gym_id,
         "observation": "before the action",
         "attempts": len(outcomes),
         "successes": sum(outcome["success"] for outcome in outcomes.values()),
         "version": __version__,
-        "libraries": {name: _version(name) for name in _LIBRARIES} | {"python": sys.version.split()[0]},
+        "libraries": {name: versions().get(name, "") for name in (*_LIBRARIES, "python")},
         "command": command,
     }
     return {
@@ -521,15 +424,8 @@ def file_attributes(settings: CollectionSettings, command: str, outcomes: dict[i
         "bddl_file_content": text,
         "macros_image_convention": "opengl",
         "tag": "libero-v1",
-        "suite": suite,
+        "suite": name.suite,
         "task": settings.name,
         "assets": settings.assets,
         OWN: json.dumps(own),
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

@@ -11,10 +11,10 @@ Demonstration files: LIBERO's own HDF5 layout, read and written.
         robot_states     (T, 9) float64: finger positions, end-effector position and quaternion (x, y, z, w)
         rewards, dones   (T,) uint8, 1 at the last step of a success
         obs
-          agentview_rgb  (T, H, W, 3) uint8, as the simulator gives it (upside down); eye_in_hand_rgb likewise
+          agentview_rgb  (T, H, W, 3) uint8, as the simulator gives it (upside down); and eye_in_hand_rgb
           ee_states      (T, 6): ee_pos (T, 3) and ee_ori (T, 3, axis-angle)
           gripper_states (T, 2), joint_states (T, 7)
-        facts            ours: the task's facts by name, (T,) or (T, k), before each action; other readers pass it over
+        facts            ours: the task's facts by name, (T,) or (T, k), before each action; other readers ignore it
 
 In LIBERO's own files the observation of row t was taken *after* action t; in those made by OpenVLA's preparation, and in ours,
 before it. :class:`Demo` pairs each action with the observation that precedes it, whatever the file.
@@ -22,21 +22,17 @@ before it. :class:`Demo` pairs each action with the observation that precedes it
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import h5py
+from sb3_tgrpo.envs.demos.reader import OWN, DemoFile, import_h5py, open_demos
+from sb3_tgrpo.files import atomic_path
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
-NOOP_NORM = 1e-4
-"""A motion smaller than this is none (facts: OpenVLA's LIBERO preparation)."""
-OWN = "sb3_tgrpo"
-"""Attribute with what LIBERO's layout has no place for, as JSON."""
 _IMAGES = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 _LOW_DIM = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2, "joint_states": 7}
 
@@ -47,12 +43,12 @@ class RecordedDemo:
     An episode as it is written.
 
     :param actions: (T, 7) in [-1, 1].
-    :param states: (T, n), before each action.
+    :param states: (T, n), simulator states before the actions.
     :param robot_states: (T, 9).
-    :param observations: by the layout's names below ``obs``, each with T rows.
-    :param success: whether it ended in success.
+    :param observations: Arrays of T rows by the layout's names below ``obs``.
+    :param success: Whether the episode succeeded.
     :param model_file: MJCF document of the scene.
-    :param facts: the task's facts by name, each with T rows; may be empty.
+    :param facts: The task's facts by name, each with T rows; may be empty.
     :param record: JSON values for the attribute ``sb3_tgrpo``.
     """
 
@@ -66,52 +62,16 @@ class RecordedDemo:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
-def is_noop(action: np.ndarray, previous: np.ndarray | None) -> bool:
-    """
-    Whether OpenVLA's LIBERO preparation leaves a step out: no motion, and the gripper's command unchanged.
-
-    :param action: (7,).
-    :param previous: the last action that was kept, None at the start.
-    """
-    still = float(np.linalg.norm(action[:-1])) < NOOP_NORM
-    return still and (previous is None or action[-1] == previous[-1])
-
-
-def moving_steps(actions: np.ndarray) -> np.ndarray:
-    """
-    :param actions: (T, 7).
-    :return: indices of the steps that are no no-ops.
-    """
-    kept: list[int] = []
-    for step, action in enumerate(actions):
-        if not is_noop(action, actions[kept[-1]] if kept else None):
-            kept.append(step)
-    return np.array(kept, dtype=np.int64)
-
-
 # ---------------------------------------------------------------------- writing
 
 
-def _import_h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError('Demonstration files need h5py: pip install "sb3-tgrpo[libero]".') from error
-    return h5py
-
-
-def write_demo(group: "h5py.Group", demo: RecordedDemo) -> None:
-    """
-    Write one episode into a group such as ``data/demo_0``.
-
-    :raises ValueError: if the arrays' lengths differ.
-    """
+def _write_demo(group: Any, demo: RecordedDemo) -> int:
+    """Write one episode into a group such as ``data/demo_0``; its number of steps."""
     n_steps = len(demo.actions)
     arrays = {"actions": demo.actions, "states": demo.states, "robot_states": demo.robot_states}
     arrays |= {f"obs/{name}": values for name, values in demo.observations.items()}
     arrays |= {f"facts/{name}": values for name, values in demo.facts.items()}
-    if wrong := {name: len(values) for name, values in arrays.items() if len(values) != n_steps}:
-        raise ValueError(f"demo has {n_steps} actions, but other lengths of {wrong}.")
+    assert all(len(values) == n_steps for values in arrays.values()), {name: len(v) for name, v in arrays.items()}
     ends = np.zeros(n_steps, np.uint8)
     ends[-1] = demo.success
     for name, values in {**arrays, "rewards": ends, "dones": ends}.items():
@@ -120,36 +80,30 @@ def write_demo(group: "h5py.Group", demo: RecordedDemo) -> None:
     group.attrs["init_state"] = demo.states[0]
     group.attrs["model_file"] = demo.model_file
     group.attrs[OWN] = json.dumps({"success": demo.success, **demo.record})
+    return n_steps
 
 
-def write_demos(path: str | os.PathLike[str], attributes: Mapping[str, Any], demos: Iterator[RecordedDemo]) -> None:
+def write_demos(path: str | os.PathLike[str], attributes: Mapping[str, Any], demos: Iterable[RecordedDemo | Path]) -> None:
     """
     Write a file, atomically: it is there complete, or not at all.
 
-    :param path: it is replaced if it exists; its folder must exist.
-    :param attributes: of the group ``data``; ``num_demos`` and ``total`` are added.
-    :raises ValueError: if there are no demonstrations.
+    :param path: File to write, replaced if it exists.
+    :param attributes: Attributes of the group ``data``; ``num_demos`` and ``total`` are added.
+    :param demos: At least one episode, or files of one episode each, which are copied.
     """
-    h5py = _import_h5py()
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        with h5py.File(name, "w") as file:
-            data = file.create_group("data")
-            count = total = 0
-            for demo in demos:
-                write_demo(data.create_group(f"demo_{count}"), demo)
-                count, total = count + 1, total + len(demo.actions)
-            if count == 0:
-                raise ValueError("demos is empty: there is nothing to write.")
-            for key, value in {**attributes, "num_demos": count, "total": total}.items():
-                data.attrs[key] = value
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as unfinished, import_h5py().File(unfinished, "w") as file:
+        data, lengths = file.create_group("data"), list[int]()
+        for demo in demos:
+            name = f"demo_{len(lengths)}"
+            if isinstance(demo, Path):
+                with open_demos(demo) as source:
+                    data.copy(source.group("demo_0"), name)
+                lengths.append(len(data[name]["actions"]))
+            else:
+                lengths.append(_write_demo(data.create_group(name), demo))
+        assert lengths, "there is nothing to write"
+        for key, value in {**attributes, "num_demos": len(lengths), "total": sum(lengths)}.items():
+            data.attrs[key] = value
 
 
 # ---------------------------------------------------------------------- reading
@@ -160,19 +114,19 @@ class Demo:
     """
     A demonstration in a file: each row pairs an action with the observation before it.
 
-    :param path: the file.
-    :param name: ``demo_0``.
+    :param path: The file.
+    :param name: Name of the group, such as ``demo_0``.
     :param actions: (T, 7).
     :param states: (T, n), simulator states before the actions; None if the file has none.
     :param ee_pos: (T, 3), end effector, metres, world frame.
     :param ee_ori: (T, 3), axis-angle.
     :param gripper_states: (T, 2), finger positions.
     :param joint_states: (T, 7), the arm's joints.
-    :param success: whether it ended in success; files that do not say hold successes only.
-    :param init_state: (n,), the simulator's state at the start, None if the file has none.
-    :param facts: the task's facts by name, (T,) or (T, k); empty in files that are not ours.
-    :param record: what our own files add: seed, start, noise and so on.
-    :param lag: 1 if the file's observations follow its actions (LIBERO's own), so that the first action is left out; else 0.
+    :param success: Whether it succeeded by all that the file states; files that state nothing hold successes only.
+    :param init_state: (n,), the simulator's initial state; None if the file has none.
+    :param facts: The task's facts by name, (T,) or (T, k); empty in files that are not ours.
+    :param record: What our own files add: seed, initial state, noise and so on.
+    :param lag: 1 if the observations follow the actions (LIBERO's own files), so that the first action is left out; else 0.
     """
 
     path: Path
@@ -202,21 +156,16 @@ class Demo:
         Read pictures from the file.
 
         :param camera: ``"image"`` (agentview) or ``"wrist_image"``.
-        :param steps: which rows; None = all.
-        :return: uint8 (T, H, W, 3), as stored: upside down.
-        :raises ValueError: if the file has none of this camera.
+        :param steps: Rows to read; None for all.
+        :return: Pictures, uint8 (T, H, W, 3), as stored: upside down.
+        :raises ValueError: If the file has none of this camera.
         """
         if camera not in _IMAGES:
             raise ValueError(f"camera={camera!r}. Available: {', '.join(_IMAGES)}.")
-        with _open(self.path) as file:
-            group = file[f"data/{self.name}/obs"]
-            if _IMAGES[camera] not in group:
-                raise ValueError(f"{self.path}: {self.name} lacks obs/{_IMAGES[camera]}; it has {', '.join(group)}.")
+        with open_demos(self.path) as file:
+            pictures = file.images(self.name, f"obs/{_IMAGES[camera]}", len(self) + self.lag)
             first, last, stride = (steps or slice(None)).indices(len(self))
-            try:
-                return np.asarray(group[_IMAGES[camera]][first:last:stride])
-            except OSError as error:
-                raise _damaged(f"{self.path}: {self.name}", f"obs/{_IMAGES[camera]}", error) from error
+            return file.read(self.name, pictures, slice(first, last, stride))
 
 
 @dataclass(frozen=True)
@@ -224,13 +173,13 @@ class Demos(Sequence[Demo]):
     """
     The demonstrations of one file.
 
-    :param path: the file.
+    :param path: The file.
     :param task: ``"libero_object-3"``, ``""`` if it belongs to no known task.
-    :param instruction: the sentence.
+    :param instruction: The task's sentence; for an unknown task the file's, ``""`` if it has none.
     :param assets: ``"full"`` or ``"light"``; LIBERO's own files are full.
-    :param image_shape: (H, W, 3), None without images.
-    :param record: what our own files add: command, seed, noise, versions and so on.
-    :param demos: in the file's order.
+    :param image_shape: (H, W, 3); None without images.
+    :param record: What our own files add: command, seed, noise, versions and so on.
+    :param demos: Demonstrations in the file's order.
     """
 
     path: Path
@@ -248,212 +197,82 @@ class Demos(Sequence[Demo]):
         return self.demos[index]
 
 
-def _open(path: Path) -> Any:
-    h5py = _import_h5py()
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of demonstrations.")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path} is no readable HDF5 file ({size} bytes; {error}): it is empty, truncated or something else. "
-            "Copy or collect it again."
-        ) from error
-
-
 def load_demos(
     path: str | os.PathLike[str], *, task: str | None = None, image_size: int | None = None, max_demos: int | None = None
 ) -> Demos:
     """
     Read a demonstration file: LIBERO's, OpenVLA's regenerated ones, or ours. Images stay in the file until asked for.
 
-    :param path: the HDF5 file.
-    :param task: the task it has to be of: ``"libero_object-3"``, ``"libero_object-8:ketchup"`` for another target, or a gym
-        id; None = any.
-    :param image_size: height and width that its pictures have to have; None = any.
-    :param max_demos: read so many only.
-    :raises FileNotFoundError: if there is no such file.
-    :raises ValueError: if it is empty or truncated, lacks a key, holds another task, pictures of another size, actions outside
-        the action space, or arrays whose lengths differ; if ``max_demos`` is less than 1.
+    :param path: The HDF5 file.
+    :param task: Task that the file must be of: ``"libero_object-3"``, ``"libero_object-8:ketchup"`` for another target, or a
+        Gymnasium id; None for any.
+    :param image_size: Height and width that its pictures must have; None for any.
+    :param max_demos: Largest number of demonstrations to read.
+    :raises FileNotFoundError: If there is no such file.
+    :raises OSError: If another process writes the file, or it may not be read.
+    :raises ValueError: If the file is empty or truncated, lacks a key, or holds another task, pictures of another size,
+        actions of another convention, or arrays whose lengths differ; if ``max_demos`` is less than 1.
     """
     if max_demos is not None and max_demos < 1:
-        raise ValueError(f"max_demos must be at least 1, got {max_demos}.")
-    path = Path(path)
-    with _open(path) as file:
-        data = file.get("data")
-        if not _is_group(data):
-            raise ValueError(
-                f"{path} lacks the group 'data'; it holds {', '.join(file) or 'nothing'}. It is no file of demonstrations in "
-                "LIBERO's layout."
-            )
-        names = [name for name in data if name.startswith("demo_") and name[5:].isdigit()]
-        names = sorted(names, key=lambda name: int(name[5:]))[:max_demos]
-        if not names:
-            raise ValueError(f"{path} holds no demonstrations: there is no group data/demo_0.")
-        record = _json(data.attrs.get(OWN))
-        # LIBERO's own script writes this attribute and observes after the action; OpenVLA's script writes none.
-        lag = 1 if not record and "macros_image_convention" in data.attrs else 0
-        found = str(data.attrs.get("task", "")) or _task_from_names(path, str(data.attrs.get("bddl_file_name", "")))
-        if task is not None:
-            _check_task(path, found, task)
-        demos = tuple(_read_demo(path, name, data[name], lag) for name in names)
-        shape = _image_shape(path, data, {name: len(demo) + lag for name, demo in zip(names, demos, strict=True)})
+        raise ValueError(f"max_demos={max_demos}: it must be at least 1.")
+    wanted = ""
+    if task is not None:
+        name, colon, target = task.partition(":")
+        wanted = f"{TaskName.parse(name)}{colon}{target}"
+    with open_demos(path) as file:
+        if wanted and file.task != wanted:
+            raise file.error(f"it holds demonstrations of {file.task or 'an unknown task'}, not of {wanted}.")
+        file.check_convention()
+        demos = tuple(_read_demo(file, name) for name in file.names[:max_demos])
+        shape = _image_shape(file, demos)
         if image_size is not None and shape is None:
-            raise ValueError(
-                f"{path} holds no pictures (obs/{_IMAGES['image']}), and image_size={image_size} asks for some: choose "
-                "another file, or leave image_size out."
+            raise file.error(
+                f"it holds no pictures (obs/{_IMAGES['image']}), and image_size={image_size} asks for some: choose another "
+                "file, or leave image_size out."
             )
         if image_size is not None and shape is not None and shape[:2] != (image_size, image_size):
-            raise ValueError(
-                f"{path} holds pictures of {shape[0]} x {shape[1]} pixels, not {image_size} x {image_size}: choose image_size "
+            raise file.error(
+                f"it holds pictures of {shape[0]} x {shape[1]} pixels, not {image_size} x {image_size}: choose image_size "
                 f"accordingly or collect with --image-size {image_size}."
             )
-        return Demos(path, found, _instruction(data, path, found), str(data.attrs.get("assets", "full")), shape, record, demos)
+        return Demos(file.path, file.task, file.instruction, file.assets, shape, file.record, demos)
 
 
-def _json(text: Any) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (TypeError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _is_group(item: Any) -> bool:
-    return isinstance(item, _import_h5py().Group)
-
-
-def _damaged(where: str, key: str, error: OSError) -> ValueError:
-    return ValueError(f"{where}: {key} can't be read ({error}): the file is damaged. Copy or collect it again.")
-
-
-def _instruction(data: "h5py.Group", path: Path, task: str) -> str:
-    words = _json(data.attrs.get("problem_info")).get("language_instruction", "")
-    text = "".join(words).strip().strip('"')  # some LIBERO releases hold a list, or quotes
-    if not text and task:
-        from sb3_tgrpo.envs.libero.tasks import get_task
-        from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
-
-        return get_task(*parse_task_id(task)).instruction
-    return text or path.stem.removesuffix("_demo").replace("_", " ")
-
-
-def _task_from_names(path: Path, bddl_file: str) -> str:
-    """Task id from the BDDL file's name or, failing that, the file's own (``<task name>_demo.hdf5``)."""
-    own = path.stem.removesuffix("_demo")
-    for name, folder in ((Path(bddl_file).stem, Path(bddl_file).parent.name), (own, path.parent.name)):
-        if name and (task := _find_task(name, folder)):
-            return task
-    return ""
-
-
-def _find_task(name: str, folder: str) -> str:
-    """Task id of a BDDL file's name; the suite that ``folder`` names is looked through first."""
-    from sb3_tgrpo.envs.libero.tasks import get_task
-    from sb3_tgrpo.envs.registration import SUITES
-
-    for suite in sorted(SUITES, key=lambda suite: not folder.startswith(suite)):
-        for index in range(SUITES[suite]):
-            try:
-                if get_task(suite, index).name == name:
-                    return f"{suite}-{index}"
-            except ImportError:  # LIBERO, which knows the names, is not installed
-                return ""
-    return ""
-
-
-def _check_task(path: Path, found: str, wanted: str) -> None:
-    from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
-
-    name, colon, target = wanted.partition(":")
-    suite, index = parse_task_id(name)
-    task = f"{suite}-{index}{colon}{target}"
-    if found != task:
-        raise ValueError(f"{path} holds demonstrations of {found or 'an unknown task'}, not of {task}.")
-
-
-def _image_shape(path: Path, data: "h5py.Group", lengths: Mapping[str, int]) -> tuple[int, ...] | None:
-    """(H, W, 3) of all demonstrations' pictures, None without any; ``lengths``: steps by name."""
+def _image_shape(file: DemoFile, demos: Sequence[Demo]) -> tuple[int, ...] | None:
+    """(H, W, 3) of all demonstrations' pictures, None without any."""
     key = f"obs/{_IMAGES['image']}"
-    if not any(key in data[name] for name in lengths):
+    if not any(key in file.group(demo.name) for demo in demos):
         return None
-    shape: tuple[int, ...] = ()
-    for name, n_steps in lengths.items():
-        where = f"{path}: {name}"
-        if key not in data[name]:
-            raise ValueError(f"{where} lacks {key}, which other demonstrations of the file have.")
-        images = data[name][key]
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != n_steps:
-            raise ValueError(f"{where}: {key} is {images.dtype} {images.shape}, expected uint8 ({n_steps}, height, width, 3).")
-        if shape and images.shape[1:] != shape:
-            raise ValueError(f"{where} has pictures of shape {images.shape[1:]}, not {shape}.")
-        shape = tuple(int(size) for size in images.shape[1:])
+    shapes = {demo.name: tuple(map(int, file.images(demo.name, key, len(demo) + demo.lag).shape[1:])) for demo in demos}
+    shape = shapes[demos[0].name]
+    for name, other in shapes.items():
+        if other != shape:
+            raise file.error(f"{name} has pictures of shape {other}, not {shape}: use one size.")
     return shape
 
 
-def _rows(path: Path, name: str, group: "h5py.Group", key: str, width: int | None, n_steps: int | None) -> np.ndarray:
-    where = f"{path}: {name}"
-    if key not in group:
-        obs = group.get("obs")
-        here = [*(k for k in group if k != "obs"), *(f"obs/{k}" for k in (obs if _is_group(obs) else ()))]
-        raise ValueError(f"{where} lacks {key}; it has {', '.join(here) or 'nothing'}.")
-    expected = f"({n_steps or 'T'}, {width or 'n'})"
-    if _is_group(group[key]) or group[key].dtype.kind not in "biuf":
-        kind = "a group" if _is_group(group[key]) else f"of type {group[key].dtype}"
-        raise ValueError(f"{where}: {key} is {kind}, expected numbers of shape {expected}.")
-    try:
-        rows = np.asarray(group[key][()], np.float64)
-    except OSError as error:
-        raise _damaged(where, key, error) from error
-    if rows.ndim != 2 or (width is not None and rows.shape[1] != width) or (n_steps is not None and len(rows) != n_steps):
-        raise ValueError(f"{where}: {key} has shape {rows.shape}, expected {expected}.")
-    if not np.isfinite(rows).all():
-        row = int(np.argmin(np.isfinite(rows).all(axis=1)))
-        raise ValueError(f"{where}: {key} holds values that are not finite, first in row {row}.")
-    return rows
-
-
-def _read_facts(where: str, group: "h5py.Group", n_steps: int) -> dict[str, np.ndarray]:
-    facts: dict[str, np.ndarray] = {}
-    for key, values in group.get("facts", {}).items():
-        if values.shape[:1] != (n_steps,):
-            raise ValueError(f"{where}: facts/{key} has shape {values.shape}, expected {n_steps} rows.")
-        try:
-            facts[key] = np.asarray(values[()])
-        except OSError as error:
-            raise _damaged(where, f"facts/{key}", error) from error
-    return facts
-
-
-def _read_demo(path: Path, name: str, group: "h5py.Group", lag: int) -> Demo:
-    if not _is_group(group):
-        raise ValueError(f"{path}: {name} is no group with actions and obs/ee_pos: the file is not in LIBERO's layout.")
-    actions = _rows(path, name, group, "actions", 7, None)
-    n_steps = len(actions)
+def _read_demo(file: DemoFile, name: str) -> Demo:
+    actions = file.rows(name, "actions")
+    n_steps, lag, group = len(actions), file.lag(name), file.group(name)
+    file.check_length(name, n_steps)
     if n_steps <= lag:
-        raise ValueError(f"{path}: {name} has {n_steps} steps: there is nothing to learn from it.")
-    outside = np.abs(actions).max(axis=1) > 1.0 + 1e-6
-    if outside.any():
-        step = int(np.argmax(outside))
-        raise ValueError(
-            f"{path}: {name} has actions outside the action space [-1, 1], first in row {step}: {actions[step].tolist()}. "
-            "LIBERO's actions are normalised; undo a scaling or drop the demonstration."
-        )
-    low = {key: _rows(path, name, group, f"obs/{key}", width, n_steps)[: n_steps - lag] for key, width in _LOW_DIM.items()}
-    states = _rows(path, name, group, "states", None, n_steps)[lag:] if "states" in group else None
+        raise file.error(f"{name} has {n_steps} steps: there is nothing to learn from it.")
+    file.check_actions(name, actions)
+    low = {key: file.rows(name, f"obs/{key}", width, n_steps)[: n_steps - lag] for key, width in _LOW_DIM.items()}
+    states = file.rows(name, "states", None, n_steps)[lag:] if "states" in group else None
+    facts = {key: file.read(name, file.array(name, f"facts/{key}")) for key in group.get("facts", {})}
+    if wrong := {key: len(values) for key, values in facts.items() if len(values) != n_steps}:
+        raise file.error(f"{name}: the facts {wrong} have other numbers of rows than the {n_steps} actions.")
     init_state = np.asarray(group.attrs["init_state"]) if "init_state" in group.attrs else None
-    record = _json(group.attrs.get(OWN))
-    facts = {key: values[: n_steps - lag] for key, values in _read_facts(f"{path}: {name}", group, n_steps).items()}
     return Demo(
-        path=path,
+        path=file.path,
         name=name,
         actions=actions[lag:],
         states=states,
-        success=bool(record.get("success", True)),
+        success=file.succeeded(name),
         init_state=states[0] if init_state is None and states is not None else init_state,
-        facts=facts,
-        record=record,
+        facts={key: values[: n_steps - lag] for key, values in facts.items()},
+        record=file.record_of(name),
         lag=lag,
         **low,
     )

@@ -20,6 +20,7 @@ from sb3_tgrpo.envs.experts.motion import rotation_of
 from sb3_tgrpo.envs.libero.target_variants import target_facts
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class KeyPose:
     One key pose, averaged over demonstrations.
 
     :param name: ``grasp``, ``lift``, ``above_goal``, ``release``, ``end``, ``rest`` or ``stage``, numbered from the second on.
-    :param frame: object, site or handle that it is relative to; ``"world"`` if there is none.
-    :param position: (3,), of the end effector in that frame, metres: its mean.
+    :param frame: Object, site or handle that it is relative to; ``"world"`` if there is none.
+    :param position: (3,), mean position of the end effector in that frame, metres.
     :param spread: (3,), standard deviation.
     :param world: (3,), mean position in the world.
-    :param gripper: what the gripper is commanded.
-    :param opening: mean distance between the fingers, metres.
-    :param step: mean step.
-    :param n: demonstrations that have it.
+    :param gripper: Command of the gripper.
+    :param opening: Mean distance between the fingers, metres.
+    :param step: Mean step.
+    :param n: Number of demonstrations that have it.
     """
 
     name: str
@@ -71,9 +72,9 @@ class KeyPoses(Sequence[KeyPose]):
     """
     Key poses in time order; ``numpy.asarray`` gives their positions, (j, 3).
 
-    :param poses: the poses.
-    :param axes: whether positions are along the world's axes or the frame's own.
-    :param n_demos: demonstrations they are averaged over.
+    :param poses: The poses.
+    :param axes: Axes of the positions, the world's or the frame's own.
+    :param n_demos: Number of demonstrations that they are averaged over.
     """
 
     poses: tuple[KeyPose, ...]
@@ -133,7 +134,7 @@ class KeyPoses(Sequence[KeyPose]):
 @dataclass
 class _Episode:
     """
-    What key poses are found in.
+    An episode as key poses need it.
 
     :param position: (T, 3) of the end effector.
     :param closed: (T,), whether the gripper is commanded to close.
@@ -203,18 +204,16 @@ def _collect(demos: Source) -> tuple[list[_Episode], str, list[Demo]]:
 
 def _one_task(tasks: set[str]) -> str:
     if len(tasks) > 1:
-        raise ValueError(f"demos are of several tasks ({', '.join(sorted(tasks))}): key poses are those of one.")
+        raise ValueError(f"demos are of several tasks ({', '.join(sorted(tasks))}): use the demonstrations of one.")
     return next(iter(tasks))
 
 
 def _restore_facts(episodes: list[_Episode], task: str, demos: list[Demo], steps: list[dict[str, int]]) -> None:
     """Fill in the facts at the critical steps by setting the recorded states in the simulator."""
     from sb3_tgrpo.envs.libero.env import LiberoEnv
-    from sb3_tgrpo.rewards.facts.task_facts import parse_task_id
 
     name, _, target = task.partition(":")
-    suite, index = parse_task_id(name)
-    env = LiberoEnv(suite, index, target=target or None, observations=())
+    env = LiberoEnv(*TaskName.parse(name), target=target or None, observations=())
     try:
         env.reset(seed=0)
         for episode, demo, found in zip(episodes, demos, steps, strict=True):
@@ -245,7 +244,7 @@ def critical_steps(position: np.ndarray, closed: np.ndarray, opening: np.ndarray
     :param position: (T, 3) of the end effector, metres.
     :param closed: (T,), whether the gripper is commanded to close.
     :param opening: (T,), distance between the fingers, metres.
-    :return: steps by name, in time order.
+    :return: Steps by name, in time order.
     """
     changes = np.flatnonzero(np.diff(closed.astype(int))) + 1
     bounds = [0, *changes.tolist(), len(closed)]
@@ -368,15 +367,15 @@ def key_poses(
 
     ``numpy.asarray(key_poses("demos.hdf5"))`` is the paper's set of key poses, (j, 3).
 
-    :param demos: an HDF5 file, what :func:`~sb3_tgrpo.envs.demos.files.load_demos` returned, or recorded traces.
-        Unsuccessful ones are left out. For files that are not ours, the simulator tells where things are.
-    :param program: its stages' boundaries are critical steps too.
-    :param axes: ``"world"``: offsets from the frame's origin along the world's axes; ``"frame"``: along its own.
-    :param share: a pose has to occur in at least this share of the demonstrations.
-    :raises ValueError: if there is no successful demonstration, if they are of several tasks, or the program is of another.
+    :param demos: HDF5 file, demonstrations of :func:`~sb3_tgrpo.envs.demos.files.load_demos`, or recorded traces.
+        Unsuccessful ones are left out. In files that are not ours, the simulator finds where things are.
+    :param program: Reward program whose stages' boundaries are critical steps too.
+    :param axes: Axes of the offsets from the frame's origin: ``"world"``, or ``"frame"`` for the frame's own.
+    :param share: Smallest share of the demonstrations in which a pose must occur.
+    :raises ValueError: If there is no successful demonstration, if they are of several tasks, or the program is of another.
     """
     if axes not in ("world", "frame"):
-        raise ValueError(f"axes must be 'world' or 'frame', got {axes!r}.")
+        raise ValueError(f"axes={axes!r}: it must be 'world' or 'frame'.")
     episodes, task, kept = _collect(demos)
     steps = [critical_steps(episode.position, episode.closed, episode.opening) for episode in episodes]
     facts = _known_facts(task)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sb3_tgrpo.envs.demos.files import Demo
+from sb3_tgrpo.files import atomic_path
 
 _FPS = 20
 _GAP = 2
@@ -16,11 +17,12 @@ def contact_sheet(demos: Sequence[Demo], rows: int = 8, columns: int = 8, width:
     """
     Pictures at equal distances in time, one row per demonstration, upright.
 
-    :param demos: the first ``rows`` of them are shown.
-    :param columns: pictures per demonstration, the first and the last included.
-    :param width: of a picture, pixels; larger ones are thinned out.
-    :return: uint8 (height, width, 3).
-    :raises ValueError: if there are no demonstrations, or one without pictures.
+    :param demos: Demonstrations to show.
+    :param rows: Largest number of demonstrations shown, from the first.
+    :param columns: Pictures per demonstration, the first and the last included.
+    :param width: Width of a picture, pixels; larger ones are thinned out.
+    :return: Picture, uint8 (height, width, 3).
+    :raises ValueError: If there are no demonstrations, or one has no pictures.
     """
     if not demos:
         raise ValueError("demos is empty: there is nothing to show.")
@@ -39,25 +41,29 @@ def write_contact_sheet(demos: Sequence[Demo], path: str | os.PathLike[str], row
     """
     Write :func:`contact_sheet` to a picture file.
 
-    :param path: its suffix decides the format, such as ``.png``.
-    :raises ValueError: if there are no demonstrations, one without pictures, or no format of this suffix.
+    :param demos: Demonstrations to show.
+    :param path: File to write; its suffix decides the format, such as ``.png``.
+    :param rows: Largest number of demonstrations shown.
+    :param columns: Pictures per demonstration.
+    :raises ValueError: If there are no demonstrations, one has no pictures, or the suffix is of no format.
     """
     imageio = _imageio()
     sheet = contact_sheet(demos, rows, columns)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        imageio.imwrite(path, sheet)
-    except ValueError as error:
-        raise _unknown_format(path, "a picture", ".png") from error
+    with atomic_path(path) as unfinished:
+        try:
+            imageio.imwrite(unfinished, sheet)
+        except ValueError as error:
+            raise _unknown_format(path, "a picture", ".png") from error
 
 
 def write_video(demos: Sequence[Demo], path: str | os.PathLike[str], fps: int = _FPS) -> None:
     """
     Write demonstrations one after the other as a video, upright.
 
-    :param path: such as ``demos.mp4``.
-    :param fps: 20 is real time.
-    :raises ValueError: if there are no demonstrations, or one without pictures.
+    :param demos: Demonstrations to show.
+    :param path: File to write, such as ``demos.mp4``.
+    :param fps: Pictures per second; 20 is real time.
+    :raises ValueError: If there are no demonstrations, or one has no pictures.
     """
     if not demos:
         raise ValueError("demos is empty: there is nothing to show.")
@@ -68,16 +74,13 @@ def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str],
     """
     Write pictures as a video; the file appears when it is complete.
 
-    :param pictures: uint8 (height, width, 3) each.
-    :param path: such as ``episode.mp4``.
-    :param fps: 20 is real time.
-    :raises ValueError: if there is no format of this suffix.
+    :param pictures: Pictures, uint8 (height, width, 3) each.
+    :param path: File to write, such as ``episode.mp4``.
+    :param fps: Pictures per second; 20 is real time.
+    :raises ValueError: If the suffix is of no format.
     """
     imageio = _imageio()
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".{os.getpid()}.{target.name}")
-    try:
+    with atomic_path(path) as unfinished:
         try:
             opened = imageio.get_writer(unfinished, fps=fps, macro_block_size=1, quality=7)
         except ValueError as error:
@@ -86,17 +89,14 @@ def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str],
             for picture in pictures:
                 height, width = (size - size % 2 for size in picture.shape[:2])  # the codec wants even sizes
                 writer.append_data(np.ascontiguousarray(picture[:height, :width]))
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_pictures(path: str | os.PathLike[str]) -> list[np.ndarray]:
     """
     The pictures of a video.
 
-    :param path: such as :func:`write_pictures` has written.
-    :return: uint8 (height, width, 3) each.
+    :param path: Video that :func:`write_pictures` wrote.
+    :return: Pictures, uint8 (height, width, 3) each.
     """
     with _imageio().get_reader(Path(path)) as reader:
         return [np.asarray(picture) for picture in reader]

@@ -1,6 +1,6 @@
 """Groups of environments that start from one identical state and step together (arXiv 2506.08440, section IV-C)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import gymnasium as gym
@@ -15,6 +15,12 @@ StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
 
 MAX_RESTARTS = 3
 """How often the process of one environment is restarted before its group is finished."""
+
+
+def succeeded(info: Mapping[str, Any]) -> bool:
+    """Whether an info reports success. NaN, which some environments report for "not known", is none."""
+    value = info.get("is_success", False)
+    return bool(value) and bool(value == value)
 
 
 class GroupStep(NamedTuple):
@@ -69,17 +75,17 @@ class SyncGroupVectorEnv(VectorEnv):
     alternating sampler; Sample Factory's double buffering). :attr:`active` tells whose turn it is, the mask whose step came
     back; the very first step returns nobody's. Trajectories are the same.
 
-    :param env_fns: one function per environment; the first ``group_size`` make up the first group, and so on.
-    :param group_size: members per group, at least 2.
-    :param stop_on: when a group ends, see above.
-    :param timeout: seconds to wait for a step or a reset of an environment in a process of its own.
-    :param subprocess: each environment in a process of its own (needed to survive crashes and hangs), or all in this one.
-    :param start_options: reset options of each new start, drawn with the generator of that start, which depends on the seed
+    :param env_fns: Functions that make one environment each; the first ``group_size`` make up the first group, and so on.
+    :param group_size: Members per group, at least 2.
+    :param stop_on: Rule by which a group ends, see above.
+    :param timeout: Seconds to wait for a step or a reset of an environment in a process of its own.
+    :param subprocess: Whether environments run in processes of their own, which survives crashes and hangs, or in this one.
+    :param start_options: Reset options of each new start, drawn with the generator of that start, which depends on the seed
         alone; for instance ``lambda rng: {"init_state_id": int(rng.integers(50))}``.
-    :param alternate: let the halves of the groups take turns, see above; nothing changes with one group.
-    :param processes: let the environments share this many, see :class:`~sb3_tgrpo.envs.groups.worker.SubprocessWorker`;
+    :param alternate: Whether the halves of the groups take turns, see above; nothing changes with one group.
+    :param processes: Number of processes that environments share, see :class:`~sb3_tgrpo.envs.groups.worker.SubprocessWorker`;
         None: one each, so that what a crash costs is its own group.
-    :raises ValueError: on a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
+    :raises ValueError: On a group size below 2, a number of environments that it does not divide, unknown ``stop_on``,
         environments with different spaces, or members whose seeded resets differ.
     """
 
@@ -113,10 +119,13 @@ class SyncGroupVectorEnv(VectorEnv):
         self.timeout = timeout
         self.start_options = start_options
         self.alternate = alternate
+        self.restarts = subprocess
         # The two halves that take turns, and whose turn it is; without `alternate` all are of one.
         self._half = np.arange(self.num_envs) // self.group_size >= (self.n_groups + 1) // 2
         self._half &= alternate
         self._turn = False
+        self.n_moves = 0  # resets and steps so far, by which a user notices those of another one
+        self._told_of_success = False
         self._in_flight = np.zeros(self.num_envs, dtype=bool)  # has been sent an action, and its answer is not received
         self._answers: dict[int, Any] = {}  # of members in flight, received ahead of their turn
 
@@ -149,11 +158,13 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         Start all groups.
 
-        :param seed: base seed of the starts; a list gives the seed of every environment, equal within a group; None goes on to
+        :param seed: Base seed of the starts; a list gives the seed of every environment, equal within a group; None goes on to
             the next start.
-        :param options: reset options of every environment for this start.
-        :return: batched observations and infos.
+        :param options: Reset options of every environment for this start.
+        :return: Batched observations and infos.
         """
+        if options is not None and "reset_mask" in options:
+            raise ValueError("options={'reset_mask': ...}: the members of a group start together. Leave it out.")
         infos = self.reset_groups(seed=seed, options=options)
         batched: dict[str, Any] = {}
         for i, info in enumerate(infos):
@@ -164,8 +175,8 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         One step of every member that is not held.
 
-        :param actions: batched actions; those of held members are ignored.
-        :return: observations, rewards, terminations, truncations and infos with the arrays ``valid`` and ``resampled``.
+        :param actions: Batched actions; those of held members are ignored.
+        :return: Observations, rewards, terminations, truncations and infos with the arrays ``valid`` and ``resampled``.
         """
         step = self.step_groups(list(iterate(self.action_space, actions)))
         infos: dict[str, Any] = {}
@@ -199,9 +210,21 @@ class SyncGroupVectorEnv(VectorEnv):
         """Attribute of the environments, also one behind wrappers."""
         return self._ask("get_attr", name, indices=indices)
 
-    def set_attr(self, name: str, value: Any, indices: Sequence[int] | None = None) -> None:
-        """Set an attribute where it is defined: on the environment itself if no wrapper has it."""
-        self._ask("set_attr", name, value, indices=indices)
+    def set_attr(self, name: str, values: Any, indices: Sequence[int] | None = None) -> None:
+        """
+        Set an attribute where it is defined: on the environment itself if no wrapper has it.
+
+        :param name: Name of the attribute.
+        :param values: A value for all environments, or a list or tuple of one for each, as in Gymnasium.
+        :param indices: Environments whose attribute is set, all by default.
+        :raises ValueError: If there is another number of values than of environments.
+        """
+        chosen = list(range(self.num_envs) if indices is None else indices)
+        each = values if isinstance(values, (list, tuple)) else [values] * len(chosen)
+        if len(each) != len(chosen):
+            raise ValueError(f"There are {len(each)} values of {name!r} for {len(chosen)} environments: give one for each.")
+        for i, value in zip(chosen, each, strict=True):
+            self._ask("set_attr", name, value, indices=[i])
 
     def is_wrapped(self, wrapper_class: type, indices: Sequence[int] | None = None) -> tuple[bool, ...]:
         """Whether each environment is wrapped in ``wrapper_class``."""
@@ -253,7 +276,7 @@ class SyncGroupVectorEnv(VectorEnv):
             self._n_starts[:] = 0
         elif seed is not None:
             seeds = self._group_seeds(seed)
-        infos: dict[int, dict[str, Any]] = {}
+        self.n_moves += 1
         self._paused[:] = False
         # Answers of steps on their way are dropped: a worker's next answer is that of its next command.
         self._in_flight[:], self._turn = False, False
@@ -272,14 +295,15 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         As :meth:`step`, on lists.
 
-        :param actions: one per environment; those of inactive ones are ignored.
-        :raises ValueError: on another number of actions.
+        :param actions: Actions, one per environment; those of inactive ones are ignored.
+        :raises ValueError: On another number of actions.
         """
         if len(actions) != self.num_envs:  # before any is sent: members must stay in step
             raise ValueError(f"There are {len(actions)} actions, expected one per environment: {self.num_envs}.")
         acting = self.active
         if not (acting | self._in_flight).any():
             raise RuntimeError("No environment is left to step: call reset() first, or resume() the paused groups.")
+        self.n_moves += 1
         rewards = np.zeros(self.num_envs)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for i in np.flatnonzero(acting).tolist():
@@ -300,7 +324,10 @@ class SyncGroupVectorEnv(VectorEnv):
                 self._count_restart(i, error)
                 continue
             self._observations[i], rewards[i] = observation, reward
-            infos[i] = self._last_infos[i] = info
+            infos[i], self._last_infos[i] = info, dict(info)  # the caller may write into its own
+            if "success" in info and "is_success" not in info and not self._told_of_success:
+                self._told_of_success = True
+                gym.logger.warn('The environment reports info["success"], but groups read info["is_success"]: report that.')
             self._terminated[i], self._truncated[i] = terminated, truncated
         self._over |= self._terminated | self._truncated
 
@@ -321,7 +348,7 @@ class SyncGroupVectorEnv(VectorEnv):
             by_success = self.stop_on == "success" and self._has_success(group, infos)
             for i in self._members(group):
                 # A success counts as an end even where the environment itself would go on.
-                terminations[i] = infos[i].get("is_success", False) if by_success else self._terminated[i]
+                terminations[i] = succeeded(infos[i]) if by_success else self._terminated[i]
                 truncations[i] = not terminations[i]
                 final_observations[i], final_infos[i] = self._observations[i], self._last_infos[i]
             self._draw_start(group)
@@ -353,7 +380,7 @@ class SyncGroupVectorEnv(VectorEnv):
         return self.stop_on == "termination" and any(self._terminated[i] for i in members)
 
     def _has_success(self, group: int, infos: list[dict[str, Any]]) -> bool:
-        return any(infos[i].get("is_success", False) for i in self._members(group))
+        return any(succeeded(infos[i]) for i in self._members(group))
 
     def _group_seeds(self, seeds: Sequence[int | None]) -> list[int | None]:
         if len(seeds) != self.num_envs:
@@ -444,7 +471,13 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def _make_workers(self, env_fns: Sequence[Callable[[], gym.Env]], subprocess: bool, processes: int | None) -> None:
         if not subprocess:
-            self._workers += [InProcessWorker(env_fn) for env_fn in env_fns]
+            made: list[InProcessWorker] = [InProcessWorker(env_fn) for env_fn in env_fns]
+            self._workers += made
+            if len({id(worker.env.unwrapped) for worker in made}) < len(made):
+                raise ValueError(
+                    "The functions that make environments gave the same one several times: each must make a new one, as "
+                    "lambda: gym.make(...) does and lambda: env does not."
+                )
             return
         count = min(processes or self.num_envs, self.num_envs)
         shared = [WorkerProcess(len(env_fns[first::count])) for first in range(count)]
@@ -453,7 +486,14 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def _read_spaces(self) -> None:
         descriptions = self._ask("describe")
-        self.single_observation_space, self.single_action_space, metadata, self.render_mode, self.spec = descriptions[0]
+        self.single_observation_space, self.single_action_space, metadata, self.render_mode, self.spec, statistics = (
+            descriptions[0]
+        )
+        if statistics is not None:
+            raise ValueError(
+                f"{statistics} updates running statistics, in each member its own, so that members can't be compared: leave "
+                "it out, or set its update_running_mean to False. GroupVecNormalize normalises observations of groups."
+            )
         for i, (observation_space, action_space, *_) in enumerate(descriptions):
             for name, space, first in (
                 ("observation", observation_space, self.single_observation_space),

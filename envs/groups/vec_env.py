@@ -9,21 +9,24 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions, StopOn, SyncGroupVectorEnv, stack_observations
+from sb3_tgrpo.defaults import GROUP_SIZE
+from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions, StopOn, SyncGroupVectorEnv, stack_observations, succeeded
 
 
 class GroupVecEnv(VecEnv):
     """
     Thin adapter that shows a :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv` to Stable-Baselines3.
 
-    All members of a group are ``done`` in the same step. ``info["valid"]`` tells whether a member's step counts; a done info
+    All members of a group are ``done`` in the same step. ``info["valid"]`` is True where a member's step counts. A done info
     holds ``terminal_observation``, ``TimeLimit.truncated`` and ``episode`` with the return and length over the steps that
-    count, so no ``Monitor`` is needed. (A ``VecMonitor`` around it also works; its lengths include held and paused steps.)
+    count, in place of a ``Monitor``'s: each member has one entry. ``env_is_wrapped(Monitor)`` is True therefore, and
+    ``evaluate_policy`` uses these entries.
 
-    :param groups: the groups; this adapter closes them.
+    :param groups: Groups to adapt; closed with this adapter.
     """
 
     def __init__(self, groups: SyncGroupVectorEnv) -> None:
@@ -59,6 +62,16 @@ class GroupVecEnv(VecEnv):
         return self.groups.alternate
 
     @property
+    def restarts(self) -> bool:
+        """Whether an environment that is lost is started anew: those in processes are."""
+        return self.groups.restarts
+
+    @property
+    def n_moves(self) -> int:
+        """Resets and steps so far."""
+        return self.groups.n_moves
+
+    @property
     def active(self) -> np.ndarray:
         """``(num_envs,)`` bool: members whose next action will be carried out."""
         return self.groups.active
@@ -88,8 +101,8 @@ class GroupVecEnv(VecEnv):
         """
         Seed the starts from the next reset on.
 
-        :param seed: base seed; group ``g`` starts with ``seed + g``. None draws one.
-        :return: the seed of each environment's next start.
+        :param seed: Base seed; group ``g`` starts with ``seed + g``. None draws one.
+        :return: The seed of each environment's next start.
         """
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
@@ -117,7 +130,8 @@ class GroupVecEnv(VecEnv):
         self._returns += step.rewards
         self._lengths += step.valid
         dones = step.terminations | step.truncations
-        infos = step.infos
+        # An entry of the member's own Monitor comes at another step, and counts none where the group ends before the member.
+        infos = [{key: value for key, value in info.items() if key != "episode"} for info in step.infos]
         for i, info in enumerate(infos):
             info["valid"] = bool(step.valid[i])
             if "resampled" in info:
@@ -130,7 +144,7 @@ class GroupVecEnv(VecEnv):
                 elapsed = round(time.time() - self._start_time, 6)
                 info["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": elapsed}
                 if "is_success" in step.final_infos[i]:  # a held member reported it when it ended
-                    info["is_success"] = bool(step.final_infos[i]["is_success"])
+                    info["is_success"] = succeeded(step.final_infos[i])
                 self._returns[i], self._lengths[i] = 0.0, 0
         return stack_observations(self.observation_space, step.observations), step.rewards, dones, infos
 
@@ -144,7 +158,8 @@ class GroupVecEnv(VecEnv):
         return list(self.groups.get_attr(attr_name, indices=list(self._get_indices(indices))))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        self.groups.set_attr(attr_name, value, indices=list(self._get_indices(indices)))
+        chosen = list(self._get_indices(indices))
+        self.groups.set_attr(attr_name, [value] * len(chosen), indices=chosen)  # for SB3 a list is one value
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -153,12 +168,15 @@ class GroupVecEnv(VecEnv):
         return list(self.groups.call(method_name, *method_args, indices=chosen, **method_kwargs))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        return list(self.groups.is_wrapped(wrapper_class, indices=list(self._get_indices(indices))))
+        chosen = list(self._get_indices(indices))
+        if wrapper_class is Monitor:  # what it would add is there
+            return [True] * len(chosen)
+        return list(self.groups.is_wrapped(wrapper_class, indices=chosen))
 
 
 def make_group_env(
     env_id: str | Iterable[str] | Callable[[], gym.Env],
-    group_size: int = 4,
+    group_size: int = GROUP_SIZE,
     n_groups: int = 1,
     *,
     stop_on: StopOn = "success",
@@ -180,22 +198,22 @@ def make_group_env(
 
     :param env_id: Gymnasium id (also ``"module:id"``), one id per group, or a function that makes the environment. Resets must
         be seeded.
-    :param group_size: members per group.
-    :param n_groups: number of groups; with several ids, groups per id.
-    :param stop_on: when a group ends, see :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
-    :param seed: seed of the starts; ``TGRPO(seed=...)`` sets it too.
-    :param env_kwargs: keyword arguments of ``gymnasium.make`` (of the function, if one is given).
-    :param subprocess: each environment in a process of its own. None: only where observations hold an image, as simulators
-        that render gain from it and small environments lose.
-    :param timeout: seconds to wait for one environment's step or reset when it has a process of its own.
-    :param start_options: reset options of each new start, see
+    :param group_size: Members per group.
+    :param n_groups: Number of groups; with several ids, groups per id.
+    :param stop_on: Rule by which a group ends, see :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
+    :param seed: Seed of the starts; ``TGRPO(seed=...)`` sets it too.
+    :param env_kwargs: Keyword arguments of ``gymnasium.make`` (of the function, if one is given).
+    :param subprocess: Whether environments run in processes of their own. None: where observations hold an image. Simulators
+        that render gain from it, small environments lose.
+    :param timeout: Seconds to wait for one environment's step or reset when it has a process of its own.
+    :param start_options: Reset options of each new start, see
         :class:`~sb3_tgrpo.envs.groups.sync_vector_env.SyncGroupVectorEnv`.
-    :param alternate: halves of the groups take turns, so that simulators and policy work at the same time; likewise. For
-        processes and at least two groups. Wrappers that remember observations, such as ``VecFrameStack``, do not go with it.
-    :param processes: let the environments share this many processes; None: one each. Likewise.
+    :param alternate: Whether halves of the groups take turns, so that simulators and policy work at the same time. For
+        processes and at least two groups.
+    :param processes: Number of processes that environments share; None: one each.
     :return: SB3 ``VecEnv`` of ``n_groups * group_size`` environments (times the number of ids).
-    :raises TypeError: if ``env_id`` is none of these.
-    :raises ValueError: on bad numbers, an empty list of ids, or environments that do not fit together.
+    :raises TypeError: If ``env_id`` is none of these.
+    :raises ValueError: On bad numbers, an empty list of ids, or environments that do not fit together.
     """
     if n_groups < 1:
         raise ValueError(f"n_groups={n_groups} must be at least 1.")
@@ -228,11 +246,11 @@ def _env_fn(item: Any, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
 
 def find_spec(env_id: str) -> EnvSpec:
     """
-    What Gymnasium knows by an id.
+    Specification that is registered in Gymnasium under an id.
 
-    :param env_id: such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
-    :raises gymnasium.error.Error: if there is none.
-    :raises ImportError: if there is no such module.
+    :param env_id: Id such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
+    :raises gymnasium.error.Error: If there is none.
+    :raises ImportError: If there is no such module.
     """
     module, _, name = env_id.rpartition(":")
     if module:

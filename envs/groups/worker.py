@@ -5,6 +5,7 @@ The processes are started as fresh interpreters rather than by ``multiprocessing
 (which would need a ``__main__`` guard around every example) nor inherit its threads and GL contexts.
 """
 
+import copy
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 import cloudpickle
 import gymnasium as gym
+import numpy as np
 
 START_TIMEOUT = 300.0
 """
@@ -58,7 +60,8 @@ def run_command(env: gym.Env, command: str, args: tuple[Any, ...]) -> Any:
     if command == "is_wrapped":
         return _is_wrapped(env, *args)
     if command == "describe":
-        return env.observation_space, env.action_space, env.metadata, env.render_mode, env.spec
+        spaces = copy.deepcopy((env.observation_space, env.action_space))  # whoever seeds them does not seed the environment's
+        return *spaces, env.metadata, env.render_mode, env.spec, _running_statistics(env)
     raise ValueError(f"Unknown command {command!r}.")
 
 
@@ -70,11 +73,34 @@ def _is_wrapped(env: gym.Env, wrapper_class: type) -> bool:
     return False
 
 
+def _running_statistics(env: gym.Env) -> str | None:
+    """Name of a wrapper that updates running statistics, such as ``NormalizeReward``."""
+    while isinstance(env, gym.Wrapper):
+        if getattr(env, "update_running_mean", False):
+            return type(env).__name__
+        env = env.env
+    return None
+
+
+def _copied(value: Any) -> Any:
+    """A copy that shares nothing; the most frequent kinds first, for speed."""
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return value.copy()
+    if isinstance(value, (bool, int, float, str, np.generic)) or value is None:
+        return value
+    if isinstance(value, tuple):
+        return tuple([_copied(item) for item in value])
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    return copy.deepcopy(value)
+
+
 class InProcessWorker:
     """
-    The environment in this process: no start-up, no copies, and no protection from a crash or a hang.
+    The environment in this process: no start-up, and no protection from a crash or a hang. Steps and resets share no array
+    and no dictionary with the environment, as if it were in another process.
 
-    :param env_fn: makes the environment.
+    :param env_fn: Function that makes the environment.
     """
 
     def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
@@ -83,12 +109,15 @@ class InProcessWorker:
         self._pending: tuple[str, tuple[Any, ...]] | None = None
 
     def send(self, command: str, *args: Any) -> None:
-        self._pending = (command, args)
+        self._pending = (command, _copied(args) if command in ("step", "reset") else args)
 
     def receive(self, timeout: float | None) -> Any:
         assert self._pending is not None
         pending, self._pending = self._pending, None
-        return run_command(self.env, *pending)
+        answer = run_command(self.env, *pending)
+        if pending[0] in ("step", "reset") and isinstance(answer, tuple):
+            return _copied(answer[0]), *answer[1:-1], _copied(answer[-1])
+        return answer
 
     def restart(self) -> None:
         raise RuntimeError("An environment in this process cannot be lost, so it is never restarted.")
@@ -101,7 +130,7 @@ class WorkerProcess:
     """
     A process that serves environments, one after the other, over a connection each.
 
-    :param n_envs: how many will be put into it.
+    :param n_envs: Number of environments that will run in it.
     """
 
     def __init__(self, n_envs: int = 1) -> None:
@@ -113,19 +142,18 @@ class WorkerProcess:
         filenos = [theirs.fileno() for _, theirs in pairs]
         # n simulators with n threads each would fight for the cores, those of Mesa's software renderer included.
         environ = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0", **os.environ}
-        command = [
-            sys.executable,
-            "-c",
-            "import sys; sys.path[:] = %r; from sb3_tgrpo.envs.groups.worker import serve; serve(%r)",
-        ]
-        command[2] %= (sys.path, filenos)
+        program = (  # watches the parent before anything that takes long is imported
+            f"import sys; sys.path[:] = {sys.path!r}; from sb3_tgrpo.processes import end_with_parent; "
+            f"end_with_parent({os.getpid()}); from sb3_tgrpo.envs.groups.worker import serve; serve({filenos!r})"
+        )
+        command = [sys.executable, "-c", program]
         self.popen = subprocess.Popen(command, pass_fds=filenos, env=environ, stdin=subprocess.DEVNULL)
         for _, theirs in pairs:
             theirs.close()
         self._n_envs = n_envs
 
     def connect(self) -> Connection:
-        """:return: a connection that nobody has yet."""
+        """:return: A connection that is still free."""
         connection = self._free.pop()
         self._arrived[connection] = deque()
         return connection
@@ -135,10 +163,10 @@ class WorkerProcess:
         Wait for an answer, and take in those of the other environments meanwhile: a large one that nobody reads would keep the
         process from ever coming to the one that is waited for.
 
-        :param connection: whose answer.
-        :param timeout: seconds in which at least one answer must come; None: forever.
-        :raises TimeoutError: if none came.
-        :raises EOFError, OSError: if the process ended.
+        :param connection: Connection of the environment whose answer is wanted.
+        :param timeout: Seconds in which at least one answer must come; None: forever.
+        :raises TimeoutError: If none came.
+        :raises EOFError, OSError: If the process ended.
         """
         while not self._arrived[connection]:
             others = (other for other in self._arrived if other is not connection and not other.closed)
@@ -176,8 +204,8 @@ class SubprocessWorker:
     The environment in another process, of its own or shared with others. Sharing takes less memory and keeps caches warmer;
     what ends or hangs the process costs all in it their episodes, and each is then restarted in a process of its own.
 
-    :param env_fn: makes the environment; pickled with cloudpickle, so closures and lambdas will do.
-    :param process: where it runs; None: in a process of its own.
+    :param env_fn: Function that makes the environment; pickled with cloudpickle, so closures and lambdas will do.
+    :param process: Process in which it runs; None: one of its own.
     """
 
     def __init__(self, env_fn: Callable[[], gym.Env], process: WorkerProcess | None = None) -> None:
@@ -201,9 +229,9 @@ class SubprocessWorker:
 
     def receive(self, timeout: float | None) -> Any:
         """
-        :param timeout: seconds to wait for the answer, more if the process is new; None = forever, 0 = not at all, even then.
-        :raises WorkerLostError: if the process ended, or did not answer in time (it is killed then).
-        :raises Exception: whatever the environment raised, with its traceback as a note.
+        :param timeout: Seconds to wait for the answer, more if the process is new; None = forever, 0 = not at all, even then.
+        :raises WorkerLostError: If the process ended, or did not answer in time (it is killed then).
+        :raises Exception: Whatever the environment raised, with its traceback as a note.
         """
         while True:
             patience = max(timeout, START_TIMEOUT) if timeout and self._starting else timeout
@@ -219,7 +247,7 @@ class SubprocessWorker:
                 raise WorkerLostError(f"ended unexpectedly, exit status {self.process.popen.wait()}") from error
             request, succeeded, answer = cloudpickle.loads(message)
             if not succeeded and request in (0, self._request):
-                raise answer
+                raise _restored(*answer)
             if request == self._request:
                 self._starting = self._starting and self._command != "reset"
                 return answer
@@ -245,7 +273,7 @@ class SubprocessWorker:
 
 class WorkerPool:
     """
-    Processes kept for whoever next needs the same environment, since a simulator takes seconds to start. A context manager: at
+    Processes kept for the next user of the same environment, since a simulator takes seconds to start. A context manager: at
     the end of the ``with`` block they are closed.
 
     The same means that the function that makes it pickles to the same bytes, so that no environment is mistaken for another.
@@ -258,7 +286,7 @@ class WorkerPool:
         """
         An idle process with this environment, or a new one.
 
-        :param env_fn: makes the environment.
+        :param env_fn: Function that makes the environment.
         """
         pickled = cloudpickle.dumps(env_fn)
         for worker in self._idle:
@@ -271,7 +299,7 @@ class WorkerPool:
         """
         Keep a process.
 
-        :param worker: with every command answered; its environment is reset by the next user.
+        :param worker: Worker with every command answered; its environment is reset by the next user.
         """
         self._idle.append(worker)
 
@@ -291,7 +319,7 @@ def serve(filenos: Sequence[int]) -> None:
     """
     Body of a worker process: build environments and answer commands until told to close all or the caller is gone.
 
-    :param filenos: inherited file descriptors of this side's connections, one per environment.
+    :param filenos: Inherited file descriptors of this side's connections, one per environment.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes us in order
     envs: dict[Connection, gym.Env | None] = {Connection(fileno): None for fileno in filenos}
@@ -327,17 +355,31 @@ def _serve_one(connection: Connection, envs: dict[Connection, gym.Env | None]) -
                 assert env is not None
                 answer = run_command(env, command, args)
             reply = cloudpickle.dumps((request, True, answer))
-        except Exception as error:
-            reply = _pickled_failure(request, error)
+        except BaseException as error:  # also SystemExit, which would end this process without its text
+            reply = cloudpickle.dumps((request, False, _described(error)))
         connection.send_bytes(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return False
     return True
 
 
-def _pickled_failure(request: int, error: Exception) -> bytes:
-    error.add_note("Traceback in the environment's process:\n" + traceback.format_exc())
+def _described(error: BaseException) -> tuple[str, str, bytes | None]:
+    """An exception as text (its class and message), traceback, and pickled if it can be."""
+    text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     try:
-        return cloudpickle.dumps((request, False, error.with_traceback(None)))
-    except Exception:  # an exception that holds something that can't be pickled, such as a simulator
-        return cloudpickle.dumps((request, False, RuntimeError("".join(traceback.format_exception(error)))))
+        return text, trace, cloudpickle.dumps(error.with_traceback(None))
+    except Exception:  # it holds something that can't be pickled, such as a simulator
+        return text, trace, None
+
+
+def _restored(text: str, trace: str, pickled: bytes | None) -> Exception:
+    """The exception of :func:`_described`; a ``RuntimeError`` with its text where its class can't be built from a pickle."""
+    error: Any = None
+    try:
+        error = pickled and cloudpickle.loads(pickled)
+    except Exception:  # a constructor that takes other arguments than the message, or a module that only the worker has
+        pass
+    if not isinstance(error, Exception) or f"{type(error).__name__}: {error}" != text:
+        error = RuntimeError(text)
+    error.add_note("Traceback in the environment's process:\n" + trace)
+    return error

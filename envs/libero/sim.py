@@ -104,7 +104,9 @@ class LiberoSim:
         robot = self.scene.robot
         self._hand_site, self._fingers = robot.eef_site_id, robot._ref_gripper_joint_pos_indexes
         self._hand_body = self.model.body(robot.robot_model.eef_name).id
-        self._sensed = np.zeros(9)  # position and quaternion of the hand, fingers, when the last observation was taken
+        self._arm = robot._ref_joint_pos_indexes
+        # When the last observation was taken: position and quaternion of the hand, fingers, the arm's joints.
+        self._sensed = np.zeros(9 + len(self._arm))
 
     def reset(
         self,
@@ -186,14 +188,24 @@ class LiberoSim:
     def _note_proprioception(self) -> None:
         self._sensed[:3] = self.data.site_xpos[self._hand_site]
         self._sensed[3:7] = self.data.xquat[self._hand_body]
-        self._sensed[7:] = self.data.qpos[self._fingers]
+        self._sensed[7:9] = self.data.qpos[self._fingers]
+        self._sensed[9:] = self.data.qpos[self._arm]
+
+    @property
+    def sensed_quat(self) -> np.ndarray:
+        """The hand's quaternion (x, y, z, w) at the last observation."""
+        return self._sensed[[4, 5, 6, 3]]
+
+    @property
+    def sensed_joints(self) -> np.ndarray:
+        """The arm's joints at the last observation, radians."""
+        return self._sensed[9:].copy()
 
     def proprioception(self) -> np.ndarray:
         """End-effector position, axis-angle rotation and finger positions at the last observation."""
         from robosuite.utils.transform_utils import quat2axisangle
 
-        w, x, y, z = self._sensed[3:7]
-        return np.concatenate([self._sensed[:3], quat2axisangle(np.array([x, y, z, w])), self._sensed[7:]])
+        return np.concatenate([self._sensed[:3], quat2axisangle(self.sensed_quat), self._sensed[7:9]])
 
     def close(self) -> None:
         """Free the OpenGL context."""

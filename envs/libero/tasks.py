@@ -3,6 +3,7 @@
 import codecs
 import importlib.util
 import io
+import logging
 import os
 import pickle
 import re
@@ -18,6 +19,9 @@ import numpy as np
 from sb3_tgrpo.envs.libero.installation import libero_root
 from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
 
+logger = logging.getLogger(__name__)
+
+_LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)", re.IGNORECASE)
 _NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 DEFAULT_STEP_CAP = 300
@@ -100,6 +104,45 @@ def get_task(suite: str, task: int = 0) -> LiberoTask:
     )
 
 
+def bddl_language(text: str) -> str:
+    """
+    The sentence of a BDDL text, ``""`` without one. LIBERO's own files often word it otherwise than ``Task.language``.
+
+    :param text: Problem definition.
+    """
+    found = _LANGUAGE.search(text)
+    return " ".join(found[1].split()) if found else ""
+
+
+def same_words(first: str, second: str) -> bool:
+    """
+    Whether two sentences differ in nothing but case and spaces.
+
+    :param first: A sentence.
+    :param second: Another one.
+    """
+    return first.lower().split() == second.lower().split()
+
+
+def find_task(name: str, text: str, folder: str = "") -> LiberoTask | None:
+    """
+    LIBERO's task of a BDDL file's name, unless the text is about something else.
+
+    :param name: The file's name without its suffix.
+    :param text: Problem definition; ``""`` if it is not known.
+    :param folder: The file's folder; the suite that it names is looked through first.
+    :raises ImportError: If LIBERO is not installed.
+    """
+    for suite in sorted(SUITES, key=lambda suite: not folder.startswith(suite)):
+        if name in (names := _task_names()[suite]):
+            task = get_task(suite, names.index(name))
+            own, here = bddl_language(task.read_bddl()), bddl_language(text)
+            if not here or same_words(own, here):
+                return task
+            logger.warning("%s is the name of %s-%d, but the file is about %r, not %r.", name, suite, task.index, here, own)
+    return None
+
+
 def task_from_bddl(path: str | os.PathLike[str], instruction: str | None = None) -> LiberoTask:
     """
     A task of the user's own.
@@ -116,12 +159,6 @@ def task_from_bddl(path: str | os.PathLike[str], instruction: str | None = None)
     if instruction is None:
         _warn_of_another_sentence(task)
     return task
-
-
-def bddl_language(text: str) -> str:
-    """The ``(:language ...)`` sentence of a problem definition, ``""`` if it has none."""
-    found = re.search(r"\(:language\s+([^()]*)\)", text, re.IGNORECASE)
-    return " ".join(found[1].split()) if found else ""
 
 
 def _warn_of_another_sentence(task: LiberoTask) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch as th
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor
 
 import sb3_tgrpo  # noqa: F401  # registers the ids
 from sb3_tgrpo.openvla import OpenVLAPolicy
@@ -32,8 +32,7 @@ class States:
 
 
 def load(checkpoint: str, env: gym.Env) -> OpenVLAPolicy:
-    spaces = env.observation_space, env.action_space
-    policy = OpenVLAPolicy(*spaces, FloatSchedule(0.0), checkpoint=checkpoint, lora=None, value_head=False)
+    policy = OpenVLAPolicy.for_env(env, checkpoint)
     policy.set_training_mode(False)
     return policy
 

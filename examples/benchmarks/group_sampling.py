@@ -20,8 +20,9 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.envs import make_group_env
+from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.train.config import TrainConfig, shipped_start
-from sb3_tgrpo.train.stages import env_kwargs, policy_kwargs, resolve_setup
+from sb3_tgrpo.train.setup import resolve_setup
 
 WAYS = {
     "one group": {"n_groups": 1},
@@ -41,8 +42,8 @@ def memory_gib(pids: set[int]) -> float:
 def sample(n_groups: int, rounds: int, **settings: object) -> tuple[float, float]:
     """:return: milliseconds per step that counts, GiB of the simulators."""
     config = TrainConfig()
-    setup = resolve_setup(config, str(shipped_start()))
-    kwargs = {**env_kwargs(config, setup), "max_episode_steps": setup.training_steps}
+    setup = resolve_setup(config, Checkpoint(shipped_start()))
+    kwargs = {**setup.env_kwargs, "max_episode_steps": setup.training_steps}
     groups = make_group_env(
         config.task.env, config.algorithm.group_size, n_groups, stop_on="never", env_kwargs=kwargs, subprocess=True,
         **settings,  # type: ignore[arg-type]
@@ -53,7 +54,7 @@ def sample(n_groups: int, rounds: int, **settings: object) -> tuple[float, float
             "OpenVLAPolicy",
             env,
             groups_per_update=2 * rounds,
-            policy_kwargs=policy_kwargs(config, setup),
+            policy_kwargs=dict(setup.policy_kwargs),
             seed=0,
             device="cpu",
         )

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sb3_tgrpo.evaluation.comparison import wilson_interval
+from sb3_tgrpo.evaluation.statistics import wilson_interval
 from sb3_tgrpo.train.config import TrainConfig
 from sb3_tgrpo.train.job import run_training
 
@@ -77,15 +77,15 @@ def main() -> None:
     parser.add_argument("--env", default="LIBERO/libero_object-8-v0")
     parser.add_argument("--demos", type=int, nargs="+", default=[5, 7, 9, 15, 30, 60])
     parser.add_argument("--updates", type=int, default=1200)
-    parser.add_argument("--start-seed", type=int, default=1000, help="of demonstrations and fine-tuning")
-    parser.add_argument("--eval-starts", type=int, default=50)
+    parser.add_argument("--base-seed", type=int, default=1000, help="of demonstrations and fine-tuning")
+    parser.add_argument("--eval-initial-states", type=int, default=50)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    settings = {"start_seed": args.start_seed, "eval_starts": args.eval_starts}
+    settings = {"base_seed": args.base_seed, "eval_initial_states": args.eval_initial_states}
     name = args.env.removeprefix("LIBERO/").removesuffix("-v0").replace("/", "_").replace(":", "_")
     points = []
     for demos in args.demos:
-        folder = args.out / f"{name}-{demos}-demos-{args.updates}-updates-seed-{args.start_seed}"
+        folder = args.out / f"{name}-{demos}-demos-{args.updates}-updates-seed-{args.base_seed}"
         points.append(point(args.env, demos, args.updates, folder, settings))
         (args.out / f"{name}.json").write_text(json.dumps(points, indent=1) + "\n")
     plot(points, args.out / f"{name}.png")

@@ -22,7 +22,7 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_tgrpo.openvla.config import OpenVLAConfig
-from sb3_tgrpo.openvla.loading import build_empty, count_parameters, resolve_device
+from sb3_tgrpo.openvla.loading import build_empty, quantize_language_model, resolve_device
 from sb3_tgrpo.openvla.lora import attach_lora
 from sb3_tgrpo.openvla.model import OpenVLA
 
@@ -211,6 +211,10 @@ def synchronise(device: th.device) -> None:
         th.cuda.synchronize()
 
 
+def count_parameters(module: th.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def rollout_bound(model: OpenVLA, batch: int, device: th.device) -> float | None:
     """Roofline of one rollout step in seconds: prefill by compute or weight bytes, six decode steps by bytes."""
     peaks = next((v for k, v in _GPUS.items() if device.type == "cuda" and k in th.cuda.get_device_name()), None)
@@ -253,8 +257,6 @@ def main() -> None:
 
     model = random_model(options.size, device, dtype, options.vocabulary)
     if options.quantization:
-        from sb3_tgrpo.openvla.quantization import quantize_language_model
-
         quantize_language_model(model, device)
     where = th.cuda.get_device_name() if device.type == "cuda" else f"CPU, {options.threads} threads"
     print(

@@ -19,16 +19,18 @@ from stable_baselines3.common.vec_env import VecTransposeImage
 
 from sb3_tgrpo import TGRPO
 from sb3_tgrpo.advantages import step_advantages
+from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import TrainConfig, parse_setting, shipped_start
-from sb3_tgrpo.train.stages import make_model, make_training_env, resolve_setup
+from sb3_tgrpo.train.model import make_model, make_training_env
+from sb3_tgrpo.train.setup import resolve_setup
 
 
 def rollout(config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """
     What the step level compares and which steps count, ``(n_steps, n_groups, group_size)`` each.
     """
-    setup = resolve_setup(config, config.start.checkpoint or str(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(config.base_policy.checkpoint or shipped_start()))
     env = VecTransposeImage(make_training_env(config, setup), skip=True)
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -15,8 +15,10 @@ import numpy as np
 import torch as th
 
 from sb3_tgrpo.envs.spaces import encode_instruction
+from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.train.config import TrainConfig, shipped_start
-from sb3_tgrpo.train.stages import make_policy, resolve_setup
+from sb3_tgrpo.train.model import make_policy
+from sb3_tgrpo.train.setup import resolve_setup
 
 STEPS = 128
 
@@ -28,7 +30,7 @@ if __name__ == "__main__":
 
     th.set_num_threads(args.threads)
     config = TrainConfig()
-    policy = make_policy(config, resolve_setup(config, str(shipped_start())))
+    policy = make_policy(config, resolve_setup(config, Checkpoint(shipped_start())))
     policy.set_training_mode(True)
     images = np.random.default_rng(0).integers(0, 256, (STEPS, 128, 128, 3), dtype=np.uint8)
     instruction = encode_instruction("pick up the chocolate pudding and place it in the basket")

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv
 from torch.nn import functional as F
 
 from sb3_tgrpo.advantages import trajectory_advantages
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
+from sb3_tgrpo.checks import check_number
 from sb3_tgrpo.losses import ratio_statistics
 from sb3_tgrpo.tgrpo import TGRPO
 
@@ -37,10 +37,10 @@ def dpo_loss(chosen: Array, rejected: Array, *, beta: float = 0.1) -> Array:
     DPO (arXiv 2305.18290, eq. 7): ``-log sigmoid(beta (chosen - rejected))``, averaged over the pairs.
 
     :param chosen: ``log pi_theta - log pi_ref`` of the preferred actions, any shape.
-    :param rejected: the same of those they are preferred to, same shape.
-    :param beta: how far the policy may go from its reference.
-    :return: scalar to minimise.
-    :raises ValueError: on unequal shapes, no pair, or ``beta`` that is not positive.
+    :param rejected: Log-ratios of the actions that they are preferred to, same shape.
+    :param beta: Strength of the preference. The smaller it is, the further the policy may go from its reference.
+    :return: Scalar to minimise.
+    :raises ValueError: On unequal shapes, no pair, or ``beta`` that is not positive.
     """
     if isinstance(chosen, np.ndarray):
         return dpo_loss(th.as_tensor(chosen), th.as_tensor(rejected), beta=beta).numpy()
@@ -64,12 +64,12 @@ def tpo_loss(
     log-ratio is the sum over its steps, within the sigmoid.
 
     :param chosen: ``log pi_theta - log pi_ref`` of the steps of the preferred trajectories, ``(n_pairs, n_steps)``.
-    :param rejected: the same of those they are preferred to; trajectories may differ in length.
-    :param beta: how far the policy may go from its reference.
+    :param rejected: Log-ratios of the other trajectories, which may differ in length.
+    :param beta: Strength of the preference. The smaller it is, the further the policy may go from its reference.
     :param chosen_mask: True where a step counts; None = everywhere.
-    :param rejected_mask: likewise.
-    :return: scalar to minimise.
-    :raises ValueError: as :func:`dpo_loss`.
+    :param rejected_mask: True where a step of the other trajectories counts; None = everywhere.
+    :return: Scalar to minimise.
+    :raises ValueError: On what :func:`dpo_loss` refuses.
     """
     if chosen_mask is not None:
         chosen = chosen * chosen_mask
@@ -97,7 +97,7 @@ def ranked_pairs(scores: np.ndarray, min_gap: float = 1e-8) -> np.ndarray:
     The best half of a group with its worst half: best with worst, second best with second worst, and so on.
 
     :param scores: ``(n_groups, group_size)``.
-    :param min_gap: pairs whose scores differ by no more are left out.
+    :param min_gap: Largest difference of scores at which a pair is left out.
     :return: ``(n_pairs, 3)``: group, preferred member, other member.
     """
     scores = np.asarray(scores, dtype=np.float64)
@@ -122,9 +122,9 @@ class PairedRolloutBuffer(GroupedRolloutBuffer):
         """
         One pass over the groups that have pairs.
 
-        :param batch_size: groups are put together until they have so many steps; None = one group per minibatch.
-        :param generator: source of the order.
-        :return: flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
+        :param batch_size: Steps at which a minibatch of whole groups is full; None = one group per minibatch.
+        :param generator: Source of the order.
+        :return: Flat indices ``(batch,)`` into the ``(n_steps, n_groups, group_size)`` arrays.
         """
         indices = np.arange(self.mask.size).reshape(self.mask.shape)
         found: list[np.ndarray] = []
@@ -147,8 +147,8 @@ class PairedRolloutBuffer(GroupedRolloutBuffer):
 
     def trajectories(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """
-        :param batch: flat indices, see :meth:`minibatches`.
-        :return: of each pair in the batch, where in the batch the steps of either trajectory are, in the order of time.
+        :param batch: Flat indices, see :meth:`minibatches`.
+        :return: Positions in the batch of the steps of both trajectories of each pair, in the order of time.
         """
         flat = np.full(self.mask.size, -1)
         flat[batch] = np.arange(len(batch))
@@ -174,13 +174,13 @@ class DPO(TGRPO):
     success is preferred to the t-th action of the failure, for as many steps as both have, and a pair counts as the mean over
     them (:func:`dpo_loss`). States drift apart after the first step, which is what :class:`TPO` avoids.
 
-    :param policy: as for :class:`~sb3_tgrpo.tgrpo.TGRPO`.
-    :param env: groups with ``stop_on="never"``: in a group that stops at its first success, a slower one looks like a failure.
-    :param beta: how far the policy may go from its reference.
-    :param settings: further arguments of TGRPO; those of its objective (``alpha_step``, ``alpha_traj``, ``compare_ended``,
+    :param policy: Policy, as for :class:`~sb3_tgrpo.tgrpo.TGRPO`.
+    :param env: Groups with ``stop_on="never"``: in a group that stops at its first success, a slower one looks like a failure.
+    :param beta: Strength of the preference. The smaller it is, the further the policy may go from its reference.
+    :param settings: Further arguments of TGRPO; those of its objective (``alpha_step``, ``alpha_traj``, ``compare_ended``,
         ``gamma``, ``kl_coef``, ``outcome_reward``, the clip ranges and ``ratio_level``) are not for DPO. ``batch_size`` puts
         whole groups together until they have so many steps.
-    :raises TypeError: on settings that are not for it.
+    :raises TypeError: On settings of TGRPO's objective.
     """
 
     objective = "DPO"
@@ -191,11 +191,14 @@ class DPO(TGRPO):
     ) -> None:
         if foreign := sorted(set(settings) & _OF_TGRPO):
             raise TypeError(f"{', '.join(foreign)} belong to TGRPO's objective, which {type(self).__name__} does not have.")
-        if not 0.0 < beta < float("inf"):
-            raise ValueError(f"beta={beta} must be a positive number.")
+        check_number("beta", beta, positive=True)
         self.beta = beta
         settings.setdefault("rollout_buffer_class", PairedRolloutBuffer)
         super().__init__(policy, env, alpha_step=0.0, alpha_traj=1.0, kl_coef=0.0, outcome_reward="success", **settings)
+
+    @property
+    def _needs_reference(self) -> bool:
+        return True
 
     def pairs(self) -> np.ndarray:
         """Preferences among the members of the rollout's groups, as :func:`success_pairs` gives them."""
@@ -204,8 +207,8 @@ class DPO(TGRPO):
     def preference_loss(self, log_ratio: th.Tensor, trajectories: list[tuple[np.ndarray, np.ndarray]]) -> th.Tensor:
         """
         :param log_ratio: ``log pi_theta - log pi_ref`` of the minibatch's actions, ``(batch,)``.
-        :param trajectories: where in it the steps of each pair are.
-        :return: scalar to minimise.
+        :param trajectories: Positions in it of the steps of each pair.
+        :return: Scalar to minimise.
         """
         losses = []
         for chosen, rejected in trajectories:
@@ -220,6 +223,7 @@ class DPO(TGRPO):
         if len(buffer.pairs):
             super().train()
         else:
+            self._before_rollout = None
             self._n_updates += self.n_epochs
             self.logger.record("train/loss", 0.0)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -271,19 +275,6 @@ class DPO(TGRPO):
         result["kl_loss"] = (th.expm1(-log_ratio) + log_ratio).mean().item()
         return log_ratio, result
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if not self._reference_frozen:  # TGRPO only does so for its KL term
-            self.policy.freeze_reference()
-            self._reference_frozen = True
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
 
 class TPO(DPO):
     """
@@ -296,13 +287,13 @@ class TPO(DPO):
     at a time (:func:`tpo_loss`). The stages are those of the environment's reward, where GRAPE asks a vision-language model
     for costs; returns and likelihoods are taken relative to the group (sample standard deviation), and the weights are ours.
 
-    :param policy: as for :class:`DPO`.
-    :param env: likewise.
-    :param beta: likewise.
-    :param success_coef: weight of success, 0 or 1, in the score.
-    :param return_coef: weight of the return of the environment's reward.
-    :param likelihood_coef: weight of the mean log-probability of the actions.
-    :param settings: further arguments of TGRPO, as for :class:`DPO`.
+    :param policy: Policy, as for :class:`DPO`.
+    :param env: Groups with ``stop_on="never"``.
+    :param beta: Strength of the preference, as for :class:`DPO`.
+    :param success_coef: Weight of success, 0 or 1, in the score.
+    :param return_coef: Weight of the return of the environment's reward.
+    :param likelihood_coef: Weight of the mean log-probability of the actions.
+    :param settings: Further arguments of TGRPO, as for :class:`DPO`.
     """
 
     objective = "TPO"

@@ -1,14 +1,13 @@
 """
-What else the main job can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
+What else a training run can train, in the place of TGRPO and under the same protocol: Stable-Baselines3's PPO with the same
 policy on un-grouped environments, preference methods on the same groups, and sb3-contrib's TRPO and RecurrentPPO with policies
 of their own as references that are no VLA.
 """
 
-import dataclasses
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -22,11 +21,6 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
 
-from sb3_tgrpo.train.config import TrainConfig
-
-if TYPE_CHECKING:
-    from sb3_tgrpo.tgrpo import TGRPO
-
 GROUPED = ("tgrpo", "dpo", "tpo")
 """Methods that sample groups."""
 REFERENCES = ("trpo", "recurrent_ppo")
@@ -39,8 +33,8 @@ def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
     """
     The class that trains.
 
-    :param algo: as in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
-    :raises ImportError: if it is of a package that is not installed.
+    :param algo: Name of the method, as in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
+    :raises ImportError: If the package of the method is not installed.
     """
     if algo in REFERENCES:
         try:
@@ -63,9 +57,9 @@ class DrawnStarts(gym.Wrapper):
     at starts that depend on the seed alone. Stable-Baselines3 seeds its i-th environment with ``seed + i``: environments of
     neighbouring seeds would share their starts, but for ``place``.
 
-    :param env: environment with seeded resets.
-    :param start_options: reset options of each start, drawn with the same generator.
-    :param place: which of the environments this is.
+    :param env: Environment with seeded resets.
+    :param start_options: Reset options of each start, drawn with the same generator.
+    :param place: Number of the environment among those trained on.
     """
 
     def __init__(self, env: gym.Env, start_options: StartOptions | None = None, place: int = 0) -> None:
@@ -87,9 +81,9 @@ def make_ungrouped_env(make: Callable[[], gym.Env], n_envs: int, start_options: 
     """
     Environments that each go their own way, in processes of their own.
 
-    :param make: makes one of them, also in another process.
-    :param n_envs: how many.
-    :param start_options: see :class:`DrawnStarts`.
+    :param make: Function that makes one environment, also in another process.
+    :param n_envs: Number of environments.
+    :param start_options: Reset options of each start, see :class:`DrawnStarts`.
     """
 
     def one(place: int) -> gym.Env:
@@ -107,8 +101,8 @@ def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
     Steps per environment and rollout, near what is wanted, such that whole rollouts make up the budget: methods that only
     stop between rollouts then spend what the others spend, give or take a step per rollout and environment.
 
-    :param total_timesteps: budget over all environments.
-    :param wanted: steps per environment and rollout.
+    :param total_timesteps: Budget of steps over all environments.
+    :param wanted: Steps per environment and rollout.
     """
     n_rollouts = max(1, round(total_timesteps / (n_envs * wanted)))
     return max(2, -(-total_timesteps // (n_envs * n_rollouts)))
@@ -119,8 +113,8 @@ def even_batch_size(n_steps: int, wanted: int) -> int:
     Steps per minibatch such that no small rest makes an optimizer step of its own, with an advantage normalisation and a KL
     estimate of its own.
 
-    :param n_steps: of a rollout, over all environments.
-    :param wanted: most steps per minibatch.
+    :param n_steps: Steps of a rollout, over all environments.
+    :param wanted: Most steps per minibatch.
     """
     n_minibatches = -(-n_steps // wanted)
     even = -(-n_steps // n_minibatches)
@@ -137,7 +131,7 @@ class SceneExtractor(CombinedExtractor):
     SB3's ``CombinedExtractor`` without the instruction, whose bytes are the same in every step of a task, and with larger
     pictures reduced to the 84 pixels that its network was made for (Mnih et al., 2015).
 
-    :param observation_space: of the environment, pictures channel-first.
+    :param observation_space: The environment's observation space, pictures channel-first.
     """
 
     SIDE = 84
@@ -156,42 +150,3 @@ class SceneExtractor(CombinedExtractor):
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         smaller = {key: functional.adaptive_avg_pool2d(observations[key], self.SIDE) for key in self.reduced}
         return super().forward({**observations, **smaller})
-
-
-def make_baseline(
-    config: TrainConfig, env: VecEnv, vla: dict[str, Any], tensorboard_log: str | None
-) -> "OnPolicyAlgorithm | TGRPO":
-    """
-    The algorithm at its start, with the settings that it shares with TGRPO and its own ones.
-
-    :param config: the run.
-    :param env: groups for ``dpo`` and ``tpo``, else environments of :func:`make_ungrouped_env`.
-    :param vla: keyword arguments of the OpenVLA policy.
-    :param tensorboard_log: folder of the TensorBoard log.
-    """
-    shared, own = config.algorithm, config.baseline
-    common: dict[str, Any] = {"tensorboard_log": tensorboard_log, "seed": config.seed, "device": config.device}
-    kind: Any = algorithm_class(shared.algo)
-    if shared.algo in ("dpo", "tpo"):
-        taken = ("learning_rate", "groups_per_update", "batch_size", "n_epochs", "micro_batch_size", "max_grad_norm")
-        settings = {name: value for name, value in dataclasses.asdict(shared).items() if name in taken}
-        settings |= {"temperature": shared.temperature, "target_kl": shared.target_kl, "beta": own.beta}
-        return kind("OpenVLAPolicy", env, **settings, policy_kwargs=vla, **common)
-    n_steps = rollout_steps(shared.total_timesteps, env.num_envs, own.n_steps)
-    rollout: dict[str, Any] = {"n_steps": n_steps, "gamma": own.gamma, "gae_lambda": own.gae_lambda}
-    rollout["batch_size"] = even_batch_size(n_steps * env.num_envs, own.minibatch_size)
-    update: dict[str, Any] = {"n_epochs": shared.n_epochs, "clip_range": shared.clip_range, "target_kl": shared.target_kl}
-    update |= {"max_grad_norm": shared.max_grad_norm, "vf_coef": own.vf_coef, "ent_coef": own.ent_coef}
-    if shared.algo == "ppo":
-        from sb3_tgrpo.openvla.policy import OpenVLAPolicy
-
-        policy = {**vla, "value_head": True, "temperature": shared.temperature}
-        return PPO(
-            OpenVLAPolicy,  # type: ignore[arg-type]
-            env, learning_rate=shared.learning_rate, **rollout, **update, policy_kwargs=policy, **common,
-        )  # fmt: skip
-    # From nothing, a learning rate for fine-tuning leads nowhere: these keep the ones that their authors chose.
-    policy = {"features_extractor_class": SceneExtractor}
-    if shared.algo == "trpo":
-        return kind("MultiInputPolicy", env, **rollout, policy_kwargs=policy, **common)
-    return kind("MultiInputLstmPolicy", env, **rollout, policy_kwargs=policy, **common)

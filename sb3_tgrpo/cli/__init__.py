@@ -1,14 +1,16 @@
 """The command line: ``sb3-tgrpo``, also ``python -m sb3_tgrpo``. One module per subcommand."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 
+import gymnasium as gym
 from gymnasium.error import Error as GymnasiumError
 
 from sb3_tgrpo.cli.flags import rename_flags
+from sb3_tgrpo.envs.registration import SUITES
 from sb3_tgrpo.version import __version__
 
 SUBCOMMANDS = ("demos", "doctor", "eval", "reward", "sft", "study", "train")
@@ -18,22 +20,21 @@ flags has ``RENAMED``, the new names by the old ones.
 """
 
 
-def _be_gentle_on_busy_cores() -> None:
-    """
-    Threads of GNU OpenMP, torch's, that wait for one another give up their core sooner. With the default, an update with two
-    threads took thirteen times as long as with one where another run had the second core (docs/train.md). Read when torch is
-    imported, which commands do later.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+def _did_you_mean(args: argparse.Namespace) -> str:
+    """The nearest known environment, for one that is unknown."""
+    short = [f"{suite}-{task}" for suite, count in SUITES.items() for task in range(count)]
+    given = [getattr(args, name, None) or [] for name in ("env", "tasks")]
+    for name in [name for names in given for name in ([names] if isinstance(names, str) else names)]:
+        if name not in gym.registry and (close := get_close_matches(name, [*short, *gym.registry], 1)):
+            return f" Did you mean {close[0]}?"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    :param argv: Arguments, the process's own by default.
+    :param argv: Arguments; None: the process's own.
     :return: Exit status: 0 done, 1 failed with a message, 2 wrong usage.
     """
-    _be_gentle_on_busy_cores()
     parser = argparse.ArgumentParser(prog="sb3-tgrpo", description="TGRPO for Stable-Baselines3, on LIBERO.")
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -46,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         return int(args.run(args))
-    except (ValueError, TypeError, ImportError, OSError, GymnasiumError) as error:  # the last: an unknown id, for instance
+    except (ValueError, TypeError, ImportError, OSError, GymnasiumError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "OpenGL" not in str(error):
+            raise
         # Messages for users name the argument, the value and the remedy: a traceback would bury them.
-        print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        hint = _did_you_mean(args) if isinstance(error, GymnasiumError) and "Did you mean" not in str(error) else ""
+        print(f"{parser.prog}: {type(error).__name__}: {error}{hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

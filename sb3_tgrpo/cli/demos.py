@@ -6,40 +6,29 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sb3_tgrpo.cli.flags import add_flags, given_settings
+from sb3_tgrpo.settings import settings_of
+
 if TYPE_CHECKING:
     from sb3_tgrpo.envs.demos.files import Demos
 
 
+RENAMED = {"--episodes": "--demos"}
+
+
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``demos`` with its two actions."""
+    from sb3_tgrpo.envs.demos.collection import CollectionSettings
+
     parser = subparsers.add_parser("demos", help="demonstrations: collect, show")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     collect = actions.add_parser("collect", help="let a scripted expert demonstrate a task", description=_COLLECT)
-    collect.add_argument("--env", required=True, metavar="ID", help="LIBERO/libero_object-3-v0, or libero_object-3")
-    collect.add_argument("--target", default=None, metavar="OBJECT", help="another object of that scene, such as ketchup")
-    collect.add_argument("--episodes", type=int, required=True, metavar="N", help="demonstrations in the file")
-    collect.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 file")
-    collect.add_argument("--noise", type=float, default=0.0, help="std of noise on the motion, recorded (action units)")
-    collect.add_argument("--dart", type=float, default=0.0, help="std of noise that is executed but not recorded (DART)")
-    collect.add_argument("--pushes", type=float, default=0.0, help="probability per step of a push off the way, not recorded")
-    collect.add_argument("--slips", type=float, default=0.0, help="the same of a gripper that does the opposite for a while")
     collect.add_argument(
-        "--expert", choices=("scripted", "smooth"), default="scripted",
-        help="smooth: easier to imitate for small networks, LIBERO-Object's scenes only (default %(default)s)",
-    )  # fmt: skip
-    collect.add_argument("--detour", type=float, default=0.02, help="metres by which ways vary (default %(default)s)")
-    collect.add_argument("--start-noise", type=float, default=0.0, help="metres by which drawn starts are widened")
-    collect.add_argument(
-        "--joint-noise", type=float, default=0.0, help="std of noise on the arm's joints in drawn starts, radians"
+        "--env", dest="task", required=True, metavar="ID", help="LIBERO/libero_object-3-v0, or libero_object-3"
     )
-    collect.add_argument("--stored-starts", action="store_true", help="LIBERO's 50 stored starts instead of drawn ones")
-    collect.add_argument("--keep-failures", action="store_true", help="keep unsuccessful episodes too")
-    collect.add_argument("--drop-noops", action="store_true", help="leave out steps without motion, as OpenVLA's data do")
-    collect.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
-    collect.add_argument("--image-size", type=int, default=256, help="pixels (default %(default)s)")
-    collect.add_argument("--wrist-image", action="store_true", help="also record the gripper's camera")
-    collect.add_argument("--seed", type=int, default=0)
+    collect.add_argument("--out", type=Path, required=True, metavar="FILE", help="HDF5 file")
+    add_flags(collect, CollectionSettings, [item.name for item in settings_of(CollectionSettings) if item.name != "task"])
     collect.add_argument("--workers", type=int, default=None, help="processes; default: one per CPU core")
     collect.add_argument("--quiet", action="store_true", help="no progress bar")
     collect.set_defaults(run=run_collect)
@@ -69,32 +58,13 @@ def run_collect(args: argparse.Namespace) -> int:
     from sb3_tgrpo.envs.demos.collection import CollectionError, CollectionSettings, collect_demos
     from sb3_tgrpo.run_folder import cpu_count
 
-    settings = CollectionSettings(
-        task=args.env,
-        episodes=args.episodes,
-        seed=args.seed,
-        noise=args.noise,
-        dart=args.dart,
-        pushes=args.pushes,
-        slips=args.slips,
-        expert=args.expert,
-        detour=args.detour,
-        start_noise=args.start_noise,
-        joint_noise=args.joint_noise,
-        stored_starts=args.stored_starts,
-        keep_failures=args.keep_failures,
-        drop_noops=args.drop_noops,
-        assets=args.assets,
-        image_size=args.image_size,
-        wrist_image=args.wrist_image,
-        target=args.target,
-    )
-    workers = args.workers if args.workers is not None else min(cpu_count(), args.episodes)
-    with tqdm(total=args.episodes, unit="demo", disable=args.quiet, desc=settings.name) as bar:
+    settings = CollectionSettings(**given_settings(args, CollectionSettings))
+    workers = args.workers if args.workers is not None else min(cpu_count(), settings.demos)
+    with tqdm(total=settings.demos, unit="demo", disable=args.quiet, desc=settings.name) as bar:
 
         def progress(outcomes: dict[int, dict[str, Any]]) -> None:
             kept = [outcome for outcome in outcomes.values() if outcome["success"] or settings.keep_failures]
-            bar.n = min(len(kept), settings.episodes)
+            bar.n = min(len(kept), settings.demos)
             failures = sum(not outcome["success"] for outcome in outcomes.values())
             bar.set_postfix(failed=failures, steps=sum(outcome["steps"] for outcome in outcomes.values()))
 
@@ -155,21 +125,9 @@ def _header(demos: "Demos") -> list[str]:
     ]
     record = demos.record
     if record:
-        settings = (
-            "seed",
-            "expert",
-            "noise",
-            "dart",
-            "pushes",
-            "slips",
-            "detour",
-            "start_noise",
-            "joint_noise",
-            "stored_starts",
-            "keep_failures",
-            "drop_noops",
-        )
-        lines.append("settings      " + ", ".join(f"{name} {record[name]}" for name in settings if name in record))
+        shown = ["seed", "expert", "noise", "dart", "pushes", "slips", "detour", "start_noise", "joint_noise"]
+        shown += ["stored_starts", "keep_failures", "drop_noops"]
+        lines.append("settings      " + ", ".join(f"{name} {record[name]}" for name in shown if name in record))
         attempts, successes = record.get("attempts"), record.get("successes")
         lines.append(f"expert        {successes} of {attempts} episodes successful; sb3-tgrpo {record.get('version')}")
         lines.append(f"command       {record.get('command')}")
@@ -179,7 +137,7 @@ def _header(demos: "Demos") -> list[str]:
 def _table(demos: "Demos", rows: int) -> list[str]:
     import numpy as np
 
-    lines = [f"{'demo':<10} {'steps':>5} {'success':>7} {'path m':>7} {'grips':>5} {'largest action':>14}  start"]
+    lines = [f"{'demo':<10} {'steps':>5} {'success':>7} {'path m':>7} {'grips':>5} {'largest action':>14}  initial state"]
     for demo in demos[:rows]:
         path = float(np.linalg.norm(np.diff(demo.ee_pos, axis=0), axis=1).sum())
         grips = int((np.diff(np.sign(demo.actions[:, 6])) != 0).sum())

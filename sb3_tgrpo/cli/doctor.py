@@ -3,27 +3,38 @@
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import gymnasium as gym
 
+from sb3_tgrpo.cli.flags import add_flag
 from sb3_tgrpo.train.config import TaskConfig
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.doctor.checks import Finding
-    from sb3_tgrpo.evaluation.base_policy import StartPolicyReport
+    from sb3_tgrpo.doctor.finding import Finding
+    from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
+
+RENAMED = {
+    "--starts": "--n-initial-states", "--batch-size": "--micro-batch-size", "--n-groups": "--parallel-groups",
+}  # fmt: skip
+
+GROUP_SIZE = 4
+"""Sampled episodes per initial state of a base policy."""
 
 _DESCRIPTION = (
-    "Checks libraries, simulator, assets, checkpoint and policy, and says what to do about each failure. Exit status 0: no "
+    "Checks libraries, simulator, assets, checkpoint and policy, and names a remedy for each failure. Exit status 0: no "
     "check failed. Nothing is downloaded or changed."
 )
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``doctor``."""
+    from sb3_tgrpo.doctor.finding import MemoryPlan
+
     parser = subparsers.add_parser(
-        "doctor", help="check the installation, a checkpoint, a start policy", description=_DESCRIPTION
+        "doctor", help="check the installation, a checkpoint, a base policy", description=_DESCRIPTION
     )
     parser.add_argument("--env", default="LIBERO/libero_object-0-v0", metavar="ID", help="task to check (default %(default)s)")
     parser.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
@@ -34,46 +45,37 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     plan = parser.add_argument_group("memory of a planned run (--plan)")
     plan.add_argument("--plan", action="store_true", help="estimate the memory of training --checkpoint")
-    plan.add_argument("--group-size", type=int, default=4)
-    plan.add_argument("--n-groups", type=int, default=1)
-    plan.add_argument("--batch-size", type=int, default=8, help="steps per backward pass, micro_batch_size (default 8)")
-    plan.add_argument("--lora", default="language", help="language, upstream or none (default %(default)s)")
-    plan.add_argument("--dtype", default=None, help="float32 or bfloat16; default: by device")
-    plan.add_argument("--quantization", choices=("4bit",), default=None)
-    plan.add_argument("--gradient-checkpointing", action="store_true")
+    hints = get_type_hints(MemoryPlan)
+    for each in fields(MemoryPlan):
+        add_flag(plan, each.name, hints[each.name], each.default, each.metadata["help"])
 
-    start = parser.add_argument_group("is a policy a good start for training? (--policy)")
-    start.add_argument("--policy", default=None, metavar="CHECKPOINT", help="play it: greedy, sampled, entropy, mixed groups")
-    start.add_argument("--starts", type=int, default=20, help="number of starts (default %(default)s)")
-    start.add_argument("--stored", action="store_true", help="LIBERO's stored starts instead of drawn ones")
-    start.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the starts, stored ones too")
-    start.add_argument(
+    base = parser.add_argument_group("can training improve a base policy? (--policy)")
+    base.add_argument("--policy", default=None, metavar="CHECKPOINT", help="play it: greedy, sampled, entropy, mixed groups")
+    base.add_argument("--n-initial-states", type=int, default=20, metavar="N", help="initial states (default %(default)s)")
+    base.add_argument("--stored", action="store_true", help="LIBERO's stored initial states instead of drawn ones")
+    base.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen them, stored ones too")
+    base.add_argument(
         "--joint-noise", type=float, default=TaskConfig.joint_noise, metavar="RADIANS",
-        help="by which the arm's joints vary in drawn starts (default %(default)s, as in training)",
+        help="spread of the arm's joints in drawn initial states (default %(default)s, as in training)",
     )  # fmt: skip
-    start.add_argument("--temperature", type=float, default=1.0)
-    start.add_argument("--n-envs", type=int, default=2, help="environments at once (default %(default)s)")
-    start.add_argument("--seed", type=int, default=0, help="of sampling, and of the noise on stored starts")
+    base.add_argument("--temperature", type=float, default=1.0)
+    base.add_argument("--n-envs", type=int, default=2, help="environments at once (default %(default)s)")
+    base.add_argument("--seed", type=int, default=0, help="seed of sampling, and of the noise on stored initial states")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, print, and say by the exit status whether something failed."""
-    from sb3_tgrpo.doctor.checks import Plan, Subject, examine, healthy, to_dict
+    """Check and print; the exit status is 1 if a check failed."""
+    from sb3_tgrpo.doctor.checks import run_checks
+    from sb3_tgrpo.doctor.finding import DoctorContext, MemoryPlan, all_passed, to_dict
 
-    plan = None
-    if args.plan:
-        lora = None if args.lora == "none" else args.lora
-        plan = Plan(
-            args.group_size, args.n_groups, args.batch_size, None, lora, args.dtype, args.quantization,
-            args.gradient_checkpointing,
-        )  # fmt: skip
+    given = {each.name: getattr(args, each.name) for each in fields(MemoryPlan) if hasattr(args, each.name)}
+    plan = MemoryPlan(**given) if args.plan else None
     checkpoint = args.checkpoint if args.checkpoint is not None else args.policy
-    subject = Subject(args.env, args.assets, checkpoint, args.unnorm_key, args.device, plan)
-    findings = examine(subject)
+    findings = run_checks(DoctorContext(args.env, args.assets, checkpoint, args.unnorm_key, args.device, plan))
     result = to_dict(findings)
     report = None
-    if args.policy is not None and healthy(findings):
+    if args.policy is not None and all_passed(findings):
         report = describe(args)
         result["start_policy"] = report.to_dict()
     if args.json:
@@ -81,67 +83,58 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_findings(findings)
         if report is not None:
-            print(f"\n{Path(args.policy).name} as a start for training\n{report}")
-    return 0 if healthy(findings) else 1
+            print(f"\n{Path(args.policy).name} as a base policy for training\n{report}")
+    return 0 if all_passed(findings) else 1
 
 
-def describe(args: argparse.Namespace) -> "StartPolicyReport":
-    """The numbers of a start policy, of ``--policy``."""
+def describe(args: argparse.Namespace) -> "BasePolicyReport":
+    """The numbers of the base policy ``--policy``."""
     import torch as th
-    from stable_baselines3.common.utils import FloatSchedule
 
-    from sb3_tgrpo.evaluation.base_policy import describe_start_policy
-    from sb3_tgrpo.openvla.loading import read_config
+    from sb3_tgrpo.decoding import Decoding
+    from sb3_tgrpo.evaluation.base_policy import describe_base_policy
+    from sb3_tgrpo.evaluation.protocol import Protocol
+    from sb3_tgrpo.openvla.checkpoint import Checkpoint
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
     if not th.cuda.is_available():
         th.set_num_threads(1)  # the cores belong to the simulators
-    size = 256 if read_config(args.policy).pipeline == "libero" else 128
-    make = start_maker(args, size)
+    checkpoint = Checkpoint(args.policy)
+    make = env_maker_of(args, checkpoint.env_kwargs())
     env = make()
-    policy = OpenVLAPolicy(
-        env.observation_space, env.action_space, FloatSchedule(0.0), checkpoint=args.policy, unnorm_key=args.unnorm_key,
-        lora=None, value_head=False, device=args.device,
-    )  # fmt: skip
+    policy = OpenVLAPolicy.for_env(env, checkpoint, unnorm_key=args.unnorm_key, device=args.device)
     env.close()
-    return describe_start_policy(
-        policy, make, range(args.starts), temperature=args.temperature, stored=args.stored, seed=args.seed, n_envs=args.n_envs
-    )
+    states: dict[str, Any] = {"init_state_ids" if args.stored else "seeds": range(args.n_initial_states)}
+    if args.stored:
+        states["start_noise"] = args.start_noise  # of drawn ones it is the environment's
+    protocol = Protocol(**states, repetitions=GROUP_SIZE, decoding=Decoding(args.temperature), seed=args.seed)
+    return describe_base_policy(policy, make, protocol, n_envs=args.n_envs)
 
 
-def start_maker(args: argparse.Namespace, image_size: int) -> Callable[[], gym.Env]:
-    """A function that makes the environment with the starts asked for, widened as in training and in evaluations."""
+def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[], gym.Env]:
+    """
+    A function that makes the environment, its drawn initial states widened as in training.
+
+    :param args: Arguments of the command.
+    :param shown: Keyword arguments of the environment that concern its pictures.
+    """
+    from sb3_tgrpo.envs.registration import env_id
     from sb3_tgrpo.evaluation.player import env_maker
 
-    kwargs: dict[str, Any] = {"assets": args.assets, "image_size": image_size}
-    if not args.stored:
-        return env_maker(args.env, {**kwargs, "start_noise": args.start_noise, "joint_noise": args.joint_noise})
-    make = env_maker(args.env, kwargs)
-    return (lambda: WidenedStoredStarts(make(), args.start_noise, args.seed)) if args.start_noise else make
-
-
-class WidenedStoredStarts(gym.Wrapper):
-    """
-    Adds noise to stored starts, for which LIBERO's environment has reset options: its own ``start_noise`` is of drawn starts.
-
-    :param env: LIBERO environment, to be reset to stored starts.
-    :param start_noise: metres.
-    :param noise_seed: of the noise.
-    """
-
-    def __init__(self, env: gym.Env, start_noise: float, noise_seed: int) -> None:
-        super().__init__(env)
-        self.noise = {"start_noise": start_noise, "noise_seed": noise_seed}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        return self.env.reset(seed=seed, options={**(options or {}), **self.noise})
+    kwargs: dict[str, Any] = {"assets": args.assets, **shown}
+    drawn = {} if args.stored else {"start_noise": args.start_noise, "joint_noise": args.joint_noise}
+    return env_maker(env_id(args.env), {**kwargs, **drawn})
 
 
 _COLOURS = {"ok": "green", "failed": "red", "note": "yellow", "not checked": "dim"}
 
 
 def print_findings(findings: "Sequence[Finding]") -> None:
-    """A row per check, remedies under the failed ones."""
+    """
+    A row per check, remedies under the failed ones.
+
+    :param findings: What the checks found.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -3,17 +3,25 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from sb3_tgrpo.evaluation.protocol import EvalEpisode, Evaluation, Policy
+from sb3_tgrpo.cli.interrupt import interruptible
 
+if TYPE_CHECKING:
+    from sb3_tgrpo.evaluation.adapters import Policy
+    from sb3_tgrpo.evaluation.protocol import EvalEpisode, Protocol
+    from sb3_tgrpo.evaluation.results import Evaluation
+
+RENAMED = {"--starts": "--init-state-ids", "--episodes-per-start": "--repetitions"}
 _DESCRIPTION = (
-    "LIBERO's protocol by default: the 50 stored starts of each task, official step caps, greedy, every episode alone. The "
-    "same command goes on after an interruption. --checkpoint upstream is the fine-tune that OpenVLA's authors published for "
-    "the suite."
+    "LIBERO's protocol by default: the 50 stored initial states of each task, official step limits, greedy, every episode "
+    "alone. The same command goes on after an interruption. --checkpoint upstream is the fine-tune that OpenVLA's authors "
+    "published for the suite."
 )
 
 
@@ -31,20 +39,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     policy.add_argument("--device", default="auto")
 
     tasks = parser.add_argument_group("episodes")
-    tasks.add_argument("--env", nargs="+", action="extend", default=[], metavar="ID", help="such as LIBERO/libero_object-3-v0")
-    tasks.add_argument(
-        "--suite", nargs="+", action="extend", default=[], metavar="SUITE", help="all tasks of libero_object, ..."
-    )
-    tasks.add_argument("--episodes", type=int, default=50, metavar="N", help="starts per task (default %(default)s)")
-    tasks.add_argument("--starts", type=int, nargs="+", default=None, metavar="K", help="these starts instead of the first N")
-    tasks.add_argument("--drawn", action="store_true", help="starts drawn with seeds 0, 1, ... instead of stored ones")
-    tasks.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the starts")
-    tasks.add_argument(
-        "--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as its resets place them"
-    )
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
+    tasks.add_argument("--env", **several, metavar="ID", help="such as libero_object-3")
+    tasks.add_argument("--suite", **several, metavar="SUITE", help="all tasks of libero_object, ...")
+    tasks.add_argument("--episodes", type=int, default=50, metavar="N", help="initial states per task (default %(default)s)")
+    tasks.add_argument("--init-state-ids", type=int, nargs="+", metavar="K", help="these initial states, not the first N")
+    tasks.add_argument("--drawn", action="store_true", help="initial states drawn with seeds 0, 1, ..., not stored ones")
+    tasks.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the initial states")
+    tasks.add_argument("--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as it places them")
     tasks.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely ones")
     tasks.add_argument("--temperature", type=float, default=None, help="of --sampled; default: the policy's own")
-    tasks.add_argument("--episodes-per-start", type=int, default=1, metavar="N", help="for --sampled")
+    tasks.add_argument("--repetitions", type=int, default=1, metavar="N", help="episodes per initial state, for --sampled")
     tasks.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
     tasks.add_argument("--image-size", type=int, default=None, help="pixels; default: what the policy was made for")
     tasks.add_argument("--reward", action="store_true", help="also report stages of the shipped reward programs")
@@ -54,13 +59,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="default: runs/eval/ and what is evaluated")
-    output.add_argument("--video", type=_record, default="failures", metavar="WHICH", help="failures, all, none or a number")
+    output.add_argument("--video", type=_videos, default="failures", metavar="WHICH", help="failures, all, none or a number")
     output.add_argument("--compare", type=Path, default=None, metavar="JSON", help="evaluation.json of another policy")
     output.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=run)
 
 
-def _record(text: str) -> str | int:
+def _videos(text: str) -> str | int:
     if text in ("failures", "all", "none"):
         return text
     if text.isdigit():
@@ -70,89 +75,153 @@ def _record(text: str) -> str | int:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, print tables, write the run folder."""
-    import torch as th
-
-    from sb3_tgrpo.evaluation.protocol import Evaluation, policy_name, resumable_evaluation
-    from sb3_tgrpo.evaluation.results import write_json
-    from sb3_tgrpo.files import atomic_write
-    from sb3_tgrpo.run_folder import RunFolder
+    from sb3_tgrpo.evaluation.results import Evaluation
 
     before = None if args.compare is None else Evaluation.load(args.compare)
     env_ids = chosen_env_ids(args.env, args.suite)
-    if args.episodes < 1:
-        raise ValueError(f"--episodes must be at least 1, got {args.episodes}.")
-    if not args.sampled and (args.temperature is not None or args.episodes_per_start != 1):
-        raise ValueError("--temperature and --episodes-per-start are for sampled actions: add --sampled, or leave them out.")
-    if args.model is not None and args.adapter is not None:
-        raise ValueError(f"--adapter {args.adapter} is merged into --checkpoint: leave it out, a --model holds its own.")
-    if not (libero := all(env_id.startswith("LIBERO/") for env_id in env_ids)):
-        _check_others(args, env_ids)
-    starts = args.starts if args.starts is not None else list(range(args.episodes))
-    if not th.cuda.is_available():
-        th.set_num_threads(1)  # the cores belong to the simulators
-    policy = load_policy(args, env_ids[0])
-    env_kwargs = {"assets": args.assets, **observed(policy, args.image_size)} if libero else {}
-    folder = args.out or default_folder(args, env_ids)
-    settings: dict[str, Any] = {
-        "init_state_ids": starts,
-        "seeds": starts if args.drawn else None,
-        "episodes_per_start": args.episodes_per_start,
-        "deterministic": not args.sampled,
-        "temperature": args.temperature,
-        "seed": args.seed,
-        "start_noise": args.start_noise,
-        "official_order": args.official_order,
-        "env_kwargs": env_kwargs,
-        "name": policy_name(policy) if args.model is None else str(args.model),
-        "batch_size": args.batch_size,
-    }
-    n_episodes = len(env_ids) * len(starts) * args.episodes_per_start
-    with RunFolder(folder).locked(), _bar(args.quiet, n_episodes) as progress:
-        evaluation = resumable_evaluation(
-            folder, policy, _with_rewards(env_ids) if args.reward else env_ids, **settings,
-            n_envs=args.n_envs, record=args.video, progress=progress,
-        )  # fmt: skip
-    write_json(folder / "command.json", {"command": shlex.join(["sb3-tgrpo", *sys.argv[1:]])})
-    atomic_write(folder / "report.txt", f"{evaluation}\n")
-    print_evaluation(evaluation)
+    protocol = protocol_from(args, env_ids)
+    check_policy(args, env_ids[0])
+    with interruptible():
+        evaluation, folder = _evaluate(args, env_ids, protocol)
+    print(evaluation)
     if before is not None:
-        from sb3_tgrpo.evaluation.protocol import paired_comparison
+        from sb3_tgrpo.evaluation.comparison import paired_comparison
+        from sb3_tgrpo.run_folder import RunFolder
 
         comparison = paired_comparison(before, evaluation)
-        write_json(folder / "comparison.json", comparison.to_dict())
+        RunFolder(folder).write("comparison.json", comparison.to_dict())
         print(f"\n{comparison}")
     print(f"\n{folder}/evaluation.json")
     return 0
 
 
-def chosen_env_ids(env: list[str], suites: list[str]) -> list[str]:
-    """
-    Ids from ``--env`` and ``--suite``.
+def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Protocol") -> tuple["Evaluation", Path]:
+    import torch as th
+    from tqdm import tqdm
 
-    :raises ValueError: Without any, or with an unknown suite.
-    """
-    from sb3_tgrpo.envs.registration import SUITES, env_id, gym_id
+    from sb3_tgrpo.evaluation.adapters import sampled
+    from sb3_tgrpo.evaluation.evaluate import evaluate_policy
+    from sb3_tgrpo.evaluation.protocol import Execution
+    from sb3_tgrpo.files import atomic_write
+    from sb3_tgrpo.run_folder import RunFolder
+
+    if not th.cuda.is_available():
+        th.set_num_threads(1)  # the cores belong to the simulators
+    policy = load_policy(args, env_ids[0])
+    if _is_libero(env_ids):
+        protocol = replace(protocol, env_kwargs={"assets": args.assets, **observed(policy, args.image_size)})
+    if args.sampled and args.temperature is None:
+        protocol = replace(protocol, decoding=sampled(policy))
+    run = RunFolder(args.out or default_folder(args, env_ids))
+    n_episodes = len(env_ids) * protocol.n_initial_states * protocol.repetitions
+    successes: list[bool] = []
+
+    def progress(episode: "EvalEpisode", n_done: int, n_all: int) -> None:
+        successes.append(episode.success)
+        bar.update(n_done - bar.n)
+        bar.set_postfix_str(f"{sum(successes)}/{len(successes)} succeeded, {episode.task}")
+
+    with run.locked(), tqdm(total=n_episodes, unit="episode", disable=args.quiet, desc="eval") as bar:
+        evaluation = evaluate_policy(
+            policy,
+            with_rewards(env_ids) if args.reward else env_ids,
+            protocol,
+            folder=run.path,
+            name=None if args.model is None else str(args.model),
+            execution=Execution(n_envs=args.n_envs, videos=args.video, progress=progress),
+        )
+        run.write("command.json", {"command": shlex.join(["sb3-tgrpo", *sys.argv[1:]])})
+        atomic_write(run / "report.txt", f"{evaluation}\n")
+    return evaluation, run.path
+
+
+def chosen_env_ids(env: Sequence[str], suites: Sequence[str]) -> list[str]:
+    """Ids from ``--env`` and ``--suite``; an unknown one is refused."""
+    import sb3_tgrpo  # noqa: F401  # registers LIBERO's ids
+    from sb3_tgrpo.envs.registration import SUITES, env_ids
+    from sb3_tgrpo.train.setup import check_task
 
     if unknown := [suite for suite in suites if suite not in SUITES]:
         raise ValueError(f"--suite {unknown[0]}: unknown. Available: {', '.join(SUITES)}.")
-    ids = [*map(env_id, env), *(gym_id(suite, task) for suite in suites for task in range(SUITES[suite]))]
-    if not ids:
+    if not (ids := env_ids([*env, *suites])):
         raise ValueError("Name what to evaluate on: --env LIBERO/libero_object-3-v0, or --suite libero_object.")
-    return list(dict.fromkeys(ids))
-
-
-def _check_others(args: argparse.Namespace, env_ids: list[str]) -> None:
-    """
-    :raises ValueError: where environments that are not LIBERO's are asked for what only these have.
-    """
-    if any(env_id.startswith("LIBERO/") for env_id in env_ids):
+    for env_id in ids:
+        check_task(env_id)
+    if not _is_libero(ids) and any(env_id.startswith("LIBERO/") for env_id in ids):
         raise ValueError("--env: evaluate LIBERO's environments and others one after the other, they take other arguments.")
-    if not args.drawn:
-        raise ValueError(f"--env {env_ids[0]} has no stored starts, only LIBERO's have: add --drawn.")
-    given = [name for name in ("reward", "start_noise", "image_size") if getattr(args, name)]
-    if given:
-        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ValueError(f"{flags}: {env_ids[0]} is none of LIBERO's environments, which have it: leave it out.")
+    return ids
+
+
+def _is_libero(env_ids: Sequence[str]) -> bool:
+    return all(env_id.startswith("LIBERO/") for env_id in env_ids)
+
+
+def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol":
+    """The protocol that the arguments ask for; ``--sampled`` without a temperature is resolved with the policy."""
+    from sb3_tgrpo.decoding import Decoding
+    from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
+    from sb3_tgrpo.evaluation.protocol import Protocol
+    from sb3_tgrpo.rewards.facts.task_name import TaskName
+
+    if args.episodes < 1:
+        raise ValueError(f"--episodes {args.episodes} must be at least 1.")
+    if args.n_envs < 1:
+        raise ValueError(f"--n-envs {args.n_envs} must be at least 1.")
+    if not args.sampled and (args.temperature is not None or args.repetitions != 1):
+        raise ValueError("--temperature and --repetitions are for sampled actions: add --sampled, or leave them out.")
+    if args.temperature == 0:
+        raise ValueError("--temperature 0 is greedy: leave out --sampled and --temperature.")
+    states = tuple(args.init_state_ids if args.init_state_ids is not None else range(args.episodes))
+    if not _is_libero(env_ids):
+        if not args.drawn:
+            raise ValueError(f"--env {env_ids[0]} has no stored initial states, only LIBERO's have: add --drawn.")
+        if given := [f"--{name.replace('_', '-')}" for name in ("reward", "start_noise", "image_size") if getattr(args, name)]:
+            raise ValueError(f"{', '.join(given)}: only for LIBERO's environments, not for {env_ids[0]}. Leave it out.")
+    for env_id in env_ids if _is_libero(env_ids) and not args.drawn else ():
+        count = len(stored_starts(get_task(*TaskName.parse(env_id))))
+        if wrong := [k for k in states if not 0 <= k < count]:
+            raise ValueError(f"init_state_ids={wrong}: {env_id} has {count} stored initial states, 0 to {count - 1}.")
+    drawn = {"seeds": states} if args.drawn else {"init_state_ids": states}
+    return Protocol(
+        **drawn,  # type: ignore[arg-type]
+        repetitions=args.repetitions,
+        decoding=Decoding((args.temperature or 1.0) if args.sampled else 0.0),
+        seed=args.seed,
+        start_noise=args.start_noise,
+        official_order=args.official_order,
+        batch_size=args.batch_size,
+    )
+
+
+def check_policy(args: argparse.Namespace, env_id: str) -> None:
+    """Refuse a policy that can't be evaluated, as far as its files record it, before anything is loaded."""
+    from sb3_tgrpo.envs.libero.assets import resolve_assets
+    from sb3_tgrpo.evaluation.results import suite_of
+
+    if args.model is not None:
+        if args.adapter is not None:
+            raise ValueError(f"--adapter {args.adapter} is merged into --checkpoint: leave it out, a --model holds its own.")
+        if not args.model.is_file():
+            raise ValueError(f"--model {args.model}: there is no such file.")
+        return
+    checkpoint = checkpoint_from(args, env_id)
+    if checkpoint.is_hub_id:
+        return  # its files may have to be downloaded
+    if checkpoint.statistics:  # tiny's are made with the policy
+        checkpoint.unnorm_key(args.unnorm_key, suite_of(env_id) if _is_libero([env_id]) else None)
+    if _is_libero([env_id]):
+        if args.adapter is None:  # which may have been trained on others
+            checkpoint.check_assets(resolve_assets(args.assets).kind, args.assets != "auto")
+        if args.image_size is not None:
+            checkpoint.conventions.check_image_size(args.image_size, args.image_size, f"the checkpoint {checkpoint}")
+
+
+def checkpoint_from(args: argparse.Namespace, env_id: str) -> Any:
+    """The checkpoint that ``--checkpoint`` names."""
+    from sb3_tgrpo.evaluation.results import suite_of
+    from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint
+
+    return Checkpoint(upstream_checkpoint(suite_of(env_id)) if args.checkpoint == "upstream" else args.checkpoint)
 
 
 def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
@@ -160,52 +229,36 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
     if args.model is not None:
         return load_algorithm(args.model, args.device)
     import gymnasium as gym
-    from stable_baselines3.common.utils import FloatSchedule
 
-    from sb3_tgrpo.openvla.loading import read_config
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
-    checkpoint = None if args.checkpoint == "upstream" else args.checkpoint
-    size = args.image_size
-    if size is None:
-        size = 256 if checkpoint is None or read_config(checkpoint).pipeline == "libero" else 128
-    env = gym.make(env_id, assets=args.assets, image_size=size) if env_id.startswith("LIBERO/") else gym.make(env_id)
-    try:
-        return OpenVLAPolicy(
-            env.observation_space, env.action_space, FloatSchedule(0.0), checkpoint=checkpoint, unnorm_key=args.unnorm_key,
-            lora="language" if args.quantization else None, value_head=False, adapter=args.adapter, dtype=args.dtype,
-            device=args.device, quantization=args.quantization, vision_cache_mb=0,
+    checkpoint = checkpoint_from(args, env_id)
+    kwargs = {"assets": args.assets, **checkpoint.env_kwargs(args.image_size)} if _is_libero([env_id]) else {}
+    with closing(gym.make(env_id, **kwargs)) as env:
+        return OpenVLAPolicy.for_env(
+            env, checkpoint, unnorm_key=args.unnorm_key, lora="language" if args.quantization else None,
+            adapter=args.adapter, dtype=args.dtype, device=args.device, quantization=args.quantization, vision_cache_mb=0,
         )  # fmt: skip
-    finally:
-        env.close()
 
 
 def load_algorithm(path: Path, device: str) -> Any:
-    """
-    A saved algorithm; which one is read off its settings.
-
-    :raises ValueError: If the file is none, or another algorithm's.
-    """
+    """A saved algorithm, recognised by its settings."""
     import zipfile
 
     from stable_baselines3.common.save_util import load_from_zip_file
 
-    if not path.is_file():
-        raise ValueError(f"--model {path}: there is no such file.")
     try:
         data, _, _ = load_from_zip_file(path, device="cpu", load_data=True)
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise ValueError(f"--model {path} is not a saved algorithm: {error!r}.") from error
     algorithm = _saved_class(data or {})
     if algorithm is None:
-        raise ValueError(
-            f"--model {path}: only TGRPO, DPO, TPO, PPO and A2C are known here. Use sb3_tgrpo.evaluation.protocol in Python."
-        )
+        raise ValueError(f"--model {path}: only TGRPO, DPO, TPO, PPO and A2C are known here. Use evaluate_policy in Python.")
     return algorithm.load(path, device=device)
 
 
 def _saved_class(settings: dict[str, Any]) -> Any:
-    """The algorithm that has these settings; None if it is none of those known here."""
+    """The algorithm that has these settings; None if it is an unknown one."""
     from stable_baselines3 import A2C, PPO
 
     from sb3_tgrpo.baselines.preferences import DPO, TPO
@@ -213,7 +266,7 @@ def _saved_class(settings: dict[str, Any]) -> Any:
 
     if "alpha_step" in settings:
         return {"DPO": DPO, "TPO": TPO}.get(settings.get("saved_objective", ""), TGRPO)
-    # sb3-contrib's algorithms share settings with these: TRPO is told by its own, the others by their policies.
+    # sb3-contrib's algorithms share settings with these: TRPO differs by its own ones, the others by their policies.
     contrib = str(getattr(settings.get("policy_class"), "__module__", "")).startswith("sb3_contrib")
     if contrib or "cg_max_steps" in settings:
         return None
@@ -238,23 +291,17 @@ def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
     return kwargs
 
 
-def _with_rewards(env_ids: list[str]) -> dict[str, Callable[..., Any]]:
+def with_rewards(env_ids: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """Functions that make LIBERO's environments with their shipped rewards, by task."""
+    import gymnasium as gym
+
     from sb3_tgrpo.evaluation.results import task_name
+    from sb3_tgrpo.rewards import load_reward
 
-    def maker(env_id: str) -> Callable[..., Any]:
-        def make(**kwargs: Any) -> Any:
-            import gymnasium as gym
-
-            import sb3_tgrpo  # noqa: F401
-
-            return gym.make(env_id, reward=task_name(env_id), **kwargs)
-
-        return make
-
-    return {task_name(env_id): maker(env_id) for env_id in env_ids}
+    return {task_name(name): partial(gym.make, name, reward=load_reward(task_name(name))) for name in env_ids}
 
 
-def default_folder(args: argparse.Namespace, env_ids: list[str]) -> Path:
+def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
     """A folder named after what is evaluated, so that the same command finds it again."""
     from sb3_tgrpo.evaluation.results import task_name
 
@@ -266,56 +313,3 @@ def default_folder(args: argparse.Namespace, env_ids: list[str]) -> Path:
     kind = ("-drawn" if args.drawn else "") + ("-official" if args.official_order else "")
     noise = f"-noise{args.start_noise:g}" if args.start_noise else ""
     return Path("runs/eval") / f"{policy}-{tasks.replace('/', '_')}-{how}{kind}{noise}"
-
-
-class _bar:
-    """A progress bar as the callback of an evaluation."""
-
-    def __init__(self, quiet: bool, total: int) -> None:
-        self.quiet, self.total, self.successes, self.new = quiet, total, 0, 0
-
-    def __enter__(self) -> Callable[["EvalEpisode", int, int], None]:
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=self.total, unit="episode", disable=self.quiet, desc="eval")
-        return self._note
-
-    def _note(self, episode: "EvalEpisode", n_done: int, n_all: int) -> None:
-        self.new += 1
-        self.successes += episode.success
-        self.bar.update(n_done - self.bar.n)
-        self.bar.set_postfix_str(f"{self.successes}/{self.new} succeeded, {episode.task}")
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
-
-
-def print_evaluation(evaluation: "Evaluation") -> None:
-    """Tables of suites and tasks."""
-    from rich.console import Console
-    from rich.table import Table
-
-    how = "greedy" if evaluation.deterministic else f"sampled, T={evaluation.temperature or 1:g}"
-    starts = evaluation.protocol["starts"] + (", official order" if evaluation.protocol["official_order"] else "")
-    title = f"{evaluation.policy}: {how}, {starts} starts, {evaluation.assets} assets"
-    table = Table(title=title, title_justify="left")
-    columns = ("task", "success", "rate", "95 % interval (Wilson)", "steps")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    staged = any(episode.max_stage is not None for episode in evaluation.episodes)
-    if staged:
-        table.add_column("stages reached", justify="right")
-    suites = evaluation.per_suite()
-    rows = {**evaluation.per_task(), **(suites if len(evaluation.per_task()) > 1 else {})}
-    if len(suites) > 1:
-        rows["all"] = evaluation.rate
-    for name, rate in rows.items():
-        mine = [e for e in evaluation.episodes if name in ("all", e.task) or e.task.startswith(f"{name}-")]
-        low, high = rate.interval()
-        cells = [name, f"{rate.successes}/{rate.trials}", f"{rate.rate:.1%}", f"{low:.1%} to {high:.1%}"]
-        cells.append(f"{sum(e.length for e in mine) / len(mine):.0f}")
-        if staged:
-            reached = [e.max_stage / e.n_stages for e in mine if e.max_stage is not None and e.n_stages]
-            cells.append(f"{sum(reached) / max(len(reached), 1):.0%}")
-        table.add_row(*cells, end_section=name not in suites and name == list(evaluation.per_task())[-1])
-    Console().print(table)

@@ -6,6 +6,8 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+from sb3_tgrpo.settings import REQUIRED, settings_of
+
 
 def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
     """
@@ -14,16 +16,18 @@ def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
     :param group: Parser or argument group.
     :param name: Name of the setting; ``_`` becomes ``-``.
     :param hint: Type of the setting: ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``tuple``, or one of them or None.
-    :param default: Default value, for the help.
+    :param default: Default value, for the help; :data:`~sb3_tgrpo.settings.REQUIRED` makes the flag required.
     :param text: Description.
     """
     optional = get_origin(hint) in (Union, types.UnionType)
     inner = next(option for option in get_args(hint) if option is not type(None)) if optional else hint
     shown = "none" if default is None else " ".join(map(str, default)) if isinstance(default, tuple) else default
+    text = text.replace("%", "%%")
     arguments: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{text} (default: {shown})"}
+    if default is REQUIRED:
+        arguments |= {"required": True, "help": text}
     if inner is bool:
-        arguments["action"] = argparse.BooleanOptionalAction
-        arguments["help"] = text
+        arguments |= {"action": argparse.BooleanOptionalAction, "help": text}
     elif get_origin(inner) is Literal:
         arguments["type"] = _optional(str) if optional else str
         arguments["choices"] = [*get_args(inner), *([None] if optional else [])]
@@ -33,6 +37,30 @@ def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
     else:
         arguments |= {"type": _optional(inner) if optional else inner, "metavar": {int: "N", float: "X", str: "TEXT"}[inner]}
     group.add_argument(f"--{name.replace('_', '-')}", **arguments)
+
+
+def add_flags(group: Any, owner: type, names: Sequence[str] | None = None) -> None:
+    """
+    Add a flag for each setting of a dataclass.
+
+    :param group: Parser or argument group.
+    :param owner: Dataclass with fields made by :func:`~sb3_tgrpo.settings.setting`.
+    :param names: Settings that get a flag, in this order; None for all.
+    """
+    described = {item.name: item for item in settings_of(owner)}
+    for name in described if names is None else names:
+        add_flag(group, *described[name])
+
+
+def given_settings(args: argparse.Namespace, owner: type) -> dict[str, Any]:
+    """
+    The settings that flags gave, by their names.
+
+    :param args: Parsed arguments.
+    :param owner: Dataclass whose flags :func:`add_flags` added.
+    """
+    values = {item.name: getattr(args, item.name) for item in settings_of(owner) if hasattr(args, item.name)}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _optional(kind: type) -> Any:

@@ -4,10 +4,14 @@ import argparse
 import shlex
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from sb3_tgrpo.cli.flags import add_flags, given_settings
 from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.settings import REQUIRED, check_settings, setting
+from sb3_tgrpo.sft.settings import SFTSettings
 
 if TYPE_CHECKING:
     from sb3_tgrpo.sft.trainer import SFT
@@ -16,56 +20,56 @@ _DESCRIPTION = (
     "Behaviour cloning. The folder --out then holds the checkpoint, in the layout of openvla/openvla-7b, and the run: "
     "validations, TensorBoard log, state for --resume. For several GPUs: `accelerate launch -m sb3_tgrpo sft ...`."
 )
+RENAMED = {
+    "--lr": "--learning-rate", "--ema": "--ema-decay", "--validation": "--validation-fraction", "--max-demos": "--demos",
+    "--warmup": "--warmup-steps", "--augment": "--augmentation", "--keep-statistics": "--statistics=checkpoint",
+}  # fmt: skip
+_TINY_DEFAULTS = {"learning_rate": 2e-3, "ema_decay": 0.995}
+
+
+@dataclass(frozen=True)
+class _Data:
+    name: str | None = setting(None, "name of the action statistics; none: the suite")
+    assets: Literal["full", "light"] | None = setting(None, "assets that the images show; none: as the files state")
+    image_key: str = setting("agentview_rgb", "camera")
+    gripper: Literal["libero", "none"] = setting("libero", "gripper convention; 'none' for another action space")
+    demos: int | None = setting(None, "demonstrations of each file to use, from the first; none: all", low=1)
+    drop_noops: bool = setting(False, "leave out steps without motion")
+    min_range: float = setting(0.0, "action dimensions narrower than this count as constant", low=0)
+    symmetric: bool = setting(False, "action ranges symmetric about 0: one bin is exactly 0")
+
+
+@dataclass(frozen=True)
+class _Policy:
+    checkpoint: str = setting(REQUIRED, "hub id, folder in the upstream layout, or 'tiny'")
+    action_bins: int | None = setting(None, "bins per action dimension of --checkpoint tiny; none: 256", low=2)
+    lora: str = setting("auto", "adapter: language, upstream or none; auto: none for tiny, else upstream")
+    lora_rank: int | None = setting(None, "rank of the adapter; none: 32", low=1)
+    dtype: str | None = setting(None, "float32 or bfloat16; none: by device")
+    device: str = setting("auto", "device, such as cpu or cuda")
+    threads: int | None = setting(None, "threads on the CPU; none: 1 for tiny, where more are slower, else PyTorch's", low=1)
+    gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass: less memory, a third more time")
+
+
+@dataclass(frozen=True)
+class _Loop:
+    steps: int = setting(REQUIRED, "updates", low=1)
+    eval_every: int | None = setting(None, "updates between validations; none: a twentieth of the training", low=1)
+    patience: int | None = setting(None, "validations without progress after which training stops; none: no limit", low=1)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``sft``."""
-    parser = subparsers.add_parser("sft", help="train a start policy on demonstrations", description=_DESCRIPTION)
+    parser = subparsers.add_parser("sft", help="train a base policy on demonstrations", description=_DESCRIPTION)
     data = parser.add_argument_group("data")
     data.add_argument(
         "--data", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help="HDF5 files in LIBERO's layout"
     )
-    data.add_argument("--name", default=None, help="name of the action statistics; default: the suite")
-    data.add_argument(
-        "--assets", choices=("full", "light"), default=None, help="what the images show; default: as the files say"
-    )
-    data.add_argument("--image-key", default="agentview_rgb", help="camera (default %(default)s)")
-    data.add_argument("--gripper", choices=("libero", "none"), default="libero", help="'none' for another action space")
-    data.add_argument("--max-demos", type=int, default=None, metavar="N", help="use the first N of each file")
-    data.add_argument("--drop-noops", action="store_true", help="leave out steps without motion")
-    data.add_argument("--min-range", type=float, default=0.0, help="action dimensions narrower than this count as constant")
-    data.add_argument("--symmetric", action="store_true", help="action ranges symmetric about 0: one bin is exactly 0")
-    data.add_argument("--validation", type=float, default=0.1, help="share of the demonstrations (default %(default)s)")
-
-    model = parser.add_argument_group("policy")
-    model.add_argument("--checkpoint", required=True, help="hub id, folder in the upstream layout, or 'tiny'")
-    model.add_argument("--action-bins", type=int, default=None, metavar="N", help="of --checkpoint tiny; default: 256")
-    model.add_argument(
-        "--lora", default=None, metavar="WHICH", help="language, upstream or none; default: none for tiny, else upstream"
-    )
-    model.add_argument("--lora-rank", type=int, default=None, help="rank (default 32)")
-    model.add_argument("--dtype", default=None, help="float32 or bfloat16; default: by device")
-    model.add_argument("--device", default="auto")
-    model.add_argument(
-        "--threads", type=int, default=None, metavar="N", help="on the CPU; default: 1 for tiny, where more are slower"
-    )
-    model.add_argument("--gradient-checkpointing", action="store_true", help="less memory, a third more time")
-    model.add_argument("--keep-statistics", action="store_true", help="the checkpoint's action statistics, not the data's")
-
-    train = parser.add_argument_group("training")
-    train.add_argument("--steps", type=int, required=True, help="updates")
-    train.add_argument("--lr", type=float, default=None, help="default: 2e-3 for tiny, else 5e-4")
-    train.add_argument("--schedule", choices=("cosine", "constant"), default="cosine")
-    train.add_argument("--warmup", type=int, default=0, metavar="STEPS")
-    train.add_argument("--batch-size", type=int, default=32)
-    train.add_argument("--micro-batch-size", type=int, default=None, help="frames per forward pass (gradient accumulation)")
-    train.add_argument("--weight-decay", type=float, default=0.01)
-    train.add_argument("--ema", type=float, default=None, help="decay of averaged weights; default: 0.995 for tiny, else none")
-    train.add_argument("--augment", action="store_true", help="OpenVLA's image augmentation")
-    train.add_argument("--center-images", action="store_true", help="subtract the mean image; always for --checkpoint tiny")
-    train.add_argument("--patience", type=int, default=None, help="stop after so many validations without progress")
-    train.add_argument("--eval-every", type=int, default=None, metavar="STEPS")
-    train.add_argument("--seed", type=int, default=0)
+    add_flags(data, _Data)
+    add_flags(parser.add_argument_group("policy"), _Policy)
+    training = parser.add_argument_group("training (for tiny the defaults are --learning-rate 0.002 and --ema-decay 0.995)")
+    add_flags(training, _Loop)
+    add_flags(training, SFTSettings)
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, required=True, metavar="FOLDER")
@@ -75,51 +79,49 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.set_defaults(run=run)
 
 
+def _settings(args: argparse.Namespace, owner: type) -> Any:
+    settings = owner(**given_settings(args, owner))
+    check_settings(settings)
+    return settings
+
+
 def run(args: argparse.Namespace) -> int:
     """Train and write the checkpoint."""
     import torch as th
 
+    from sb3_tgrpo.openvla.loading import resolve_device
+    from sb3_tgrpo.processes import Processes
     from sb3_tgrpo.sft.dataset import DemonstrationDataset
-    from sb3_tgrpo.sft.loop import Processes
     from sb3_tgrpo.sft.trainer import SFTError
 
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}.")
-    threads = args.threads or (1 if args.checkpoint == "tiny" else None)
+    policy = _settings(args, _Policy)
+    threads = policy.threads or (1 if policy.checkpoint == "tiny" else None)
     if threads is not None:
         th.set_num_threads(threads)
-    dataset = DemonstrationDataset(
-        args.data,
-        name=args.name,
-        assets=args.assets,
-        image_key=args.image_key,
-        gripper=args.gripper,
-        max_demonstrations=args.max_demos,
-        drop_noops=args.drop_noops,
-        min_range=args.min_range,
-        symmetric=args.symmetric,
-    )
-    is_main = Processes(args.device).is_main
+    data = vars(_settings(args, _Data))
+    dataset = DemonstrationDataset(args.data, max_demonstrations=data.pop("demos"), **data)
+    processes = Processes(resolve_device(policy.device))
     try:
         # Before the policy is made: its base may be written into the folder.
-        with RunFolder(args.out).locked() if is_main else nullcontext():
+        with RunFolder(args.out).locked() if processes.is_main else nullcontext():
             _train(args, dataset)
     except SFTError as error:
         print(f"sb3-tgrpo: {error}", file=sys.stderr)
         return 1
+    processes.finish()
     return 0
 
 
 def _train(args: argparse.Namespace, dataset: Any) -> None:
-    sft = make_sft(args, dataset)
+    loop, sft = _settings(args, _Loop), make_sft(args, dataset)
     if sft.processes.is_main:
         print(dataset)
     sft.learn(
-        args.steps,
+        loop.steps,
         folder=args.out,
         resume=args.resume,
-        eval_every=args.eval_every,
-        patience=args.patience,
+        eval_every=loop.eval_every,
+        patience=loop.patience,
         callback=None if args.quiet else _print_validation,
         progress_bar=not args.quiet,
     )
@@ -131,49 +133,47 @@ def _train(args: argparse.Namespace, dataset: Any) -> None:
 
 
 def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
-    """The training that the arguments describe."""
+    """
+    The training that the arguments describe.
+
+    :param args: Parsed arguments.
+    :param dataset: The demonstrations.
+    """
     from sb3_tgrpo.sft.trainer import SFT
 
-    tiny = args.checkpoint == "tiny"
-    lora: str | dict[str, int] | None = args.lora or ("none" if tiny else "upstream")
-    if lora == "none":
-        lora = None
-    if args.lora_rank is not None:
-        lora = _with_rank(lora, args.lora_rank)
-    checkpoint = args.checkpoint
-    if args.action_bins is not None:
-        checkpoint = _tiny_base(args)
-    kwargs: dict[str, Any] = {"checkpoint": checkpoint, "lora": lora, "dtype": args.dtype}
+    policy = _settings(args, _Policy)
+    tiny = policy.checkpoint == "tiny"
+    lora: Any = ("none" if tiny else "upstream") if policy.lora == "auto" else policy.lora
+    lora = None if lora == "none" else lora
+    settings = {**(_TINY_DEFAULTS if tiny else {}), **given_settings(args, SFTSettings)}
+    if tiny and lora is None:
+        settings.setdefault("center_images", True)
     return SFT(
         "OpenVLAPolicy",
         dataset,
-        learning_rate=args.lr if args.lr is not None else (2e-3 if tiny else 5e-4),
-        batch_size=args.batch_size,
-        micro_batch_size=args.micro_batch_size,
-        schedule=args.schedule,
-        warmup_steps=args.warmup,
-        weight_decay=args.weight_decay,
-        ema_decay=args.ema if args.ema is not None else (0.995 if tiny else None),
-        augmentation=args.augment,
-        center_images=args.center_images or (tiny and lora is None),
-        statistics="checkpoint" if args.keep_statistics else "data",
-        validation_fraction=args.validation,
         tensorboard_log=str(args.out / "tensorboard") if args.tensorboard else None,
-        policy_kwargs={**kwargs, "gradient_checkpointing": args.gradient_checkpointing},
-        seed=args.seed,
-        device=args.device,
+        policy_kwargs={
+            "checkpoint": policy.checkpoint if policy.action_bins is None else _tiny_base(policy, args.out),
+            "lora": lora if policy.lora_rank is None else _with_rank(lora, policy.lora_rank),
+            "dtype": policy.dtype,
+            "gradient_checkpointing": policy.gradient_checkpointing,
+        },
+        device=policy.device,
+        **settings,
     )
 
 
-def _tiny_base(args: argparse.Namespace) -> str:
+def _tiny_base(policy: _Policy, folder: Path) -> str:
     from sb3_tgrpo.openvla.tiny import save_tiny
 
-    if args.checkpoint != "tiny":
+    if policy.checkpoint != "tiny":
         raise ValueError(
-            f"--action-bins {args.action_bins} is for --checkpoint tiny; {args.checkpoint!r} has its own number of bins."
+            f"--action-bins {policy.action_bins} is for --checkpoint tiny; {policy.checkpoint!r} has its own number of bins: "
+            "leave the flag out."
         )
-    save_tiny(args.out / "base", args.action_bins)
-    return str(args.out / "base")
+    assert policy.action_bins is not None
+    save_tiny(folder / "base", policy.action_bins)
+    return str(folder / "base")
 
 
 def _with_rank(lora: Any, rank: int) -> Any:

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sb3_tgrpo.cli.interrupt import interruptible
+
 _DESCRIPTION = (
     "Run a named grid of tasks, methods and seeds, each cell in a process and a folder of its own, and write tables like the "
-    "paper's and plots. All cells have the same start checkpoint, budget of environment steps and evaluation. The same "
+    "paper's and plots. All cells have the same base policy, budget of environment steps and evaluation. The same "
     "command goes on after an interruption; studies in one folder share their cells."
 )
 
@@ -17,7 +19,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     """Add ``study``."""
     from sb3_tgrpo.study.methods import GRIDS, METHODS
 
-    grids = "\n".join(f"  {name:<12} {grid.text}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
+    grids = "\n".join(f"  {name:<12} {grid.description}: {', '.join(grid.methods)}" for name, grid in GRIDS.items())
     parser = subparsers.add_parser(
         "study",
         help="tasks x methods x seeds: tables and plots",
@@ -28,32 +30,17 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("grid", choices=tuple(GRIDS), metavar="NAME", help="one of the grids below")
     parser.add_argument("--out", type=Path, default=Path("runs/study"), metavar="FOLDER", help="default: runs/study")
-    parser.add_argument(
-        "--tasks", nargs="+", action="extend", default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids"
-    )
-    parser.add_argument("--methods", nargs="+", action="extend", default=None, metavar="METHOD", help="instead of the grid's")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    parser.add_argument("--tasks", **several, default=None, metavar="TASK", help="such as libero_object-3, a suite, or ids")
+    parser.add_argument("--methods", **several, default=None, metavar="METHOD", help="instead of the grid's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     parser.add_argument("--budget", type=int, default=None, metavar="STEPS", help="environment steps of each cell")
-    parser.add_argument(
-        "--checkpoint",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[TASK=]PATH",
-        help="start policy of all tasks, or of single ones",
-    )
+    parser.add_argument("--checkpoint", **several, default=[], metavar="[TASK=]PATH", help="base policy, of all tasks or one")
     parser.add_argument("--config", type=Path, default=None, metavar="FILE", help="settings of all cells, as for train")
     parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[METHOD.]NAME=VALUE",
-        help="settings of all cells, or of one method",
+        "--set", **several, default=[], metavar="[METHOD.]NAME=VALUE", help="settings, of all cells or one method"
     )
-    parser.add_argument(
-        "--tuning", type=Path, default=None, metavar="FOLDER", help="learning rates of a finished tuning study (its --out)"
-    )
+    parser.add_argument("--tuning", type=Path, default=None, metavar="FOLDER", help="--out of a tuning: its learning rates")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="cells at once (default: half of the cores)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what is finished")
     parser.add_argument("--tables", action="store_true", help="write tables of what is finished, run nothing")
@@ -61,14 +48,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def study_from(args: argparse.Namespace) -> Any:
-    """
-    The study that the arguments ask for.
-
-    :raises ValueError: on unknown or contradicting ones.
-    """
+    """The study that the arguments ask for."""
     from sb3_tgrpo.envs.registration import env_ids
+    from sb3_tgrpo.study.design import Study
     from sb3_tgrpo.study.methods import GRIDS, TASKS
-    from sb3_tgrpo.study.runner import Study, tuned_overrides
+    from sb3_tgrpo.study.tuning import tuned_overrides
     from sb3_tgrpo.train.config import TrainConfig, load_config
 
     grid = GRIDS[args.grid]
@@ -110,12 +94,11 @@ def _assignment(text: str) -> tuple[str | None, str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Run, or show."""
-    from rich.console import Console
-
     from sb3_tgrpo.run_folder import RunFolder, cpu_count
-    from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, is_finished, run_study, write_tables
-    from sb3_tgrpo.study.tables import rich_table
-    from sb3_tgrpo.study.view import make_study_view
+    from sb3_tgrpo.study.design import is_finished
+    from sb3_tgrpo.study.runner import StudyError, check_tasks_and_policies, run_study, write_tables
+    from sb3_tgrpo.study.tables import text_table
+    from sb3_tgrpo.study.view import StudyView
 
     study = study_from(args)
     if args.dry_run:
@@ -131,22 +114,19 @@ def run(args: argparse.Namespace) -> int:
     else:
         workers = args.workers if args.workers is not None else max(1, cpu_count() // 2)
         try:
-            results = run_study(
-                study,
-                args.out,
-                workers=workers,
-                command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
-                view=make_study_view(f"study {study.grid}: {args.out}"),
-            )
+            with interruptible():
+                results = run_study(
+                    study,
+                    args.out,
+                    workers=workers,
+                    command=shlex.join(["sb3-tgrpo", *sys.argv[1:]]),
+                    view=StudyView(f"study {study.grid}: {args.out}", live=sys.stdout.isatty()),
+                )
         except StudyError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)
             results, status = RunFolder(args.out).read(f"{study.grid}/results.json"), 1
-        except KeyboardInterrupt:
-            print("The same command goes on from here.", file=sys.stderr)
-            raise
-    console = Console()
     for name, rows in results["modes"].items():
         if rows:
-            console.print(rich_table(rows, study.envs, f"{study.grid}, {name}: success in %"))
+            print(f"\n{study.grid}, {name}: success in %\n{text_table(rows, study.envs)}")
     print(f"\n{args.out / study.grid / 'table.md'}")
     return status

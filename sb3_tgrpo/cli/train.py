@@ -1,4 +1,4 @@
-"""``sb3-tgrpo train``: the main job."""
+"""``sb3-tgrpo train``: evaluate a base policy, train it, evaluate again."""
 
 import argparse
 import shlex
@@ -6,28 +6,37 @@ import sys
 from pathlib import Path
 
 from sb3_tgrpo.cli.flags import add_flag
+from sb3_tgrpo.cli.interrupt import interruptible
 from sb3_tgrpo.envs.registration import env_id
+from sb3_tgrpo.train import config as settings
 from sb3_tgrpo.train.config import ALGORITHM_NAMES, BUDGETS, TrainConfig, check_used, flags, load_config
 
 _DESCRIPTION = (
-    "Evaluate a start policy on LIBERO's stored starts, train it by TGRPO, evaluate again, and report. Without arguments: the "
-    "tiny policy that ships, on CPU, with built-in assets. The same command continues an interrupted run; a finished one is "
-    "shown again."
+    "Evaluate a base policy on LIBERO's stored initial states, train it by TGRPO, evaluate again, and report. Without "
+    "arguments: the tiny policy that ships, on CPU, with built-in assets. The same command continues an interrupted run; a "
+    "finished one is shown again."
 )
 _SECTIONS = {
     "task": "task",
-    "start": "start policy",
+    "base_policy": "base policy",
     "algorithm": "algorithm",
     "baseline": "other methods (--algo)",
     "evaluation": "evaluation",
     "run": "run",
 }
+RENAMED = {
+    f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in settings.RENAMED.items() if old not in _SECTIONS
+}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add ``train``."""
+    """
+    Add ``train``.
+
+    :param subparsers: Commands of ``sb3-tgrpo``.
+    """
     parser = subparsers.add_parser(
-        "train", help="the main job: evaluate, train by TGRPO, evaluate again", description=_DESCRIPTION
+        "train", help="a training run: evaluate, train by TGRPO, evaluate again", description=_DESCRIPTION
     )
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="run folder (default: runs/<task>)")
     parser.add_argument(
@@ -48,9 +57,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def config_from(args: argparse.Namespace) -> TrainConfig:
     """
-    Recipe, then file, then flags.
+    The configuration: a recipe, then a file, then flags.
 
-    :raises ValueError: if both a recipe and a file are given, values do not fit together, or the algorithm does not use one.
+    :param args: Parsed arguments.
+    :raises ValueError: If both a recipe and a file are given, values do not fit together, or the algorithm does not use one.
     """
     if args.config is not None and args.budget is not None:
         raise ValueError("--config holds all settings, so --budget would have no effect: leave one out.")
@@ -65,19 +75,35 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or measure."""
-    from sb3_tgrpo.train.job import TrainingError, measure, run_seeds, run_training
+    """
+    Train, or measure. What can't work is refused before torch is imported.
+
+    :param args: Parsed arguments.
+    :return: Exit status.
+    """
+    from sb3_tgrpo.train.errors import TrainingError
+    from sb3_tgrpo.train.setup import check_n_groups, check_request, check_seeds
+
+    config = config_from(args)
+    if args.seeds is not None:
+        if hasattr(args, "seed") or args.measure_signal is not None:
+            other = "--seed" if hasattr(args, "seed") else "--measure-signal"
+            raise ValueError(f"{other} and --seeds contradict each other: leave one out.")
+        check_seeds(args.seeds)
+    if args.measure_signal is not None:
+        check_n_groups(args.measure_signal)
+    check_request(config)
+
+    from sb3_tgrpo.train.job import measure, run_seeds, run_training
     from sb3_tgrpo.train.report import result_lines
     from sb3_tgrpo.train.view import make_view
 
-    config = config_from(args)
     command = shlex.join(["sb3-tgrpo", *sys.argv[1:]])
     name = config.task.env.removeprefix("LIBERO/").removesuffix("-v0")
     folder = args.out if args.out is not None else Path("runs") / name.replace("/", "_").replace(":", "_")
-    if args.seeds is not None and hasattr(args, "seed"):
-        raise ValueError("--seed and --seeds contradict each other: leave one out.")
+    title = f"{ALGORITHM_NAMES[config.algorithm.algo]} on {name}: {folder}"
     try:
-        with make_view(f"{ALGORITHM_NAMES[config.algorithm.algo]} on {name}: {folder}", args.plain or None) as view:
+        with interruptible(), make_view(title, args.plain or None) as view:
             if args.measure_signal is not None:
                 report = measure(config, folder, args.measure_signal, view=view)
             elif args.seeds is not None:
@@ -87,15 +113,12 @@ def run(args: argparse.Namespace) -> int:
     except TrainingError as error:
         print(f"sb3-tgrpo: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("The same command goes on from here.", file=sys.stderr)
-        raise
     if args.measure_signal is not None:
         print(report)
         return 0
-    print("\nSuccess on the stored starts, before -> after; difference with its 95 % bootstrap interval:")
+    print("\nSuccess on the stored initial states, before -> after; difference with its 95 % bootstrap interval:")
     print("\n".join(result_lines(results)))
     if results["assets"] == "light":
-        print("Played with the built-in light assets: LIBERO's physics and starts, our own pictures.")
+        print("Played with the built-in light assets: LIBERO's physics and initial states, our own pictures.")
     print(f"\nReport: {folder / 'report.html'}")
     return 0

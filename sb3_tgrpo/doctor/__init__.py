@@ -3,7 +3,10 @@
 from sb3_tgrpo.lazy import lazy_attributes
 
 _MODULES = {
-    "examine": "sb3_tgrpo.doctor.checks",
+    "DoctorContext": "sb3_tgrpo.doctor.finding",
+    "Finding": "sb3_tgrpo.doctor.finding",
+    "MemoryPlan": "sb3_tgrpo.doctor.finding",
+    "run_checks": "sb3_tgrpo.doctor.checks",
 }
 
 __all__ = list(_MODULES)

@@ -1,9 +1,9 @@
-"""Policies as :class:`~sb3_tgrpo.evaluation.player.EpisodePlayer` sees them: actions that depend on the episode alone."""
+"""Policy adapters for :class:`~sb3_tgrpo.evaluation.player.EpisodePlayer`: actions that depend on the episode alone."""
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch as th
@@ -13,9 +13,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import maybe_transpose
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.evaluation.player import PolicyAdapter
+from sb3_tgrpo.evaluation.protocol import GREEDY, EpisodeRequest
+
 if TYPE_CHECKING:
-    from sb3_tgrpo.evaluation.player import EpisodeRequest
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+
+Policy = BaseAlgorithm | BasePolicy
 
 # Observations per forward pass. A row's rounding depends on the size of the batch, so it is always filled up to this one:
 # results then do not depend on how many environments happen to wait at once.
@@ -29,25 +34,25 @@ def episode_seed(seed: int, key: Any) -> int:
     return int.from_bytes(digest, "big")
 
 
-class TokenActor:
+class BatchedTokenPolicy:
     """
     An :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`, batched.
 
     :param policy: The policy.
-    :param temperature: 0 is greedy.
-    :param seed: Of the sampling; every episode has a generator of its own.
+    :param decoding: Greedy or sampled tokens.
+    :param seed: Seed of the sampling; every episode has a generator of its own.
     :param batch_size: Observations per forward pass, filled up with copies. None: 4 on CPU, 8 on CUDA.
     """
 
     def __init__(
-        self, policy: "OpenVLAPolicy", temperature: float = 0.0, seed: int = 0, batch_size: int | None = None
+        self, policy: "OpenVLAPolicy", decoding: Decoding = GREEDY, seed: int = 0, batch_size: int | None = None
     ) -> None:
         self.policy = policy
-        self.temperature = temperature
+        self.decoding = decoding
         self.seed = seed
         self.batch_size = batch_size or (_CUDA_BATCH if policy.device.type == "cuda" else _CPU_BATCH)
 
-    def begin(self, request: "EpisodeRequest") -> th.Generator:
+    def begin(self, request: EpisodeRequest) -> th.Generator:
         """A generator for the episode."""
         return th.Generator().manual_seed(episode_seed(self.seed, (request.task, request.key)))
 
@@ -62,7 +67,7 @@ class TokenActor:
         else:
             batch = maybe_transpose(np.stack(rows), space)
         obs = obs_as_tensor(batch, self.policy.device)
-        return self.policy.choose_tokens(obs, self.temperature, draws if self.temperature > 0 else None)[:n]
+        return self.policy.choose_tokens(obs, self.decoding.temperature, None if self.decoding.greedy else draws)[:n]
 
     def act(self, observations: Sequence[Any], memories: Sequence[th.Generator]) -> list[np.ndarray]:
         """Environment actions."""
@@ -76,24 +81,28 @@ class _Memory:
     started: bool = True
 
 
-class PredictActor:
+class SB3Policy:
     """
     Any other policy of Stable-Baselines3, through ``predict``, one observation at a time (recurrent policies too).
 
     :param model: Algorithm or policy.
-    :param deterministic: Whether to take the most likely action.
-    :param seed: Of the sampling; every episode has its own stream of random numbers.
+    :param decoding: Greedy (``deterministic=True``), or sampled at the temperature that the model has: ``predict`` takes none.
+    :param seed: Seed of the sampling; every episode has its own stream of random numbers.
+    :raises ValueError: If the decoding has another temperature.
     """
 
     batch_size = 1
 
-    def __init__(self, model: BaseAlgorithm | BasePolicy, deterministic: bool = True, seed: int = 0) -> None:
+    def __init__(self, model: Policy, decoding: Decoding = GREEDY, seed: int = 0) -> None:
+        if not decoding.greedy and decoding != (own := sampled(model)):
+            name = type(sb3_policy(model)).__name__
+            raise ValueError(f"temperature={decoding.temperature:g} can't be set for {name}: use 0 or {own.temperature:g}.")
         self.model = model
-        self.deterministic = deterministic
+        self.deterministic = decoding.greedy
         self.seed = seed
         self._normaliser = model.get_vec_normalize_env() if isinstance(model, BaseAlgorithm) else None
 
-    def begin(self, request: "EpisodeRequest") -> _Memory:
+    def begin(self, request: EpisodeRequest) -> _Memory:
         """A random stream for the episode."""
         generator = th.Generator(self.model.device).manual_seed(episode_seed(self.seed, (request.task, request.key)))
         return _Memory(generator.get_state())
@@ -120,16 +129,39 @@ class PredictActor:
         return action
 
 
+def sb3_policy(policy: Policy) -> BasePolicy:
+    """The policy of an algorithm, or the policy itself."""
+    return policy.policy if isinstance(policy, BaseAlgorithm) else policy
+
+
+def is_vla(policy: Policy) -> bool:
+    """Whether a policy is an :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`, without importing that."""
+    return hasattr(sb3_policy(policy), "choose_tokens")
+
+
+def sampled(policy: Policy) -> Decoding:
+    """Sampling as the policy was trained: at its own temperature, 1 if it has none."""
+    own = (getattr(holder, "temperature", None) for holder in (policy, sb3_policy(policy)))
+    return Decoding(next((float(temperature) for temperature in own if temperature is not None), 1.0))
+
+
+def make_adapter(policy: Policy, decoding: Decoding, seed: int, batch_size: int | None) -> PolicyAdapter:
+    """The adapter for a policy; refuses a decoding that the policy can't do."""
+    if is_vla(policy):
+        return BatchedTokenPolicy(cast("OpenVLAPolicy", sb3_policy(policy)), decoding, seed, batch_size)
+    return SB3Policy(policy, decoding, seed)
+
+
 def check_spaces(policy: BasePolicy, observation_space: spaces.Space, action_space: spaces.Space, task: str) -> None:
-    """
-    :raises ValueError: If the policy was made for other spaces than an environment has.
-    """
-    for name, ours, theirs in (
+    """Refuse a policy that was made for other spaces than an environment has."""
+    for name, own, offered in (
         ("observations", policy.observation_space, observation_space),
         ("actions", policy.action_space, action_space),
     ):
-        if _shapes(ours) != _shapes(theirs):
-            raise ValueError(f"The policy's {name} are {_shapes(ours)}, those of {task} {_shapes(theirs)}: see env_kwargs.")
+        if _shapes(own) != _shapes(offered):
+            raise ValueError(
+                f"The policy's {name} are {_shapes(own)}, the {name} of {task} are {_shapes(offered)}: see env_kwargs."
+            )
 
 
 def _shapes(space: spaces.Space) -> Any:

@@ -1,24 +1,25 @@
 """
-Is a policy a good start for group-relative training? Four numbers: greedy and sampled success, entropy of each action
-dimension, and how often the members of a group, sampled from one start, do not all end alike.
+Is a policy a good base for group-relative training? Four numbers: greedy and sampled success, entropy of each action
+dimension, and how often the members of a group, sampled from one initial state, do not all end alike.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_tgrpo.evaluation.adapters import TokenActor
-from sb3_tgrpo.evaluation.comparison import Rate, wilson_interval
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.envs.groups.worker import WorkerPool
+from sb3_tgrpo.evaluation.adapters import BatchedTokenPolicy
+from sb3_tgrpo.evaluation.player import EpisodePlayer
+from sb3_tgrpo.evaluation.protocol import GREEDY, EpisodeRequest, Protocol
+from sb3_tgrpo.evaluation.statistics import Rate
+from sb3_tgrpo.openvla.actions import dimension_names
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
-from sb3_tgrpo.sft.loop import dimension_names
-
-if TYPE_CHECKING:
-    from sb3_tgrpo.evaluation.player import EpisodeRequest
 
 MAX_GAP = 0.15
 MAX_ENTROPY = 1.0
@@ -29,12 +30,12 @@ _ENTROPY_EVERY = 4
 
 
 @dataclass(frozen=True)
-class StartPolicyReport:
+class BasePolicyReport:
     """
-    What :func:`describe_start_policy` found.
+    What :func:`describe_base_policy` found.
 
-    :param greedy: Outcome of the greedy episode from each start.
-    :param sampled: Outcomes of each start's group, ``(starts, group_size)``.
+    :param greedy: Outcome of the greedy episode from each initial state.
+    :param sampled: Outcomes of each initial state's group, ``(initial states, group_size)``.
     :param entropy: Mean entropy in nats of each action dimension over the states visited by sampling.
     :param lengths: Mean number of steps of greedy and of sampled episodes.
     :param temperature: Sampling temperature.
@@ -60,13 +61,14 @@ class StartPolicyReport:
         return float(np.mean([0 < sum(group) < len(group) for group in self.sampled]))
 
     def shortcomings(self) -> list[str]:
-        """What keeps it from being a good start, empty if nothing does."""
+        """What keeps the policy from being a good base policy, empty if nothing does."""
         found = []
         low, high = SUCCESS_RANGE
         if not low <= self.sampled_rate <= high:
             found.append(f"sampled success {self.sampled_rate:.0%} is not within {low:.0%} to {high:.0%}")
         if abs(self.sampled_rate - self.greedy_rate) > MAX_GAP:
-            found.append(f"greedy and sampled success differ by {100 * abs(self.sampled_rate - self.greedy_rate):.0f} points")
+            gap = 100 * abs(self.sampled_rate - self.greedy_rate)
+            found.append(f"greedy and sampled success differ by {gap:.0f} percentage points")
         wide = [name for name, value in self.entropy.items() if value > MAX_ENTROPY]
         if wide:
             found.append(f"entropy above {MAX_ENTROPY:g} nat in {', '.join(wide)}")
@@ -88,80 +90,72 @@ class StartPolicyReport:
         lines = [
             f"greedy success   {Rate(sum(self.greedy), len(self.greedy))}, {self.lengths[0]:.0f} steps",
             f"sampled success  {Rate(total, size * len(self.sampled))}, {self.lengths[1]:.0f} steps (T={self.temperature:g}; "
-            f"{len(self.sampled)} starts x {size}, the interval takes them as independent)",
+            f"{len(self.sampled)} initial states x {size}, the interval takes them as independent)",
             "entropy (nats)   " + "  ".join(f"{name} {value:.2f}" for name, value in self.entropy.items()),
-            f"mixed groups     {mixed} = {self.mixed_groups:.0%} of groups of {size} from one start",
+            f"mixed groups     {mixed} = {self.mixed_groups:.0%} of groups of {size} from one initial state",
         ]
         shortcomings = self.shortcomings()
-        lines.append("a good start" if not shortcomings else "not a good start: " + "; ".join(shortcomings))
+        lines.append("a good base policy" if not shortcomings else "not a good base policy: " + "; ".join(shortcomings))
         return "\n".join(lines)
 
 
-def describe_start_policy(
+def describe_base_policy(
     policy: OpenVLAPolicy,
     env: gym.Env | Callable[[], gym.Env],
-    starts: Sequence[int],
+    protocol: Protocol,
     *,
-    group_size: int = 4,
-    temperature: float = 1.0,
-    stored: bool = False,
-    max_steps: int | None = None,
-    seed: int = 0,
-    on_episode: Callable[[int, str, bool, int], None] | None = None,
     n_envs: int = 1,
-) -> StartPolicyReport:
+    on_episode: Callable[[int, str, bool, int], None] | None = None,
+) -> BasePolicyReport:
     """
-    Play one greedy episode from each start, then one sampled group from each.
+    Play one greedy episode from each initial state, then one sampled group from each.
 
     :param policy: The policy.
     :param env: Un-grouped environment with seeded resets that reports ``info["is_success"]``, or a function that makes it.
-    :param starts: Seeds of drawn starts; with ``stored``, indices of stored ones.
-    :param group_size: Sampled episodes per start.
-    :param temperature: Of sampling.
-    :param stored: Whether ``starts`` are ``init_state_id``.
-    :param max_steps: Cut episodes here; None: the environment's limit alone.
-    :param seed: Of the sampling. The numbers depend on it, not on ``n_envs``.
-    :param on_episode: Called with start, ``"greedy"`` or ``"sampled"``, outcome and length.
+    :param protocol: Initial states, decoding of the sampled episodes, and ``repetitions``, the size of a group.
     :param n_envs: Environments at once, each in a process of its own if more than one; then ``env`` is a function.
-    :raises ValueError: Without starts, with a group of one, or with several environments of one instance.
+    :param on_episode: Function called with initial state, ``"greedy"`` or ``"sampled"``, outcome and length.
+    :raises ValueError: With a group of one, or with several environments of one instance.
     """
-    from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
-
-    if not starts or group_size < 2:
-        raise ValueError(f"starts must not be empty and group_size at least 2, got {len(starts)} and {group_size}.")
+    if protocol.repetitions < 2:
+        raise ValueError(f"repetitions={protocol.repetitions} must be at least 2: a group compares its members.")
     if isinstance(env, gym.Env) and n_envs > 1:
         raise ValueError(f"n_envs={n_envs} needs a function that makes the environment: pass it as env.")
     make = (lambda: _Borrowed(env)) if isinstance(env, gym.Env) else env
     policy.set_training_mode(False)
     watched: dict[tuple[Any, int], np.ndarray] = {}
     outcomes: dict[tuple[int, int], tuple[bool, int]] = {}
-    for kind, members in (("greedy", range(-1, 0)), ("sampled", range(group_size))):
-        requests = [
-            EpisodeRequest("", None if stored else start, {"init_state_id": start} if stored else None, (start, member))
-            for start in starts
-            for member in members
-        ]
-        actor = _WatchingActor(policy, 0.0 if kind == "greedy" else temperature, seed, watched)
-        player = EpisodePlayer({"": make}, actor, n_envs=n_envs, subprocess=n_envs > 1, max_steps=max_steps)
-        for episode in player.play(requests):
-            start, member = episode.request.key
-            outcomes[start, member] = episode.success, episode.length
-            if on_episode is not None:
-                on_episode(start, kind, episode.success, episode.length)
+    states = list(protocol.init_state_ids if protocol.seeds is None else protocol.seeds)
+    with WorkerPool() as pool:
+        for kind, decoding in (("greedy", GREEDY), ("sampled", protocol.decoding)):
+            one_kind = protocol if kind == "sampled" else replace(protocol, repetitions=1)
+            requests = [
+                replace(
+                    request, key=(init_state_id if init_state_id is not None else seed, member if kind == "sampled" else -1)
+                )
+                for (_, init_state_id, seed, member), request in one_kind.requests([""]).items()
+            ]
+            adapter = _WatchedPolicy(policy, decoding, protocol.seed, watched)
+            player = EpisodePlayer({"": make}, adapter, n_envs=n_envs, subprocess=n_envs > 1, pool=pool)
+            for episode in player.play(requests):
+                state, member = episode.request.key
+                outcomes[state, member] = episode.success, episode.length
+                if on_episode is not None:
+                    on_episode(state, kind, episode.success, episode.length)
     means = np.mean([watched[key] for key in sorted(watched)], axis=0)
-    greedy = [outcomes[start, -1] for start in starts]
-    sampled = [[outcomes[start, member] for member in range(group_size)] for start in starts]
-    return StartPolicyReport(
+    greedy = [outcomes[state, -1] for state in states]
+    sampled = [[outcomes[state, member] for member in range(protocol.repetitions)] for state in states]
+    return BasePolicyReport(
         [success for success, _ in greedy],
         [[success for success, _ in group] for group in sampled],
         dict(zip(dimension_names(len(means)), means.tolist(), strict=True)),
         (float(np.mean([n for _, n in greedy])), float(np.mean([n for group in sampled for _, n in group]))),
-        temperature,
+        protocol.decoding.temperature,
     )
 
 
 class _Borrowed(gym.Wrapper):
-    """The caller's environment, which is not ours to close."""
+    """The caller's environment, which stays open."""
 
     def close(self) -> None:
         pass
@@ -174,23 +168,24 @@ class _Watch:
     steps: int = 0
 
 
-class _WatchingActor(TokenActor):
+class _WatchedPolicy(BatchedTokenPolicy):
     """Keeps the entropies of every few sampled steps, by episode and step."""
 
     def __init__(
-        self, policy: OpenVLAPolicy, temperature: float, seed: int, watched: dict[tuple[Any, int], np.ndarray]
+        self, policy: OpenVLAPolicy, decoding: Decoding, seed: int, watched: dict[tuple[Any, int], np.ndarray]
     ) -> None:
-        super().__init__(policy, temperature, seed)
+        super().__init__(policy, decoding, seed)
         self.watched = watched
 
-    def begin(self, request: "EpisodeRequest") -> Any:
+    def begin(self, request: EpisodeRequest) -> Any:
         return _Watch(super().begin(request), request.key)
 
     def act(self, observations: Sequence[Any], memories: Sequence[Any]) -> list[np.ndarray]:
         tokens = self.tokens(observations, [memory.generator for memory in memories])
         for observation, chosen, memory in zip(observations, tokens, memories, strict=True):
-            if self.temperature > 0 and memory.steps % _ENTROPY_EVERY == 0:
-                self.watched[memory.key, memory.steps] = _entropy(self.policy, observation, chosen, self.temperature)
+            if not self.decoding.greedy and memory.steps % _ENTROPY_EVERY == 0:
+                temperature = self.decoding.temperature
+                self.watched[memory.key, memory.steps] = _entropy(self.policy, observation, chosen, temperature)
             memory.steps += 1
         return list(self.policy.unscale_action(tokens.cpu().numpy()))
 
@@ -204,6 +199,3 @@ def _entropy(policy: OpenVLAPolicy, observation: dict[str, np.ndarray], tokens: 
     logits = model.action_logits(pixels, [prompt_token_ids(model.tokenizer, words)], tokens.view(1, -1))
     log_prob = (logits / temperature).log_softmax(-1)
     return -(log_prob.exp() * log_prob).sum(-1)[0].cpu().numpy()
-
-
-__all__ = ["StartPolicyReport", "describe_start_policy", "wilson_interval"]

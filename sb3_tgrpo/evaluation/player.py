@@ -1,11 +1,12 @@
 """
 Playing many episodes of one policy in several environments at once, without waiting: an observation is answered when it comes,
-and an environment that has finished an episode is given the next start at once.
+and an environment that has finished an episode is given the next initial state at once.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any, Protocol
@@ -13,26 +14,10 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS
+from sb3_tgrpo.envs.groups.sync_vector_env import MAX_RESTARTS, succeeded
 from sb3_tgrpo.envs.groups.vec_env import find_spec
 from sb3_tgrpo.envs.groups.worker import START_TIMEOUT, InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerPool
-
-
-@dataclass(frozen=True)
-class EpisodeRequest:
-    """
-    An episode to play.
-
-    :param task: which environment.
-    :param seed: of its reset.
-    :param options: of its reset.
-    :param key: whatever the caller tells episodes apart by; also what an actor may seed its sampling with.
-    """
-
-    task: str
-    seed: int | None
-    options: dict[str, Any] | None
-    key: Any = None
+from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 
 
 @dataclass
@@ -40,11 +25,11 @@ class PlayedEpisode:
     """
     What happened in an episode.
 
-    :param reward: sum of rewards.
-    :param max_stage: highest stage of the reward program, if there is one.
-    :param progress: highest progress of the reward program, if there is one.
-    :param info: of the last step.
-    :param pictures: one per step and the start, if they were asked for.
+    :param reward: Sum of rewards.
+    :param max_stage: Highest stage of the reward program, if there is one.
+    :param progress: Highest progress of the reward program, if there is one.
+    :param info: Info of the last step.
+    :param pictures: Pictures, one per step and the initial one, if they were asked for.
     """
 
     request: EpisodeRequest
@@ -62,7 +47,12 @@ class PlayedEpisode:
         self.length += 1
         self.info = info
         self.reward += float(reward)
-        self.success = self.success or bool(info.get("is_success", False))
+        self.success = self.success or succeeded(info)
+        if "success" in info and "is_success" not in info:
+            gym.logger.warn(
+                f"{self.request.task} reports info['success'], not info['is_success']: its episodes count as failures. Wrap "
+                "the environment, or rename the key."
+            )
         if "stage" in info:
             self.max_stage = max(self.max_stage or 0, int(info["stage"]))
             self.n_stages = int(info["n_stages"])
@@ -82,13 +72,7 @@ class PictureInInfo(gym.Wrapper):
 
 
 def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render: bool = False) -> Callable[[], gym.Env]:
-    """
-    A function that makes an environment, also in another process.
-
-    :param env: Gymnasium id or a function.
-    :param kwargs: keyword arguments of ``gymnasium.make`` or the function.
-    :param render: wrap it in :class:`PictureInInfo`.
-    """
+    """A function that makes an environment, also in another process; ``render`` wraps it in :class:`PictureInInfo`."""
     # Here, as a worker does not know what this process has registered, and an unknown id should not fail there.
     spec = find_spec(env) if isinstance(env, str) else None
 
@@ -101,14 +85,14 @@ def env_maker(env: str | Callable[..., gym.Env], kwargs: dict[str, Any], render:
     return make
 
 
-class Actor(Protocol):
+class PolicyAdapter(Protocol):
     """A policy as the player sees it."""
 
     batch_size: int
     """Most observations per call of :meth:`act`."""
 
     def begin(self, request: EpisodeRequest) -> Any:
-        """:return: what the policy remembers in this episode, such as a generator or a recurrent state."""
+        """:return: Memory of the policy in this episode, such as a generator or a recurrent state."""
         ...
 
     def act(self, observations: Sequence[Any], memories: Sequence[Any]) -> Sequence[np.ndarray]:
@@ -162,7 +146,7 @@ class _Slot:
         self.worker.send(command, *args)
 
     def receive(self, timeout: float | None) -> tuple[dict[str, Any], bool] | None:
-        """:return: the info and whether the episode is over, the observation being kept; None before there is one."""
+        """:return: Info and whether the episode is over, the observation being kept; None before there is one."""
         assert self.worker is not None
         answer = self.worker.receive(timeout)
         if self.awaited == "describe":
@@ -214,45 +198,45 @@ class EpisodePlayer:
     """
     Plays episodes, each un-grouped and to its own end.
 
-    :param makers: function that makes the environment of each task; environments report ``info["is_success"]``.
-    :param actor: the policy.
-    :param n_envs: environments at once.
-    :param subprocess: each environment in a process of its own.
-    :param timeout: seconds to wait for a step or reset of such a process; it is then restarted, as is one that crashes, and
-        its episode begins again.
-    :param max_steps: cut episodes here; None: the environment's limit alone.
-    :param pool: where processes are taken from and kept afterwards; None: they are started, and ended with their last episode.
-    :param picture: picture of an observation and its info, to be kept in :attr:`PlayedEpisode.pictures`.
-    :param wants_pictures: whether an episode's pictures are to be kept.
-    :raises ValueError: on ``n_envs`` below 1.
+    :param makers: Functions that make the environments, by task; environments report ``info["is_success"]``.
+    :param policy: Policy adapter.
+    :param n_envs: Environments at once.
+    :param subprocess: Whether each environment has a process of its own.
+    :param timeout: Seconds to wait for a step or reset of such a process. A process that is late or crashes is restarted,
+        and its episode begins again.
+    :param max_episode_steps: Steps after which an episode is cut; None: the environment's limit alone.
+    :param pool: Where processes are taken from and kept afterwards; None: they are started, and ended with their last episode.
+    :param picture: Function of an observation and its info: the picture to keep in :attr:`PlayedEpisode.pictures`.
+    :param wants_pictures: Function that decides whether an episode's pictures are kept.
+    :raises ValueError: If ``n_envs`` is below 1.
     """
 
     def __init__(
         self,
         makers: Mapping[str, Callable[[], gym.Env]],
-        actor: Actor,
+        policy: PolicyAdapter,
         *,
         n_envs: int = 1,
         subprocess: bool = True,
         timeout: float | None = 60.0,
-        max_steps: int | None = None,
+        max_episode_steps: int | None = None,
         pool: WorkerPool | None = None,
         picture: Callable[[Any, dict[str, Any]], np.ndarray] | None = None,
         wants_pictures: Callable[[EpisodeRequest], bool] = lambda request: True,
     ) -> None:
         if n_envs < 1:
-            raise ValueError(f"n_envs must be at least 1, got {n_envs}.")
-        self.makers, self.actor = makers, actor
+            raise ValueError(f"n_envs={n_envs} must be at least 1.")
+        self.makers, self.policy = makers, policy
         self.n_envs, self.subprocess = n_envs, subprocess
-        self.timeout, self.max_steps, self.pool = timeout, max_steps, pool
+        self.timeout, self.max_episode_steps, self.pool = timeout, max_episode_steps, pool
         self.picture, self.wants_pictures = picture, wants_pictures
 
     def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[PlayedEpisode]:
         """
         Play the requested episodes.
 
-        :param requests: the order decides only in which order they begin; with one environment, also in which they end.
-        :return: episodes as they end.
+        :param requests: Episodes to play, in the order in which they begin; with one environment, also in which they end.
+        :return: Episodes as they end.
         """
         queue = deque(requests)
         slots = [_Slot(self.makers, self.subprocess, self.pool) for _ in range(min(self.n_envs, len(queue)))]
@@ -271,8 +255,15 @@ class EpisodePlayer:
                 if self._enough(busy):
                     self._act(busy)
         finally:
+            self._close(slots)
+
+    def _close(self, slots: list[_Slot]) -> None:
+        if not self.subprocess or not slots:
             for slot in slots:
                 slot.close()
+            return
+        with ThreadPoolExecutor(len(slots)) as threads:  # each process may take seconds to end
+            list(threads.map(_Slot.close, slots))
 
     def _begin_next(self, slot: _Slot, queue: deque[EpisodeRequest]) -> bool:
         """Give the slot an episode, of the task it has loaded if there is one left."""
@@ -281,7 +272,7 @@ class EpisodePlayer:
         request = next((request for request in queue if request.task == slot.task), queue[0])
         queue.remove(request)
         slot.restarts = 0
-        slot.begin(request, self.actor.begin(request))
+        slot.begin(request, self.policy.begin(request))
         return True
 
     def _answered(self, busy: list[_Slot]) -> list[tuple[_Slot, float | None]]:
@@ -301,7 +292,7 @@ class EpisodePlayer:
         try:
             answer = slot.receive(timeout)
         except WorkerLostError as error:
-            slot.restart(error, self.actor.begin(slot.episode.request))
+            slot.restart(error, self.policy.begin(slot.episode.request))
             return None
         except Exception as error:
             error.add_note(f"Raised in an episode of {slot.episode.request.task}, {slot.episode.request.key}.")
@@ -312,19 +303,19 @@ class EpisodePlayer:
         episode = slot.episode
         if self.picture is not None and self.wants_pictures(episode.request):
             episode.pictures.append(self.picture(slot.observation, info))
-        return episode if over or episode.length == self.max_steps else None
+        return episode if over or episode.length == self.max_episode_steps else None
 
     def _enough(self, busy: list[_Slot]) -> bool:
         """Whether to call the policy: on half of the environments at once, while the other half simulates."""
         n_waiting = sum(slot.observation is not None for slot in busy)
-        return n_waiting == len(busy) or n_waiting >= min(self.actor.batch_size, max(1, len(busy) // 2))
+        return n_waiting == len(busy) or n_waiting >= min(self.policy.batch_size, max(1, len(busy) // 2))
 
     def _act(self, busy: list[_Slot]) -> None:
         waiting = [slot for slot in busy if slot.observation is not None]
         for task in dict.fromkeys(slot.task for slot in waiting):
-            mine = [slot for slot in waiting if slot.task == task]
-            for first in range(0, len(mine), self.actor.batch_size):
-                batch = mine[first : first + self.actor.batch_size]
-                actions = self.actor.act([slot.observation for slot in batch], [slot.memory for slot in batch])
+            same = [slot for slot in waiting if slot.task == task]
+            for first in range(0, len(same), self.policy.batch_size):
+                batch = same[first : first + self.policy.batch_size]
+                actions = self.policy.act([slot.observation for slot in batch], [slot.memory for slot in batch])
                 for slot, action in zip(batch, actions, strict=True):
                     slot.act(action)

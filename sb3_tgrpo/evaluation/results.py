@@ -2,15 +2,16 @@
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sb3_tgrpo.evaluation.comparison import Rate
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.evaluation.statistics import Rate
 from sb3_tgrpo.files import atomic_write
+from sb3_tgrpo.rewards.facts.task_name import TaskName
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,17 @@ class EvalEpisode:
     """
     One evaluated episode.
 
-    :param task: Such as ``libero_object-3``.
-    :param init_state_id: Stored start, None for a drawn one.
-    :param seed: What the start depends on besides: the reset's seed of a drawn start, the noise's of a widened stored start,
-        0 of a stored one (fixtures are placed by seed 0, as in OpenVLA's evaluation).
-    :param success: Whether it succeeded.
-    :param length: Steps.
+    :param task: Task, such as ``libero_object-3``.
+    :param init_state_id: Number of the stored initial state; None for a drawn one.
+    :param seed: Seed of the reset for a drawn initial state, seed of the noise for a widened stored one. 0 for a stored one:
+        fixtures are placed by seed 0, as in OpenVLA's evaluation.
+    :param success: Whether the episode succeeded.
+    :param length: Number of steps.
     :param reward: Sum of rewards.
-    :param max_stage: Highest stage of the reward program, None without one.
-    :param n_stages: Number of its stages.
-    :param progress: Highest progress, 0 to 1.
-    :param repetition: Number of the episode among those from this start.
+    :param max_stage: Highest stage of the reward program; None without one.
+    :param n_stages: Number of stages of the reward program; None without one.
+    :param progress: Highest progress, 0 to 1; None without a reward program.
+    :param repetition: Number of the episode among all from this initial state.
     """
 
     task: str
@@ -44,8 +45,15 @@ class EvalEpisode:
 
     @property
     def key(self) -> tuple[str, int | None, int, int]:
-        """What tells episodes of one evaluation apart."""
+        """Identity of the episode within its evaluation."""
         return self.task, self.init_state_id, self.seed, self.repetition
+
+    @property
+    def name(self) -> str:
+        """The episode in a file's name."""
+        state = f"start{self.init_state_id:02d}" if self.init_state_id is not None else f"seed{self.seed}"
+        repetition = f"-{self.repetition}" if self.repetition else ""
+        return f"{self.task.replace('/', '_')}-{state}{repetition}-{'success' if self.success else 'failure'}"
 
 
 @dataclass
@@ -53,19 +61,17 @@ class Evaluation:
     """
     Outcomes of a policy and how they came about.
 
-    :param policy: Its name.
+    :param policy: Name of the policy.
     :param env_ids: Environments.
-    :param deterministic: Greedy or sampled.
-    :param temperature: Of sampling, None where greedy or not the policy's to have.
-    :param assets: ``"full"`` or ``"light"``, None outside LIBERO.
-    :param protocol: Starts, step caps, seeds, versions: all that the outcomes depend on.
-    :param episodes: In the order of tasks and starts, whatever order they were played in.
+    :param decoding: Greedy or sampled actions.
+    :param assets: ``"full"`` or ``"light"``; None outside LIBERO.
+    :param protocol: Record of the :class:`~sb3_tgrpo.evaluation.protocol.Protocol`, step limits, policy and versions.
+    :param episodes: Episodes in the order of tasks and initial states, whatever order they were played in.
     """
 
     policy: str
     env_ids: list[str]
-    deterministic: bool
-    temperature: float | None
+    decoding: Decoding
     assets: str | None
     protocol: dict[str, Any]
     episodes: list[EvalEpisode] = field(default_factory=list)
@@ -81,13 +87,8 @@ class Evaluation:
         return self.rate.rate
 
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of :attr:`success_rate`; takes episodes as independent."""
+        """Wilson's 95 % interval of :attr:`success_rate`, as if episodes were independent."""
         return self.rate.interval()
-
-    @property
-    def mean_length(self) -> float:
-        """Mean number of steps."""
-        return float(np.mean([episode.length for episode in self.episodes]))
 
     def per_task(self) -> dict[str, Rate]:
         """Success by task."""
@@ -107,29 +108,25 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Evaluation":
-        """
-        The inverse of :meth:`to_dict`.
-
-        :raises ValueError: If something is missing.
-        """
+        """The inverse of :meth:`to_dict`; also reads what versions before 0.2 wrote."""
         try:
             episodes = [EvalEpisode(**episode) for episode in content["episodes"]]
-            names = ("policy", "env_ids", "deterministic", "temperature", "assets", "protocol")
-            return cls(**{name: content[name] for name in names}, episodes=episodes)
+            if "decoding" in content:
+                decoding = Decoding(**content["decoding"])
+            else:  # before 0.2; without a temperature where the policy has none of its own
+                decoding = Decoding() if content["deterministic"] else Decoding(content["temperature"] or 1.0)
+            names = ("policy", "env_ids", "assets", "protocol")
+            return cls(**{name: content[name] for name in names}, decoding=decoding, episodes=episodes)
         except (KeyError, TypeError) as error:
             raise ValueError(f"This is not an evaluation: {error!r}.") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON; the file appears when it is complete."""
-        write_json(path, self.to_dict())
+        atomic_write(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Evaluation":
-        """
-        Read what :meth:`save` wrote.
-
-        :raises ValueError: If there is no such file, or it is something else.
-        """
+        """Read what :meth:`save` wrote; anything else is a ``ValueError``."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
@@ -138,22 +135,55 @@ class Evaluation:
             raise ValueError(f"{path} can't be read as an evaluation ({error}).") from error
 
     def __str__(self) -> str:
-        rows = {**self.per_task(), **(self.per_suite() if len(self.env_ids) > 1 else {}), "all": self.rate}
+        tasks = self.per_task()
+        rows = {**tasks, **(self.per_suite() if len(tasks) > 1 else {}), "all": self.rate}
+        states = "" if "seeds" not in self.protocol else "drawn" if self.protocol["seeds"] is not None else "stored"
+        about = (str(self.decoding), self.assets and f"{self.assets} assets", states and f"{states} initial states")
+        order = "official order" if self.protocol.get("official_order") else None
+        head = ", ".join(filter(None, (self.policy, *about, order)))
         width = max(map(len, rows))
-        how = "greedy" if self.deterministic else f"sampled at T={self.temperature:g}" if self.temperature else "sampled"
-        lines = [f"{self.policy}, {how}" + (f", {self.assets} assets" if self.assets else "")]
-        return "\n".join([*lines, *(f"{name:{width}}  {rate}" for name, rate in rows.items())])
+        lines = [f"{name:{width}}  {rate}  {self._progress(name)}" for name, rate in rows.items()]
+        return "\n".join([f"{head}: successes [95 % interval], means of steps", *lines])
+
+    def _progress(self, name: str) -> str:
+        """How far the episodes of a task, a suite or all of them came."""
+        episodes = [episode for episode in self.episodes if name in ("all", episode.task, suite_of(episode.task))]
+        limits = sorted({str(self.protocol.get("step_limits", {}).get(episode.task, "?")) for episode in episodes})
+        text = f"{sum(e.length for e in episodes) / len(episodes):.0f} of {' or '.join(limits)} steps"
+        reached = [e.max_stage / e.n_stages for e in episodes if e.max_stage is not None and e.n_stages]
+        return text + (f", {sum(reached) / len(reached):.0%} of the stages" if reached else "")
+
+
+def read_episodes(path: str | os.PathLike[str]) -> list[EvalEpisode]:
+    """Episodes of a file with a JSON object per line. A line that can't be read counts as not played, with a warning."""
+    if not os.path.isfile(path):
+        return []
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    episodes = []
+    for line in lines:
+        try:
+            episodes.append(EvalEpisode(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    if lost := len(lines) - len(episodes):
+        warnings.warn(f"{path}: {lost} of {len(lines)} lines can't be read. Their episodes are played again.", stacklevel=2)
+    return episodes
 
 
 def task_name(env_id: str) -> str:
-    """``libero_object-3`` of ``LIBERO/libero_object-3-v0``; other ids as they are."""
-    return env_id.removeprefix("LIBERO/").removesuffix("-v0") if env_id.startswith("LIBERO/") else env_id
+    """``libero_object-3`` for ``LIBERO/libero_object-3-v0``; other ids as they are."""
+    try:
+        return str(TaskName.parse(env_id))
+    except ValueError:
+        return env_id
 
 
 def suite_of(task: str) -> str:
-    """``libero_object`` of ``libero_object-3``."""
-    suite, _, index = task.rpartition("-")
-    return suite if suite and index.isdigit() else task
+    """``libero_object`` for ``libero_object-3``; other tasks as they are."""
+    try:
+        return TaskName.parse(task).suite
+    except ValueError:
+        return task
 
 
 def _rate(episodes: Sequence[EvalEpisode]) -> Rate:
@@ -165,8 +195,3 @@ def _group(episodes: Sequence[EvalEpisode], key: Callable[[EvalEpisode], str]) -
     for episode in episodes:
         groups.setdefault(key(episode), []).append(episode)
     return {name: _rate(group) for name, group in groups.items()}
-
-
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write JSON; the file appears when it is complete."""
-    atomic_write(Path(path), json.dumps(content, indent=1) + "\n")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from sb3_tgrpo.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from sb3_tgrpo.openvla.checkpoint import Checkpoint, load_openvla
+    from sb3_tgrpo.openvla.conventions import Conventions
     from sb3_tgrpo.openvla.images import (
         center_crop,
         preprocess_libero_image,
@@ -12,15 +14,17 @@ if TYPE_CHECKING:
         rotate_and_jpeg,
         to_pixel_values,
     )
-    from sb3_tgrpo.openvla.loading import load_openvla, save_openvla
+    from sb3_tgrpo.openvla.loading import save_openvla
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
     from sb3_tgrpo.openvla.prompt import prompt_token_ids
 
 # Loaded on first use: transformers takes seconds to import, and environment workers never need it.
 _LAZY = {
+    "Checkpoint": "sb3_tgrpo.openvla.checkpoint",
+    "Conventions": "sb3_tgrpo.openvla.conventions",
     "OpenVLAPolicy": "sb3_tgrpo.openvla.policy",
     "center_crop": "sb3_tgrpo.openvla.images",
-    "load_openvla": "sb3_tgrpo.openvla.loading",
+    "load_openvla": "sb3_tgrpo.openvla.checkpoint",
     "preprocess_libero_image": "sb3_tgrpo.openvla.images",
     "prompt_token_ids": "sb3_tgrpo.openvla.prompt",
     "resize_lanczos3": "sb3_tgrpo.openvla.images",
@@ -30,6 +34,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "Checkpoint",
+    "Conventions",
     "OpenVLAPolicy",
     "center_crop",
     "load_openvla",

@@ -5,6 +5,19 @@ from typing import Any
 
 import numpy as np
 
+BOX_KEY = "action_space"
+"""Name of the statistics of a checkpoint that came without any: the action space's bounds."""
+_LIBERO_DIMENSIONS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def dimension_names(n: int) -> Sequence[str]:
+    """
+    Names of action dimensions for logs.
+
+    :param n: Number of dimensions.
+    """
+    return _LIBERO_DIMENSIONS if n == len(_LIBERO_DIMENSIONS) else [str(k) for k in range(n)]
+
 
 def bin_values(tokens: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     """
@@ -14,7 +27,7 @@ def bin_values(tokens: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     :param tokens: Token ids, any shape.
     :param vocab_end: One past the last action id (32000 upstream).
     :param n_bins: Number of action ids (256 upstream).
-    :return: float64 bin centres of the same shape. Ids outside the range give the nearest end.
+    :return: Bin centres, float64, of the same shape. Ids outside the range give the nearest end.
     """
     index = np.clip(vocab_end - np.asarray(tokens, dtype=np.int64) - 1, 0, n_bins - 2)
     return -1.0 + (2.0 * index + 1.0) / (n_bins - 1)
@@ -25,7 +38,7 @@ def bin_tokens(values: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     Token ids of normalised action values, as upstream's training data was encoded.
 
     :param values: Values, clipped to [-1, 1].
-    :return: int64 ids in ``[vocab_end - n_bins, vocab_end)``.
+    :return: Ids, int64, in ``[vocab_end - n_bins, vocab_end)``.
     """
     edges = np.linspace(-1.0, 1.0, n_bins)
     return vocab_end - np.digitize(np.clip(values, -1.0, 1.0), edges).astype(np.int64)
@@ -116,24 +129,43 @@ def libero_gripper_inverse(actions: np.ndarray) -> np.ndarray:
     return actions
 
 
-def resolve_unnorm_key(available: Sequence[str], key: str | None = None, suite: str | None = None) -> str:
+def resolve_unnorm_key(
+    available: Sequence[str], key: str | None = None, suite: str | None = None, recorded: str | None = None
+) -> str:
     """
     Which dataset's statistics to use: the one asked for (or its ``_no_noops`` variant), the suite's, or the only one.
 
     :param available: Names in the checkpoint.
-    :param key: The name asked for, None to choose.
+    :param key: Name that the user asked for, None to choose.
     :param suite: LIBERO suite of the environment, if any.
-    :raises ValueError: If there is none or the choice is open; the message lists the names.
+    :param recorded: Name of the statistics that the checkpoint was trained with, if it records that.
+    :raises ValueError: If there is none, the choice is open, or the only ones are another robot's; the names are listed.
     """
-    wanted = suite if key is None else key
-    for candidate in () if not wanted else (wanted, f"{wanted}_no_noops"):
-        if candidate in available:
-            return candidate
-    if key is None and len(available) == 1:
-        return available[0]
     names = ", ".join(sorted(available)) or "none"
-    if key is None:
+    if key is not None:
+        if (found := _named(key, available)) is not None:
+            return found
+        raise ValueError(f"unnorm_key={key!r} is not among the checkpoint's action statistics: {names}.")
+    own = _named(suite, available) if suite else None
+    recorded = recorded if recorded in available else None
+    if own is not None and recorded not in (None, own):
+        raise ValueError(
+            f"unnorm_key is needed: the checkpoint was trained with the action statistics {recorded!r}, the environment is of "
+            f"{suite!r}. Pass one of: {names}."
+        )
+    if (chosen := own or recorded) is not None:
+        return chosen
+    if len(available) != 1:
         raise ValueError(
             f"unnorm_key is needed to choose among the checkpoint's action statistics (suite {suite!r}): {names}."
         )
-    raise ValueError(f"unnorm_key={key!r} is not among the checkpoint's action statistics: {names}.")
+    if suite is not None and not available[0].startswith("libero_") and available[0] != BOX_KEY:
+        raise ValueError(
+            f"unnorm_key is needed: the checkpoint's only action statistics are {names!r}, which is no suite of LIBERO's. "
+            f"Another robot's actions are scaled differently: pass unnorm_key={names!r} if it was trained so."
+        )
+    return available[0]
+
+
+def _named(name: str, available: Sequence[str]) -> str | None:
+    return next((candidate for candidate in (name, f"{name}_no_noops") if candidate in available), None)

@@ -113,7 +113,7 @@ def _crop(x: th.Tensor, shift: th.Tensor, zoom: bool) -> th.Tensor:
 def rgb_to_hsv(x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
     :param x: ``(batch, 3, height, width)`` in [0, 1].
-    :return: hue (turns), saturation and value, each ``(batch, height, width)``.
+    :return: Hue (turns), saturation and value, each ``(batch, height, width)``.
     """
     value, largest = x.max(dim=1)
     spread = value - x.min(dim=1).values

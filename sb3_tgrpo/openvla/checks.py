@@ -1,4 +1,4 @@
-"""What OpenVLAPolicy accepts: spaces, arguments, and checkpoints that fit the environment's assets."""
+"""What OpenVLAPolicy accepts: spaces and arguments."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,21 +9,13 @@ from gymnasium import spaces
 from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.images import LIBERO_SIZE
 
-# Suites with a fine-tune published by OpenVLA's authors.
-UPSTREAM_CHECKPOINTS = {
-    "libero_spatial": "openvla/openvla-7b-finetuned-libero-spatial",
-    "libero_object": "openvla/openvla-7b-finetuned-libero-object",
-    "libero_goal": "openvla/openvla-7b-finetuned-libero-goal",
-    "libero_10": "openvla/openvla-7b-finetuned-libero-10",
-}
-
 
 def has_instruction(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Dict) and "instruction" in space.spaces
 
 
-def image_space(space: spaces.Space, instruction: str | None) -> spaces.Box:
-    image = space.spaces.get("image") if isinstance(space, spaces.Dict) else space
+def image_space(space: spaces.Space, key: str | None, instruction: str | None) -> spaces.Box:
+    image = space.spaces.get(key) if isinstance(space, spaces.Dict) and key is not None else space
     if not isinstance(image, spaces.Box) or image.dtype != np.uint8 or len(image.shape) != 3 or 3 not in image.shape:
         raise ValueError(f"OpenVLAPolicy needs uint8 RGB images (an 'image' entry, or the observation itself), got {space}.")
     if instruction is None and not has_instruction(space):
@@ -31,9 +23,8 @@ def image_space(space: spaces.Space, instruction: str | None) -> spaces.Box:
     return image
 
 
-def check_image_size(space: spaces.Box, channels_first: bool, config: OpenVLAConfig) -> None:
+def check_image_size(height: int, width: int, config: OpenVLAConfig) -> None:
     """The checkpoint's image recipe starts from frames of a given size."""
-    height, width = space.shape[1:] if channels_first else space.shape[:2]
     if config.pipeline == "libero" and (height, width) != (LIBERO_SIZE, LIBERO_SIZE):
         raise ValueError(
             f"The checkpoint reads {LIBERO_SIZE}x{LIBERO_SIZE} frames, not {height}x{width}: make the environment, or collect "
@@ -48,7 +39,7 @@ def check_image_size(space: spaces.Box, channels_first: bool, config: OpenVLACon
 
 def check_arguments(
     action_space: spaces.Space,
-    temperature: float,
+    temperature: float | None,
     gripper: str | None,
     use_sde: bool,
     vision_cache_mb: float,
@@ -59,7 +50,7 @@ def check_arguments(
         raise ValueError(f"OpenVLAPolicy needs a Box action space, got {action_space}.")
     if use_sde:
         raise ValueError("use_sde=True has no meaning for token policies.")
-    if not temperature > 0:
+    if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}; predict(deterministic=True) is greedy.")
     if gripper not in (None, "libero", "none"):
         raise ValueError(f"gripper must be 'libero', 'none' or None, got {gripper!r}.")
@@ -67,37 +58,6 @@ def check_arguments(
         raise ValueError(f"vision_cache_mb must be at least 0, got {vision_cache_mb}.")
     if lora is None and quantization is not None:
         raise ValueError("lora=None trains the base, which can't be quantised: pass quantization=None or an adapter.")
-
-
-def upstream_checkpoint(suite: str | None) -> str:
-    if suite in UPSTREAM_CHECKPOINTS:
-        return UPSTREAM_CHECKPOINTS[suite]
-    raise ValueError(
-        f"No upstream checkpoint is known for this environment (suite {suite!r}): pass policy_kwargs=dict(checkpoint=...), "
-        "a hub id, a folder or 'tiny'."
-    )
-
-
-def check_assets(checkpoint: str, assets: str | None, by_name: bool) -> None:
-    """A policy has never seen the other assets; running it on them by accident would only look like failure."""
-    if assets is None or by_name or checkpoint == "tiny":
-        return
-    trained = "full"
-    if checkpoint not in UPSTREAM_CHECKPOINTS.values():
-        from sb3_tgrpo.openvla.loading import read_config
-
-        trained = read_config(checkpoint).assets or trained
-    if assets == trained:
-        return
-    if assets == "full":
-        raise ValueError(
-            f"The environment uses LIBERO's own assets, but the checkpoint {checkpoint!r} was trained with the light ones. "
-            "Ask for these, or for the others by name: assets='light' or assets='full'."
-        )
-    raise ValueError(
-        f"The environment uses the light assets, but the checkpoint {checkpoint!r} was trained with LIBERO's own. Point "
-        "SB3_TGRPO_LIBERO_ASSETS at them, or ask for the light ones by name: assets='light'."
-    )
 
 
 def box_statistics(space: spaces.Box, libero: bool) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from sb3_tgrpo.openvla.conventions import Conventions
+
 # timm's model ids fix the towers' sizes in the upstream checkpoints; a config with `vision_towers` states them itself.
 _UPSTREAM_TOWERS: dict[str, dict[str, Any]] = {
     "vit_large_patch14_reg4_dinov2.lvd142m": {
@@ -22,6 +24,12 @@ _LLAMA_2_7B: dict[str, Any] = {
     "num_key_value_heads": 32, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "hidden_act": "silu",
     "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
+
+TINY_SEED = 20250608
+"""Seed of the tiny checkpoint's weights."""
+
+TINY_IDENTITY = f"tiny-{TINY_SEED}"
+_TINY_VOCABULARY, _TINY_PADDING = 1024, 64
 
 _REQUIRED = ("text_config", "n_action_bins", "pad_to_multiple_of")
 
@@ -60,7 +68,7 @@ class OpenVLAConfig:
     :param patch_merge: Side of the square of neighbouring patches joined to one visual token (1 upstream).
     :param projector_hidden: Width of the projector's first layer (four times the vision width upstream).
     :param pipeline: Image preprocessing, ``"libero"`` (JPEG, Lanczos, centre crop) or ``"area"`` (average pooling).
-    :param assets: LIBERO assets the checkpoint was trained with, ``"full"`` or ``"light"``.
+    :param conventions: What its inputs and outputs mean.
     :param raw: The file's content, written back by ``save_openvla``.
     """
 
@@ -72,7 +80,7 @@ class OpenVLAConfig:
     patch_merge: int = 1
     projector_hidden: int | None = None
     pipeline: str = "libero"
-    assets: str = "full"
+    conventions: Conventions = field(default_factory=Conventions)
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -99,7 +107,7 @@ class OpenVLAConfig:
 
         :param raw: The file's content.
         :param source: Where it came from, for error messages.
-        :raises ValueError: If it isn't an OpenVLA configuration; the message says what is missing.
+        :raises ValueError: If it isn't an OpenVLA configuration; the message names what is missing.
         """
         missing = [key for key in _REQUIRED if key not in raw]
         if "vision_towers" not in raw and "timm_model_ids" not in raw:
@@ -127,7 +135,7 @@ class OpenVLAConfig:
             patch_merge=int(ours.get("patch_merge", 1)),
             projector_hidden=ours.get("projector_hidden"),
             pipeline=pipeline,
-            assets=ours.get("assets", "full"),
+            conventions=Conventions.read(ours, source),
             raw=raw,
         )
 
@@ -151,3 +159,34 @@ def _read_towers(raw: dict[str, Any], source: str) -> dict[str, TowerConfig]:
     if any(tower.depth < 2 for tower in towers.values()):
         raise ValueError(f"{source}: a vision tower needs at least 2 blocks (features leave the last but one).")
     return towers
+
+
+def tiny_config() -> dict[str, Any]:
+    """The ``config.json`` of the tiny checkpoint."""
+    return {
+        "model_type": "openvla",
+        "architectures": ["OpenVLAForActionPrediction"],
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "image_sizes": [64, 64],
+        "n_action_bins": 256,
+        "norm_stats": {},
+        "pad_to_multiple_of": _TINY_PADDING,
+        "pad_token_id": _TINY_VOCABULARY,
+        "text_config": {
+            "model_type": "llama", "vocab_size": _TINY_VOCABULARY + _TINY_PADDING, "pad_token_id": _TINY_VOCABULARY,
+            "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+        },
+        "use_fused_vision_backbone": True,
+        "vision_towers": {
+            "featurizer": {
+                "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "init_values": 1.0, "reg_tokens": 4,
+                "img_size": 64,
+            },
+            "fused_featurizer": {
+                "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 3.7362, "class_token": False,
+                "global_pool": "map", "img_size": 64,
+            },
+        },
+        "sb3_tgrpo": {"preprocessing": "area", "patch_merge": 2, "projector_hidden": 192},
+    }  # fmt: skip

@@ -1,17 +1,20 @@
-"""Recording the generation of one batch shape as a CUDA graph and replaying it: a decode step is launch-bound otherwise."""
+"""
+Recording the generation of one batch shape as a CUDA graph and replaying it: a decode step is launch-bound otherwise.
+
+Experimental: the bookkeeping is tested, but nothing has been run on a GPU.
+"""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch as th
 
-if TYPE_CHECKING:
-    from sb3_tgrpo.openvla.model import Prompts
+from sb3_tgrpo.openvla.prompt import Prompts
 
 Generated = tuple[th.Tensor, th.Tensor, th.Tensor]
-Generate = Callable[[th.Tensor, "Prompts", th.Tensor, th.Tensor], Generated]
+Generate = Callable[[th.Tensor, Prompts, th.Tensor, th.Tensor], Generated]
 
 
 class Recording:
@@ -23,7 +26,7 @@ class Recording:
         pool: Any,
         stream: th.cuda.Stream,
         patches: th.Tensor,
-        prompts: "Prompts",
+        prompts: Prompts,
         noise: th.Tensor,
         scale: th.Tensor,
     ) -> None:
@@ -40,7 +43,7 @@ class Recording:
         with th.cuda.graph(self.graph, pool=pool, stream=stream):
             self.outputs = generate(patches, prompts, noise, scale)
 
-    def replay(self, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor) -> Generated:
+    def replay(self, patches: th.Tensor, prompts: Prompts, noise: th.Tensor, scale: th.Tensor) -> Generated:
         for fixed, new in zip(self.inputs, (patches, prompts.input_ids, noise, scale), strict=True):
             fixed.copy_(new)
         self.graph.replay()
@@ -76,11 +79,11 @@ class GraphedGeneration:
         self._seen.clear()
         self._pool = self._stream = None
 
-    def __call__(self, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor) -> Generated:
+    def __call__(self, patches: th.Tensor, prompts: Prompts, noise: th.Tensor, scale: th.Tensor) -> Generated:
         with th.cuda.device_of(patches):  # streams and graphs are the current device's, which need not be the model's
             return self._call(patches, prompts, noise, scale)
 
-    def _call(self, patches: th.Tensor, prompts: "Prompts", noise: th.Tensor, scale: th.Tensor) -> Generated:
+    def _call(self, patches: th.Tensor, prompts: Prompts, noise: th.Tensor, scale: th.Tensor) -> Generated:
         shapes = (tuple(patches.shape), patches.dtype, tuple(prompts.input_ids.shape), prompts.padding, tuple(noise.shape))
         key = (*shapes, self._state())
         if key not in self._recordings:

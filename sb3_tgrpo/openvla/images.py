@@ -241,8 +241,8 @@ def to_pixel_values(image: np.ndarray | th.Tensor, normalization: Normalization 
     Normalise a preprocessed image once per vision tower and stack the results, DINOv2's three channels first.
 
     :param image: ``(..., size, size, 3)`` uint8, what :func:`preprocess_libero_image` returns.
-    :param normalization: Channel statistics; None = those of the upstream checkpoints.
-    :return: float32 ``(..., 6, size, size)``.
+    :param normalization: Channel statistics; None = upstream's.
+    :return: Pixel values, float32 ``(..., 6, size, size)``.
     """
     normalization = normalization or Normalization()
     tensor = th.from_numpy(np.ascontiguousarray(image)) if isinstance(image, np.ndarray) else image

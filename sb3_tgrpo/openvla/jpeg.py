@@ -118,7 +118,7 @@ def jpeg_round_trip(images: th.Tensor, quality: int = 95) -> th.Tensor:
     Encode images as baseline JPEG (4:2:0) and decode them with the fast integer inverse DCT.
 
     :param images: ``(batch, height, width, 3)`` uint8, height and width multiples of 16.
-    :param quality: libjpeg's quality, 1 to 100.
+    :param quality: Quality as libjpeg counts it, 1 to 100.
     :return: Images of the same shape, equal to TensorFlow's ``decode_jpeg(encode_jpeg(image, quality=quality))``.
     :raises ValueError: If a side isn't a multiple of 16.
     """

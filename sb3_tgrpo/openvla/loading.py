@@ -1,23 +1,20 @@
 """Loading and saving OpenVLA checkpoints in the upstream folder layout, with today's transformers and no remote code."""
 
-import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch as th
 from torch import nn
 
-from sb3_tgrpo.openvla.actions import check_statistics
+from sb3_tgrpo.files import atomic_path, atomic_write
 from sb3_tgrpo.openvla.config import OpenVLAConfig
+from sb3_tgrpo.openvla.folder import INDEX, SINGLE, parsed, weight_files, weight_map
 from sb3_tgrpo.openvla.images import Normalization
 from sb3_tgrpo.openvla.model import OpenVLA
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 # Files a checkpoint folder may hold besides weights, kept so that a merged export is complete.
 _SIDE_FILES = (
     "dataset_statistics.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -25,61 +22,70 @@ _SIDE_FILES = (
 )  # fmt: skip
 
 
-def load_openvla(
-    folder_or_hub_id: str | os.PathLike[str],
-    dtype: th.dtype | str | None = None,
-    device: th.device | str = "auto",
-    quantization: Literal["4bit"] | None = None,
-) -> OpenVLA:
+def load_folder(folder: Path, config: OpenVLAConfig, dtype: th.dtype, device: th.device | str) -> OpenVLA:
     """
-    Load an OpenVLA checkpoint.
+    The model of a checkpoint folder, still to be placed by :func:`place_model`.
 
-    :param folder_or_hub_id: A folder with the layout of ``openvla/openvla-7b``, a Hugging Face hub id, or ``"tiny"``.
-    :param dtype: Precision of the weights; None = float32 on CPU and bfloat16 on CUDA.
-    :param device: Where to load to, ``"auto"`` = CUDA if there is one.
-    :param quantization: ``"4bit"`` stores the language model's linear layers in 4-bit NormalFloat (bitsandbytes, CUDA only).
-    :return: The model in evaluation mode with frozen parameters.
-    :raises ValueError: If the folder isn't an OpenVLA checkpoint, is incomplete or damaged, or CUDA is asked for and absent;
-        the message says what is wrong.
-    :raises ImportError: If ``quantization`` is given without bitsandbytes.
+    :param folder: The checkpoint.
+    :param config: Its configuration.
+    :param dtype: Precision of the weights.
+    :param device: Device to load to.
+    :raises ValueError: If files are missing or damaged; the message names the file.
     """
-    device = resolve_device(device)
-    dtype = resolve_dtype(dtype, device)
-    if quantization not in (None, "4bit"):
-        raise ValueError(f"quantization must be None or '4bit', got {quantization!r}.")
-    if str(folder_or_hub_id) == "tiny":
-        from sb3_tgrpo.openvla.tiny import build_tiny
-
-        return finish(build_tiny(), dtype, device, quantization)
-    folder = find_checkpoint(folder_or_hub_id)
-    raw = _read_json(folder / "config.json")
     files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
-    config = OpenVLAConfig.from_dict(raw, str(folder / "config.json"))
-    check_statistics(config.norm_stats, f"norm_stats in {folder / 'config.json'}")
     model = build_empty(config, _normalization(files, folder))
-    if "dataset_statistics.json" in files:
-        path = folder / "dataset_statistics.json"
-        model.norm_stats = _parsed(files["dataset_statistics.json"], path)
-        check_statistics(model.norm_stats, str(path))
     model.files = files
-    shards = _shards(folder)
-    # 4-bit layers are made from full-precision ones, which must not all be on the GPU at once.
-    _load_weights(model, folder, shards, dtype, th.device("cpu") if quantization else device)
-    model.identity = _identity(folder, shards)
-    return finish(model, dtype, device, quantization)
+    _load_weights(model, folder, _shards(folder), dtype, th.device(device))
+    return model
 
 
-def finish(model: OpenVLA, dtype: th.dtype, device: th.device, quantization: str | None) -> OpenVLA:
-    """Quantise if asked, move, freeze."""
+def place_model(model: OpenVLA, dtype: th.dtype, device: th.device, quantization: str | None) -> OpenVLA:
+    """
+    Quantise if asked, move, freeze.
+
+    :param model: The model, changed in place.
+    :param dtype: Precision of the weights.
+    :param device: Device to move to.
+    :param quantization: ``"4bit"`` or None.
+    """
     model.reset_rotary(model.device)  # built on the meta device, and in no checkpoint
     if quantization is not None:
-        from sb3_tgrpo.openvla.quantization import quantize_language_model
-
         quantize_language_model(model, device)
     else:
         model.to(dtype=dtype)
     model.to(device=device)
     return model.eval().requires_grad_(False)
+
+
+def quantize_language_model(model: OpenVLA, device: th.device) -> None:
+    """
+    Store the linear layers of Llama's blocks as 4-bit NormalFloat (double quantisation) and compute in bfloat16.
+    Embeddings, ``lm_head``, norms, vision towers and projector keep their precision. Experimental: it has not been run on a
+    GPU.
+
+    :param model: The model on the CPU, changed in place.
+    :param device: A CUDA device; the weights are quantised while moving there, one layer at a time.
+    :raises ImportError: Without bitsandbytes.
+    :raises ValueError: On another device than CUDA.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise ImportError("quantization='4bit' needs bitsandbytes: pip install bitsandbytes") from error
+    if device.type != "cuda":
+        raise ValueError(f"quantization='4bit' needs device='cuda', got {str(device)!r}.")
+    for layer in model.language_model.model.layers:
+        for name, linear in [(n, m) for n, m in layer.named_modules() if isinstance(m, nn.Linear)]:
+            quantised = bnb.nn.Linear4bit(
+                linear.in_features, linear.out_features, bias=False, compute_dtype=th.bfloat16, quant_type="nf4",
+                compress_statistics=True,
+            )  # fmt: skip
+            quantised.weight = bnb.nn.Params4bit(
+                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            )
+            parent, _, leaf = name.rpartition(".")
+            setattr(layer.get_submodule(parent), leaf, quantised.to(device))
+    model.is_loaded_in_4bit = True
 
 
 def resolve_device(device: th.device | str) -> th.device:
@@ -108,75 +114,10 @@ def resolve_dtype(dtype: th.dtype | str | None, device: th.device) -> th.dtype:
     return resolved
 
 
-def find_checkpoint(
-    folder_or_hub_id: str | os.PathLike[str], patterns: Sequence[str] = ("*.json", "*.safetensors", "tokenizer.model")
-) -> Path:
-    """
-    A local folder as it is; a hub id after downloading it (or from the cache).
-
-    :param patterns: Files to download.
-    :raises ValueError: If it is neither, or the download fails.
-    """
-    folder = Path(folder_or_hub_id).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            present = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-            raise ValueError(f"{folder} is not an OpenVLA checkpoint: it has no config.json (it holds {present}).")
-        return folder
-    name = str(folder_or_hub_id)
-    if not is_hub_id(name):
-        raise ValueError(f"checkpoint {name!r} is neither a folder nor a hub id (owner/name) nor 'tiny'.")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
-    except Exception as error:
-        raise ValueError(
-            f"Could not get the checkpoint {name!r} from the Hugging Face hub: {error}. "
-            "Check the name and the network, or pass a folder that holds it."
-        ) from error
-
-
-def is_hub_id(checkpoint: str) -> bool:
-    """Whether it is no folder, but may be something on the Hugging Face hub."""
-    return checkpoint.count("/") == 1 and not checkpoint.startswith((".", "/", "~")) and not os.path.isdir(checkpoint)
-
-
-def read_config(checkpoint: str | os.PathLike[str]) -> OpenVLAConfig:
-    """
-    A checkpoint's configuration alone, without downloading its weights.
-
-    :param checkpoint: As for :func:`load_openvla`.
-    """
-    if str(checkpoint) == "tiny":
-        from sb3_tgrpo.openvla.tiny import tiny_config
-
-        return OpenVLAConfig.from_dict(tiny_config(), "the tiny configuration")
-    folder = find_checkpoint(checkpoint, patterns=["config.json"])
-    return OpenVLAConfig.from_dict(_read_json(folder / "config.json"), str(folder / "config.json"))
-
-
 def build_empty(config: OpenVLAConfig, normalization: Normalization | None = None) -> OpenVLA:
     """The module tree on the meta device: shapes without memory."""
     with th.device("meta"):
         return OpenVLA(config, normalization)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _parsed(path.read_bytes(), path)
-
-
-def _parsed(content: bytes, path: Path) -> dict[str, Any]:
-    """
-    :raises ValueError: If the content is no JSON object.
-    """
-    try:
-        parsed = json.loads(content)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged (not JSON: {error}). Download the checkpoint again.") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{path} is damaged (it holds no JSON object but {content[:40]!r}). Download the checkpoint again.")
-    return parsed
 
 
 def _normalization(files: Mapping[str, bytes], folder: Path) -> Normalization:
@@ -184,7 +125,7 @@ def _normalization(files: Mapping[str, bytes], folder: Path) -> Normalization:
     if name not in files:
         return Normalization()
     try:
-        return Normalization.from_preprocessor_config(_parsed(files[name], folder / name))
+        return Normalization.from_preprocessor_config(parsed(files[name], folder / name))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{folder / name} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again."
@@ -195,20 +136,11 @@ def _shards(folder: Path) -> dict[str, str]:
     """File of every tensor. Shards may end inside a decoder layer, so nothing is assumed about their borders."""
     from safetensors import safe_open
 
-    if (folder / _INDEX).is_file():
-        weight_map = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise ValueError(
-                f"{folder / _INDEX} is damaged (it has no weight_map from tensors to files). Download the checkpoint again."
-            )
-        absent = sorted(name for name in set(weight_map.values()) if not (folder / name).is_file())
-        if absent:
-            raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {_INDEX}. Download the checkpoint again.")
-        return weight_map
-    if not (folder / _SINGLE).is_file():
-        raise ValueError(f"{folder} is not a complete OpenVLA checkpoint: it has neither {_INDEX} nor {_SINGLE}.")
-    with _open_shard(folder / _SINGLE, safe_open) as shard:
-        return dict.fromkeys(shard.keys(), _SINGLE)
+    weight_files(folder)  # all are there
+    if (names := weight_map(folder)) is not None:
+        return names
+    with _open_shard(folder / SINGLE, safe_open) as shard:
+        return dict.fromkeys(shard.keys(), SINGLE)
 
 
 def _open_shard(path: Path, safe_open: Any) -> Any:
@@ -235,11 +167,11 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
             held = set(shard.keys())
             for name in (name for name, where in shards.items() if where == file):
                 if name not in held:
-                    raise ValueError(f"{folder / file} lacks {name}, which {_INDEX} says it holds. Download it again.")
+                    raise ValueError(f"{folder / file} lacks {name}, which {INDEX} lists for it. Download it again.")
                 tensor = shard.get_tensor(name)
                 if tuple(tensor.shape) != expected[name]:
                     raise ValueError(
-                        f"{folder}: {name} has shape {tuple(tensor.shape)}, the configuration says {expected[name]}."
+                        f"{folder}: {name} has shape {tuple(tensor.shape)}, the configuration gives {expected[name]}."
                     )
                 tensors[name] = tensor.to(device=device, dtype=dtype)
         model.load_state_dict(tensors, strict=False, assign=True)
@@ -248,37 +180,6 @@ def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: t
 def some(names: list[str], limit: int = 4) -> str:
     """The first names in brackets after a space, for messages."""
     return f" ({', '.join(names[:limit])}{', ...' if len(names) > limit else ''})" if names else ""
-
-
-def checkpoint_identity(checkpoint: str | os.PathLike[str]) -> str:
-    """
-    A fingerprint of a checkpoint's content, without loading it.
-
-    :param checkpoint: As for :func:`load_openvla`; a hub id is downloaded if it is not in the cache.
-    """
-    if str(checkpoint) == "tiny":
-        return "tiny"
-    folder = find_checkpoint(checkpoint)
-    return _identity(folder, _shards(folder))
-
-
-def _identity(folder: Path, shards: Mapping[str, str]) -> str:
-    """
-    A fingerprint of the checkpoint: configuration, statistics, and each shard's size, header and ends. Reading all
-    15 GB would take a minute at every start; a fine-tune of the same shapes differs in the sampled bytes.
-    """
-    digest = hashlib.sha256()
-    for name in ("config.json", "dataset_statistics.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    for name in sorted(set(shards.values())):
-        size = (folder / name).stat().st_size
-        digest.update(f"{name}:{size}".encode())
-        with open(folder / name, "rb") as file:
-            digest.update(file.read(1 << 17))
-            file.seek(max(size - (1 << 16), 0))
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------- saving
@@ -309,28 +210,35 @@ def save_openvla(
     :return: The folder.
     :raises ValueError: If the weights are not exactly a checkpoint's (for instance adapters are still attached).
     """
+    from safetensors.torch import save_file
+
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights = model.state_dict() if state_dict is None else dict(state_dict)
     reference = build_empty(model.config).state_dict()
     if set(weights) != set(reference):
         extra = sorted(set(weights) ^ set(reference))
-        raise ValueError(f"The weights are not those of a plain OpenVLA{some(extra)}: merge adapters before saving.")
+        raise ValueError(f"The weights do not belong to a plain OpenVLA{some(extra)}: merge adapters before saving.")
     stats = dict(model.norm_stats if norm_stats is None else norm_stats)
     raw = {**model.config.raw, **(config or {}), "norm_stats": stats}
     raw["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")
     # Without these nothing is loaded: new weights never meet the statistics, or the index, of what was here before.
-    for name in ("config.json", _INDEX, _SINGLE):
+    for name in ("config.json", INDEX, SINGLE):
         (folder / name).unlink(missing_ok=True)
-    weight_map = _write_shards(weights, reference, folder, dtype or model.dtype, max_shard_bytes)
+    files, total = _shard_plan(reference, dtype or model.dtype, max_shard_bytes)
+    for file, names in files.items():
+        tensors = {name: weights[name].detach().to("cpu", dtype or model.dtype).contiguous() for name in names}
+        with atomic_path(folder / file) as unfinished:
+            save_file(tensors, str(unfinished), metadata={"format": "pt"})
     for name, content in model.files.items():
-        _write(folder / name, content)
-    _write_json(folder / "dataset_statistics.json", stats)
+        atomic_write(folder / name, content)
+    atomic_write(folder / "dataset_statistics.json", _json(stats))
     if "preprocessor_config.json" not in model.files:
-        _write_json(folder / "preprocessor_config.json", preprocessor_config(model))
-    total = sum(weights[name].numel() for name in reference) * (dtype or model.dtype).itemsize
-    _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
-    _write_json(folder / "config.json", raw)
+        atomic_write(folder / "preprocessor_config.json", _json(preprocessor_config(model)))
+    weight_map = {name: file for file, names in files.items() for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    atomic_write(folder / INDEX, _json(index))
+    atomic_write(folder / "config.json", _json(raw))
     return folder
 
 
@@ -357,49 +265,17 @@ def preprocessor_config(model: OpenVLA) -> dict[str, Any]:
     }
 
 
-def _plan_shards(sizes: Mapping[str, int], max_bytes: int) -> Iterator[list[str]]:
-    """Fill files in state-dict order, as transformers does."""
-    current: list[str] = []
-    used = 0
-    for name, size in sizes.items():
-        if current and used + size > max_bytes:
-            yield current
-            current, used = [], 0
-        current.append(name)
-        used += size
-    if current:
-        yield current
+def _shard_plan(model: Mapping[str, th.Tensor], dtype: th.dtype, max_bytes: int) -> tuple[dict[str, list[str]], int]:
+    """Names of the tensors in each file, in state-dict order as transformers has them, and the bytes of all."""
+    from huggingface_hub import split_torch_state_dict_into_shards
+
+    plan = split_torch_state_dict_into_shards(
+        {name: tensor.to(dtype) for name, tensor in model.items()}, max_shard_size=max_bytes
+    )
+    parts = plan.filename_to_tensors.values()
+    files = {f"model-{number:05d}-of-{len(parts):05d}.safetensors": names for number, names in enumerate(parts, start=1)}
+    return files, plan.metadata["total_size"]
 
 
-def _write_shards(
-    weights: Mapping[str, th.Tensor], order: Mapping[str, th.Tensor], folder: Path, dtype: th.dtype, max_bytes: int
-) -> dict[str, str]:
-    from safetensors.torch import save_file
-
-    plan = list(_plan_shards({name: order[name].numel() * dtype.itemsize for name in order}, max_bytes))
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(plan, start=1):
-        file = f"model-{number:05d}-of-{len(plan):05d}.safetensors"
-        tensors = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
-        temporary = folder / f".{file}.part"
-        save_file(tensors, str(temporary), metadata={"format": "pt"})
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
-        os.replace(temporary, folder / file)
-        weight_map.update(dict.fromkeys(names, file))
-    return weight_map
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, on any device (4-bit weights count as stored)."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -4,20 +4,32 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 
-from sb3_tgrpo.openvla.loading import find_checkpoint, save_openvla, some
+from sb3_tgrpo.openvla.actions import check_statistics
+from sb3_tgrpo.openvla.checkpoint import find_checkpoint, is_hub_id, warn_of_ends
+from sb3_tgrpo.openvla.conventions import Conventions
+from sb3_tgrpo.openvla.folder import read_json
+from sb3_tgrpo.openvla.loading import some
 from sb3_tgrpo.openvla.model import DEFAULT_ACTION_DIM, OpenVLA
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_RECORD = "sb3_tgrpo.json"
+
+# Written in any case. Other settings only where they differ from PEFT's default: old versions refuse unknown names.
+_PLAIN_SETTINGS = (
+    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
+    "bias", "init_lora_weights", "fan_in_fan_out", "modules_to_save",
+)  # fmt: skip
 
 # What "all-linear" meant in the PEFT release the upstream checkpoints were made with: 436 linear layers, both patch
 # embeddings and lm_head. Today's "all-linear" leaves the last three out, so the names are spelled out.
@@ -39,6 +51,66 @@ _BASE_STAYS = (True, False, "gaussian", "orthogonal", "eva")
 
 Factors = dict[str, tuple[th.Tensor, th.Tensor]]
 """``A`` and ``B`` of each module, the scaling within ``B``."""
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """
+    What lies beside an adapter as JSON: everything that is needed to use it.
+
+    :param base: Hub id or folder name of the checkpoint that it belongs to, None if it is not recorded.
+    :param base_identity: Fingerprint of that checkpoint.
+    :param conventions: What inputs and outputs mean.
+    :param statistics: Action statistics by name.
+    :param temperature: Sampling temperature of its training.
+    """
+
+    base: str | None = None
+    base_identity: str | None = None
+    conventions: Conventions = field(default_factory=Conventions)
+    statistics: dict[str, Any] = field(default_factory=dict)
+    temperature: float = 1.0
+
+    @classmethod
+    def read(cls, adapter: str | os.PathLike[str]) -> "AdapterRecord":
+        """
+        The record of an adapter; empty for one that was not made by this package.
+
+        :param adapter: PEFT folder or hub id.
+        :raises ValueError: If there is no such adapter, or its record is damaged.
+        """
+        path = adapter_folder(adapter) / ADAPTER_RECORD
+        if not path.is_file():
+            return cls()
+        raw = read_json(path)
+        if missing := [name for name in ("base", "base_identity", "statistics", "temperature") if name not in raw]:
+            raise ValueError(f"adapter={str(adapter)!r}: {path} is damaged (it lacks {', '.join(missing)}). Get it again.")
+        check_statistics(raw["statistics"], str(path))
+        values = {name: raw[name] for name in ("base", "base_identity", "statistics", "temperature")}
+        return cls(conventions=Conventions.read(raw, str(path)), **values)
+
+    def to_json(self) -> str:
+        """The file's content."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "conventions"}
+        return json.dumps({**values, **self.conventions.record()}, indent=2, default=lambda array: array.tolist()) + "\n"
+
+    def check_base(self, adapter: str, model: OpenVLA, checkpoint: str) -> None:
+        """
+        Refuse another base than the recorded one: of the same shapes it would only act differently.
+
+        :param adapter: Name of the adapter.
+        :param model: The base.
+        :param checkpoint: Name of the base.
+        :raises ValueError: If the fingerprints differ.
+        """
+        if self.base_identity in (None, model.identity):
+            return
+        if self.base_identity != model.identity_by_ends:
+            raise ValueError(
+                f"adapter={adapter!r} was trained on another base ({self.base!r}) than {checkpoint!r}: pass the checkpoint it "
+                "belongs to. If that one was written anew, train the adapter again or merge it with PEFT."
+            )
+        warn_of_ends(checkpoint)
 
 
 @dataclass(frozen=True)
@@ -115,20 +187,25 @@ def attach_lora(model: OpenVLA, lora: str | Mapping[str, Any]) -> "PeftModel":
     return wrapper
 
 
-def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str]) -> StartAdapter:
+def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: str) -> StartAdapter:
     """
     Add a trained adapter to the weights for good, computed in float32, so that "adapter off" later means this start.
 
     :param model: The model, changed in place.
     :param adapter: PEFT folder or hub id.
+    :param checkpoint: Name of the checkpoint that the model was loaded from.
     :return: What was merged.
-    :raises ValueError: If the folder is no adapter, a damaged one, or one for other modules.
+    :raises ValueError: If the folder is no adapter, a damaged one, or one for other modules or another base.
     """
     from peft import PeftModel
     from safetensors import SafetensorError
 
-    folder = _adapter_folder(adapter)
+    folder = adapter_folder(adapter)
     config = _plain_config(folder, adapter)
+    record = AdapterRecord.read(adapter)
+    record.check_base(str(adapter), model, checkpoint)
+    if record.base is None:
+        _check_named_base(config.base_model_name_or_path, str(adapter), checkpoint)
     try:
         wrapper = PeftModel.from_pretrained(model, str(folder), config=config)
     except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -142,7 +219,18 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str]) -> StartAdapt
     wrapper.unload()
     digest = hashlib.sha256((folder / ADAPTER_CONFIG).read_bytes())
     digest.update((folder / "adapter_model.safetensors").read_bytes())
+    if (folder / ADAPTER_RECORD).is_file():  # statistics and gripper change actions as weights do
+        digest.update((folder / ADAPTER_RECORD).read_bytes())
     return StartAdapter(str(adapter), digest.hexdigest(), factors)
+
+
+def _check_named_base(base: str | None, adapter: str, checkpoint: str) -> None:
+    """An adapter of another origin names its base, and nothing more can be compared."""
+    if not base or base == checkpoint or Path(base).name == Path(checkpoint).name:
+        return
+    if is_hub_id(base) and is_hub_id(checkpoint):
+        raise ValueError(f"adapter={adapter!r} is for {base!r}, not for {checkpoint!r}: pass the checkpoint it belongs to.")
+    warnings.warn(f"adapter={adapter!r} is for {base!r}; that {checkpoint!r} is the same cannot be checked.", stacklevel=4)
 
 
 def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig":
@@ -169,7 +257,7 @@ def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig"
 
 def _check_weights(wrapper: "PeftModel", folder: Path, adapter: str | os.PathLike[str]) -> None:
     """
-    PEFT only warns of keys that are missing, and says nothing of those that it has no place for.
+    PEFT warns of missing keys, and ignores keys that it has no place for.
 
     :raises ValueError: Where the file does not hold exactly the adapter's weights, all of them finite.
     """
@@ -206,10 +294,16 @@ def _factors(model: OpenVLA) -> Factors | None:
     return factors
 
 
-def _adapter_folder(adapter: str | os.PathLike[str]) -> Path:
+def adapter_folder(adapter: str | os.PathLike[str]) -> Path:
+    """
+    Folder of an adapter, after downloading it if need be.
+
+    :param adapter: PEFT folder or hub id.
+    :raises ValueError: If there is none.
+    """
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
-        if str(adapter).count("/") != 1:
+        if not is_hub_id(str(adapter)):
             raise ValueError(f"adapter={str(adapter)!r} is neither a folder nor a hub id (owner/name).")
         folder = find_checkpoint(adapter)
     missing = [name for name in (ADAPTER_CONFIG, "adapter_model.safetensors") if not (folder / name).is_file()]
@@ -255,20 +349,6 @@ def merged_state_dict(model: OpenVLA, dtype: th.dtype = th.float32) -> dict[str,
     return merged
 
 
-def export_merged(
-    model: OpenVLA, folder: str | os.PathLike[str], dtype: th.dtype = th.bfloat16, config: Mapping[str, Any] | None = None
-) -> Path:
-    """
-    Write base plus adapter as one checkpoint in the upstream layout.
-
-    :param model: The model with its adapters.
-    :param folder: Where to.
-    :param dtype: Precision on disk. bfloat16 (upstream's) rounds the sum: see :func:`token_flip_rate`.
-    :param config: Entries to change in ``config.json``.
-    """
-    return save_openvla(model, folder, state_dict=merged_state_dict(model, dtype), config=config, dtype=dtype)
-
-
 @th.no_grad()
 def token_flip_rate(
     first: OpenVLA,
@@ -291,23 +371,16 @@ def token_flip_rate(
 
 
 def export_adapter(
-    wrapper: "PeftModel",
-    folder: str | os.PathLike[str],
-    base: str,
-    unnorm_key: str,
-    assets: str,
-    start: StartAdapter | None = None,
+    wrapper: "PeftModel", folder: str | os.PathLike[str], record: AdapterRecord, start: StartAdapter | None = None
 ) -> Path:
     """
     Write the adapter alone as a PEFT folder with a model card. One that was trained on top of another is written together
     with it, as one adapter of the sum of their ranks, so that the folder fits the bare checkpoint.
 
     :param wrapper: PEFT's wrapper.
-    :param folder: Where to.
-    :param base: Checkpoint the adapter belongs to (hub id or path).
-    :param unnorm_key: Action statistics it was trained with.
-    :param assets: LIBERO assets it was trained with.
-    :param start: The adapter that was merged before training.
+    :param folder: Folder to write to.
+    :param record: What is written beside the weights.
+    :param start: Adapter that was merged before training.
     :raises ValueError: If the two can't be written as one.
     """
     folder = Path(folder)
@@ -316,14 +389,28 @@ def export_adapter(
         unfinished = Path(name)
         config: Any = wrapper.peft_config["default"]
         if start is None:
-            config.base_model_name_or_path = base
             wrapper.save_pretrained(str(unfinished), safe_serialization=True, save_embedding_layers=False)
         else:
-            config = _save_stacked(wrapper, unfinished, base, start)
-        card = _model_card(config, base, unnorm_key, assets, None if start is None else start.name)
-        (unfinished / "README.md").write_text(card, encoding="utf-8")
+            config = _save_stacked(wrapper, unfinished, str(record.base), start)
+        _simplify_config(unfinished / ADAPTER_CONFIG, str(record.base))
+        (unfinished / ADAPTER_RECORD).write_text(record.to_json(), encoding="utf-8")
+        (unfinished / "README.md").write_text(_model_card(config, record, start), encoding="utf-8")
         _move_adapter(unfinished, folder)
     return folder
+
+
+def _simplify_config(path: Path, base: str) -> None:
+    """Leave the settings that old versions of PEFT read, and others only where they matter."""
+    from peft import LoraConfig
+
+    usual = json.loads(json.dumps(LoraConfig().to_dict(), default=str))
+    settings = {**read_json(path), "base_model_name_or_path": base}
+    kept = {name: value for name, value in settings.items() if name in _PLAIN_SETTINGS or value != usual.get(name)}
+    for name in ("peft_version", "auto_mapping"):
+        kept.pop(name, None)
+    if isinstance(kept["target_modules"], list):
+        kept["target_modules"].sort()
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _move_adapter(unfinished: Path, folder: Path) -> None:
@@ -383,17 +470,23 @@ def _filled(matrix: th.Tensor, dim: int, size: int) -> th.Tensor:
     return th.cat([matrix, matrix.new_zeros(shape)], dim=dim).contiguous()
 
 
-def _model_card(config: Any, base: str, unnorm_key: str, assets: str, start: str | None) -> str:
+def _model_card(config: Any, record: AdapterRecord, start: StartAdapter | None) -> str:
+    base, conventions = str(record.base), record.conventions
     header = {"library_name": "peft", "pipeline_tag": "robotics", "tags": ["openvla", "lora", "tgrpo", "sb3-tgrpo", "libero"]}
-    if base.count("/") == 1 and not base.startswith(("/", ".")):
+    if is_hub_id(base):
         header["base_model"] = base
-    within = "" if start is None else f"It contains the adapter `{start}`, on top of which it was trained. "
+    within = "" if start is None else f"It contains the adapter `{_plain_name(start.name)}`, on top of which it was trained. "
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     return (
         f"---\n{lines}\n---\n\n# OpenVLA adapter trained with sb3-tgrpo\n\n"
         f"LoRA (rank {config.r}, alpha {config.lora_alpha}) for the checkpoint `{base}`. {within}"
-        f"Action statistics: `{unnorm_key}`. LIBERO assets in training: `{assets}`.\n\n"
+        f"Action statistics: `{conventions.unnorm_key}`. LIBERO assets in training: `{conventions.assets}`. "
+        f"`{ADAPTER_RECORD}` holds these and the fingerprint of the checkpoint.\n\n"
         "```python\nfrom peft import PeftModel\nfrom sb3_tgrpo.openvla import load_openvla\n\n"
         f'model = PeftModel.from_pretrained(load_openvla("{base}"), "path/to/this/folder")\n```\n\n'
         'Within sb3-tgrpo: `policy_kwargs=dict(adapter="path/to/this/folder")`, which merges it before a new adapter starts.\n'
     )
+
+
+def _plain_name(name: str) -> str:
+    return name if is_hub_id(name) else Path(name).name

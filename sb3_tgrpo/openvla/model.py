@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,28 +29,10 @@ from sb3_tgrpo.openvla.actions import (
 from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.cuda_graph import GraphedGeneration
 from sb3_tgrpo.openvla.images import Normalization, preprocess_libero_image, rotate_and_area_resize, to_pixel_values
+from sb3_tgrpo.openvla.prompt import Prompts
 from sb3_tgrpo.openvla.vit import Projector, VisionBackbone
 
 DEFAULT_ACTION_DIM = 7
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """
-    A batch of prompts, shorter ones padded on the left.
-
-    :param input_ids: ``(batch, length)`` int64 on the model's device.
-    :param padding: Number of padding ids at the start of each row, known to the host.
-    :param offsets: The same numbers on the device, ``(batch, 1)``.
-    """
-
-    input_ids: th.Tensor
-    padding: tuple[int, ...]
-    offsets: th.Tensor
-
-    @property
-    def ragged(self) -> bool:
-        return any(self.padding)
 
 
 class KeyValueCache:
@@ -85,7 +66,7 @@ class KeyValueCache:
 class OpenVLA(nn.Module):
     """
     The model behind an OpenVLA checkpoint; parameter names are the checkpoint's. Build it with
-    :func:`~sb3_tgrpo.openvla.loading.load_openvla`.
+    :func:`~sb3_tgrpo.openvla.checkpoint.load_openvla`.
 
     :param config: Sizes and statistics, read from ``config.json``.
     :param normalization: Image statistics, read from ``preprocessor_config.json``.
@@ -108,6 +89,7 @@ class OpenVLA(nn.Module):
         self.is_loaded_in_4bit = False  # the name PEFT looks for
         self.files: dict[str, bytes] = {}
         self.identity = ""
+        self.identity_by_ends = ""
         self._graphs = GraphedGeneration(self._generate, self.adapter_state)
 
     # ------------------------------------------------------------------ properties
@@ -341,7 +323,7 @@ class OpenVLA(nn.Module):
 
         :param noise: ``(batch, K, n_bins)`` Gumbel noise, zeros for greedy.
         :param scale: Scalar tensor, one over the temperature.
-        :return: tokens ``(batch, K)``, log-probabilities ``(batch, K)``, hidden state after the prompt ``(batch, hidden)``.
+        :return: Tokens ``(batch, K)``, log-probabilities ``(batch, K)``, hidden state after the prompt ``(batch, hidden)``.
         """
         llama = self.language_model.model
         n_tokens = noise.shape[1]
@@ -379,7 +361,7 @@ class OpenVLA(nn.Module):
         :meth:`generate_action_tokens` for images already projected.
 
         :param generator: One for the batch, or one per row (each then draws what it would draw alone).
-        :return: tokens, log-probabilities, and the hidden state after the prompt ``(batch, hidden)``.
+        :return: Tokens, log-probabilities, and the hidden state after the prompt ``(batch, hidden)``.
         """
         if temperature < 0:
             raise ValueError(f"temperature must be at least 0 (0 = greedy), got {temperature}.")
@@ -411,7 +393,7 @@ class OpenVLA(nn.Module):
         :param temperature: Sampling temperature; 0 is greedy.
         :param generator: Source of randomness; None = torch's global one.
         :param n_tokens: Tokens per action.
-        :return: tokens ``(batch, K)`` int64 and their float32 log-probabilities over the action ids at the sampling
+        :return: Tokens ``(batch, K)`` int64 and their float32 log-probabilities over the action ids at the sampling
             temperature (greedy: at temperature 1).
         """
         with th.no_grad():

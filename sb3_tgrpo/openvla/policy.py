@@ -3,11 +3,14 @@
 import copy
 import hashlib
 import json
+import logging
 import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,25 +20,22 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space_channels_first
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_tgrpo.openvla.actions import action_dim, libero_gripper, libero_gripper_inverse, resolve_unnorm_key
+from sb3_tgrpo.openvla.actions import BOX_KEY, action_dim, libero_gripper, libero_gripper_inverse, resolve_unnorm_key
 from sb3_tgrpo.openvla.cache import FrameCache, frame_keys
-from sb3_tgrpo.openvla.checks import (
-    box_statistics,
-    check_arguments,
-    check_assets,
-    check_image_size,
-    has_instruction,
-    image_space,
-    upstream_checkpoint,
-)
-from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
-from sb3_tgrpo.openvla.state import check_base, drop_frozen, forgive_frozen
+from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint, warn_of_ends
+from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, image_space
+from sb3_tgrpo.openvla.conventions import LIBERO_CAMERA, Conventions
+from sb3_tgrpo.openvla.prompt import Prompts, decode_instruction, prompt_token_ids
+from sb3_tgrpo.openvla.state import check_base, ignore_missing_frozen, remove_frozen
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.openvla.lora import StartAdapter
-    from sb3_tgrpo.openvla.model import OpenVLA, Prompts
+    from sb3_tgrpo.openvla.lora import AdapterRecord, StartAdapter
+    from sb3_tgrpo.openvla.model import OpenVLA
+
+logger = logging.getLogger(__name__)
 
 _VALUE_HIDDEN = 256
 _MAX_PROMPT_BATCHES = 64
@@ -50,7 +50,7 @@ class OpenVLAPolicy(BasePolicy):
     :meth:`unscale_action` decodes, which Stable-Baselines3's rollout and ``predict`` call before stepping the environment.
 
     Observations are a ``Dict`` with ``image`` (uint8, either layout) and ``instruction`` (zero-padded UTF-8 bytes), or an
-    image alone with ``instruction=`` given.
+    image alone with ``instruction=`` given. A checkpoint that was trained on the wrist camera reads ``wrist_image`` instead.
 
     :param observation_space: Observation space.
     :param action_space: Any ``Box`` with as many dimensions as the checkpoint has action tokens.
@@ -62,14 +62,16 @@ class OpenVLAPolicy(BasePolicy):
     :param lora: ``"language"``, ``"upstream"``, keyword arguments of ``peft.LoraConfig``, or None for full fine-tuning.
     :param value_head: Add a value head (PPO, A2C). Without it values are 0.
     :param adapter: PEFT folder or hub id merged into the checkpoint before training starts.
-    :param temperature: Sampling temperature; log-probabilities are those of this distribution.
-    :param gripper: ``"libero"`` converts OpenVLA's gripper to LIBERO's, ``"none"`` leaves it; None = by the environment.
+    :param temperature: Sampling temperature; log-probabilities are of this distribution. None = the adapter's, else 1.
+    :param gripper: ``"libero"`` converts OpenVLA's gripper to LIBERO's, ``"none"`` leaves it. None = what the checkpoint
+        records, else by the environment.
     :param instruction: Use this instruction instead of the observation's.
     :param dtype: Weights' precision, such as ``"bfloat16"``; None = float32 on CPU, bfloat16 on CUDA.
     :param device: Where to load the weights to; the algorithm then moves the policy to its own device.
-    :param quantization: ``"4bit"`` for a 4-bit language model (CUDA, bitsandbytes).
+    :param quantization: ``"4bit"`` for a 4-bit language model (CUDA, bitsandbytes; experimental).
     :param gradient_checkpointing: Recompute each layer in the backward pass: less memory, a third more time.
     :param vision_cache_mb: Megabytes of image embeddings kept between rollout and update, when the vision side is frozen.
+    :param conventions: Conventions of the data that the policy is about to be trained on, instead of the checkpoint's.
     :param use_sde: Must be False; Stable-Baselines3 passes it.
     :param optimizer_class: Optimizer of the trainable parameters.
     :param optimizer_kwargs: Its keyword arguments, without the learning rate.
@@ -81,13 +83,13 @@ class OpenVLAPolicy(BasePolicy):
         observation_space: spaces.Space,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        checkpoint: str | os.PathLike[str] | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
         unnorm_key: str | None = None,
         lora: str | Mapping[str, Any] | None = "language",
         value_head: bool = True,
         *,
         adapter: str | os.PathLike[str] | None = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         gripper: Literal["libero", "none"] | None = None,
         instruction: str | None = None,
         dtype: str | None = None,
@@ -96,6 +98,7 @@ class OpenVLAPolicy(BasePolicy):
         gradient_checkpointing: bool = False,
         vision_cache_mb: float = 2048.0,
         statistics: Mapping[str, Any] | None = None,
+        conventions: Conventions | None = None,
         use_sde: bool = False,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -109,31 +112,35 @@ class OpenVLAPolicy(BasePolicy):
             normalize_images=False,
         )
         check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
-        self._image_space = image_space(observation_space, instruction)
-        self._channels_first = is_image_space_channels_first(self._image_space)
-        instruction_space = observation_space["instruction"] if has_instruction(observation_space) else None  # type: ignore[index]
-        suite = getattr(instruction_space, "suite", None)
-        self.checkpoint = str(checkpoint) if checkpoint is not None else upstream_checkpoint(suite)
-        self.assets = getattr(instruction_space, "assets", None)
-        check_assets(self.checkpoint, self.assets, bool(getattr(instruction_space, "assets_by_name", False)))
-        self.gripper = gripper if gripper is not None else ("libero" if suite is not None else "none")
-        self.temperature = temperature
+        parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
+        suite = getattr(parts.get("instruction"), "suite", None)
+        source = Checkpoint(checkpoint if checkpoint is not None else upstream_checkpoint(suite))
+        self.checkpoint = source.name
+        record = self._adapter_record(adapter)
+        trained = (conventions or Conventions()).over(record.conventions).over(source.conventions)
+        self._adopt(trained, source, instruction, gripper)
+        if suite is not None and adapter is None and conventions is None:
+            _log_assumptions(source.name)
+        self.temperature = record.temperature if temperature is None else temperature
         self.lora = lora
         self.instruction = instruction
         self.quantization = quantization
         self._settings = {
             "unnorm_key": unnorm_key, "value_head": value_head, "adapter": adapter, "dtype": dtype, "device": device,
             "quantization": quantization, "gradient_checkpointing": gradient_checkpointing, "vision_cache_mb": vision_cache_mb,
-            "statistics": statistics,
+            "statistics": statistics, "conventions": conventions,
         }  # fmt: skip
-        self.vla = self._build_model(adapter, dtype, device, quantization, lora)
-        check_image_size(self._image_space, self._channels_first, self.model.config)
+        self.vla = self._build_model(source, adapter, dtype, device, quantization, lora)
+        check_image_size(*self._frame, self.model.config)
         self.model.gradient_checkpointing = gradient_checkpointing
         if statistics is not None:
             self.model.norm_stats = dict(statistics)
-        self.unnorm_key = self._resolve_statistics(unnorm_key, suite)
+        elif record.statistics:
+            self.model.norm_stats = {**({} if unnorm_key is None else self.model.norm_stats), **record.statistics}
+        own = next(iter(statistics)) if statistics is not None and len(statistics) == 1 else None
+        self.unnorm_key = self._resolve_statistics(unnorm_key, suite, own or trained.unnorm_key or source.recorded_unnorm_key)
         self._statistics_were_set = False
-        """Whether they came after construction, so that no constructor argument tells of them: they are saved then."""
+        """Whether they came after construction: no constructor argument holds them then, and they are saved."""
         self.value_net = self._build_value_net() if value_head else None
         self.reference_model: OpenVLA | None = None
         self._vision_frozen = self.model.vision_is_frozen
@@ -143,9 +150,9 @@ class OpenVLAPolicy(BasePolicy):
         self._pixel_cache = FrameCache(0 if self._vision_frozen else max_bytes)
         self._prompt_ids: dict[str, list[int]] = {}
         self._prompt_batches: dict[bytes, Prompts] = {}
-        self.register_state_dict_post_hook(drop_frozen)
+        self.register_state_dict_post_hook(remove_frozen)
         self.register_load_state_dict_pre_hook(check_base)
-        self.register_load_state_dict_post_hook(forgive_frozen)
+        self.register_load_state_dict_post_hook(ignore_missing_frozen)
         self.register_state_dict_post_hook(_add_statistics)
         self.register_load_state_dict_pre_hook(_take_statistics)
         self.optimizer = self.optimizer_class(
@@ -156,32 +163,81 @@ class OpenVLAPolicy(BasePolicy):
 
     # ------------------------------------------------------------------ construction
 
+    @classmethod
+    def for_env(
+        cls,
+        env: Any,
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+        *,
+        lora: str | Mapping[str, Any] | None = None,
+        value_head: bool = False,
+        **settings: Any,
+    ) -> "OpenVLAPolicy":
+        """
+        A policy to play an environment with, without anything to train.
+
+        :param env: Environment or vector environment, made with :meth:`Checkpoint.env_kwargs`.
+        :param checkpoint: Checkpoint, as for the constructor.
+        :param lora: Adapter to add, as for the constructor.
+        :param value_head: Whether to add a value head.
+        :param settings: Further arguments of the constructor.
+        """
+        spaces_of = env.observation_space, env.action_space
+        return cls(*spaces_of, FloatSchedule(0.0), checkpoint, lora=lora, value_head=value_head, **settings)
+
+    def _adopt(
+        self, trained: Conventions, source: Checkpoint, instruction: str | None, gripper: Literal["libero", "none"] | None
+    ) -> None:
+        """Choose camera and gripper by what was trained; refuse an environment that shows something else."""
+        space = self.observation_space
+        self.camera = trained.observation(space) if isinstance(space, spaces.Dict) else None
+        self._image_space = image_space(space, self.camera, instruction)
+        self._channels_first = is_image_space_channels_first(self._image_space)
+        words = space.spaces.get("instruction") if isinstance(space, spaces.Dict) else None
+        libero = getattr(words, "suite", None) is not None
+        self.assets = getattr(words, "assets", None)
+        source.check_assets(self.assets, bool(getattr(words, "assets_by_name", False)), trained)
+        shape = self._image_space.shape
+        self._frame = (shape[1], shape[2]) if self._channels_first else (shape[0], shape[1])
+        trained.check_image_size(*self._frame, f"the checkpoint {source.name!r}")
+        self.gripper = gripper or trained.gripper or ("libero" if libero else "none")
+        key = trained.image_key or (LIBERO_CAMERA if libero else None)
+        self.conventions = replace(trained, assets=self.assets or trained.assets, image_key=key, image_size=self._frame)
+
+    @staticmethod
+    def _adapter_record(adapter: str | os.PathLike[str] | None) -> "AdapterRecord":
+        from sb3_tgrpo.openvla.lora import AdapterRecord
+
+        return AdapterRecord() if adapter is None else AdapterRecord.read(adapter)
+
     def _build_model(
         self,
+        source: Checkpoint,
         adapter: str | os.PathLike[str] | None,
         dtype: str | None,
         device: str,
         quantization: Literal["4bit"] | None,
         lora: str | Mapping[str, Any] | None,
     ) -> nn.Module:
-        from sb3_tgrpo.openvla.loading import finish, load_openvla, resolve_device, resolve_dtype
+        from sb3_tgrpo.openvla.loading import place_model, resolve_device, resolve_dtype
 
-        # Kept for `export_adapter`: after the merge the weights no longer tell it from the checkpoint.
+        # Kept for `export_adapter`: after the merge it cannot be separated from the checkpoint's weights.
         self.start_adapter: StartAdapter | None = None
         if adapter is None:
-            model = load_openvla(self.checkpoint, dtype=dtype, device=device, quantization=quantization)
-            identity = model.identity
+            model, fingerprint = source.load(dtype, device, quantization), ""
         else:
             from sb3_tgrpo.openvla.lora import merge_adapter
 
             target = resolve_device(device)
-            model = load_openvla(self.checkpoint, dtype=resolve_dtype(dtype, target), device="cpu" if quantization else target)
-            self.start_adapter = merge_adapter(model, adapter)
-            identity = model.identity + self.start_adapter.fingerprint
-            finish(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
+            model = source.load(resolve_dtype(dtype, target), "cpu" if quantization else target)
+            self.start_adapter = merge_adapter(model, adapter, source.name)
+            fingerprint = self.start_adapter.fingerprint
+            place_model(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
         self.base_identity: th.Tensor
-        digest = hashlib.sha256(identity.encode()).digest()
-        self.register_buffer("base_identity", th.tensor(list(digest), dtype=th.uint8))
+        identity, self.base_identity_by_ends = (
+            hashlib.sha256((text + fingerprint).encode()).digest() for text in (model.identity, model.identity_by_ends)
+        )
+        self.register_buffer("base_identity", th.tensor(list(identity), dtype=th.uint8))
         if lora is None:
             if model.dtype == th.bfloat16:
                 warnings.warn(
@@ -197,12 +253,24 @@ class OpenVLAPolicy(BasePolicy):
         """The model, inside PEFT's wrapper or not."""
         return self.vla if self.lora is None else self.vla.get_base_model()  # type: ignore[return-value, operator]
 
-    def _resolve_statistics(self, unnorm_key: str | None, suite: str | None) -> str:
+    def matches_base(self, identity: bytes) -> bool:
+        """
+        Whether parameters that were saved with an identity belong to this policy's base.
+
+        :param identity: Bytes of :attr:`base_identity`, or of a version before 0.2.
+        """
+        if identity == bytes(self.base_identity.tolist()):
+            return True
+        if identity == self.base_identity_by_ends:
+            warn_of_ends(self.checkpoint)
+        return identity == self.base_identity_by_ends
+
+    def _resolve_statistics(self, unnorm_key: str | None, suite: str | None, recorded: str | None) -> str:
         """Choose the action statistics; a checkpoint without any decodes into the action space's bounds."""
         assert isinstance(self.action_space, spaces.Box)
         if not self.model.norm_stats:
-            self.model.norm_stats = {"action_space": box_statistics(self.action_space, self.gripper == "libero")}
-        key = resolve_unnorm_key(list(self.model.norm_stats), unnorm_key, suite)
+            self.model.norm_stats = {BOX_KEY: box_statistics(self.action_space, self.gripper == "libero")}
+        key = resolve_unnorm_key(list(self.model.norm_stats), unnorm_key, suite, recorded)
         n_tokens, n_dimensions = action_dim(self.model.norm_stats[key]), int(np.prod(self.action_space.shape))
         if n_tokens != n_dimensions:
             raise ValueError(f"The action space has {n_dimensions} dimensions, the checkpoint's {key!r} has {n_tokens}.")
@@ -220,7 +288,7 @@ class OpenVLAPolicy(BasePolicy):
         before = self.model.norm_stats
         self.model.norm_stats = dict(statistics)
         try:
-            self.unnorm_key = self._resolve_statistics(unnorm_key, None)
+            self.unnorm_key = self._resolve_statistics(unnorm_key, None, None)
         except ValueError:
             self.model.norm_stats = before
             raise
@@ -236,8 +304,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        for name in ("normalize_images",):
-            data.pop(name, None)
+        data.pop("normalize_images", None)
         data.update(
             lr_schedule=self._dummy_schedule,
             checkpoint=self.checkpoint,
@@ -262,8 +329,8 @@ class OpenVLAPolicy(BasePolicy):
 
     def clear_caches(self) -> None:
         """Forget what was computed from frames (the weights have changed in another way than by training)."""
-        for cache in (self._patch_cache, self._pixel_cache):
-            cache.clear()
+        self._patch_cache.clear()
+        self._pixel_cache.clear()
 
     def _apply(self, fn: Any, recurse: bool = True) -> "OpenVLAPolicy":
         super()._apply(fn, recurse)
@@ -275,7 +342,7 @@ class OpenVLAPolicy(BasePolicy):
     # ------------------------------------------------------------------ observations
 
     def _images(self, obs: PyTorchObs) -> th.Tensor:
-        images = obs["image"] if isinstance(obs, dict) else obs
+        images = obs[self.camera] if isinstance(obs, dict) else obs  # type: ignore[index]
         if self._channels_first:
             images = images.permute(0, 2, 3, 1)
         return images.to(th.uint8)
@@ -294,7 +361,7 @@ class OpenVLAPolicy(BasePolicy):
     def _preprocessed(self, images: th.Tensor, keys: list[bytes]) -> th.Tensor:
         return self._pixel_cache.get(keys, lambda rows: self.model.preprocess(_rows(images, rows)))
 
-    def _prompts(self, obs: PyTorchObs, batch: int) -> "Prompts":
+    def _prompts(self, obs: PyTorchObs, batch: int) -> Prompts:
         if self.instruction is not None:
             rows = [self.instruction.encode()] * batch
         else:
@@ -334,7 +401,7 @@ class OpenVLAPolicy(BasePolicy):
         :param obs: Batch of observations.
         :param temperature: 0 is greedy.
         :param generators: One per row; None = torch's global generator.
-        :return: token ids ``(batch, *action shape)``.
+        :return: Token ids ``(batch, *action shape)``.
         """
         images = self._images(obs)
         patches = self.model.project(self.model.pixel_values(self.model.preprocess(images)))
@@ -347,7 +414,7 @@ class OpenVLAPolicy(BasePolicy):
         Sample tokens at :attr:`temperature`.
 
         :param obs: Batch of observations.
-        :return: token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
+        :return: Token ids ``(batch, *action shape)`` and float32 log-probabilities ``(batch, K)``.
         """
         return self._generate(obs, self.temperature)[:2]
 
@@ -357,14 +424,14 @@ class OpenVLAPolicy(BasePolicy):
 
         :param obs: Batch of observations.
         :param actions: Token ids, any numeric dtype (buffers keep them as float32, which is exact).
-        :return: log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
+        :return: Log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
         """
         images = self._images(obs)
         log_prob, entropy, _ = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
         return log_prob, entropy
 
     def _score(
-        self, model: "OpenVLA", patches: th.Tensor, prompts: "Prompts", actions: th.Tensor
+        self, model: "OpenVLA", patches: th.Tensor, prompts: Prompts, actions: th.Tensor
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         tokens = actions.reshape(len(patches), -1).to(model.device, th.int64)
         hidden = model.action_hidden(patches, prompts, tokens)
@@ -378,7 +445,7 @@ class OpenVLAPolicy(BasePolicy):
         """
         Score stored tokens under the policy training started from: the adapter switched off, or the frozen copy.
 
-        :return: log-probabilities ``(batch, K)``.
+        :return: Log-probabilities ``(batch, K)``.
         :raises RuntimeError: Under full fine-tuning before :meth:`freeze_reference`.
         """
         images = self._images(obs)
@@ -413,14 +480,14 @@ class OpenVLAPolicy(BasePolicy):
         """
         :param obs: Batch of observations.
         :param deterministic: Greedy tokens instead of sampled ones; their log-probabilities are at temperature 1 then.
-        :return: token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
+        :return: Token ids ``(batch, *action shape)``, values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``.
         """
         tokens, log_prob, hidden = self._generate(obs, 0.0 if deterministic else self.temperature)
         return tokens, self._values(hidden), log_prob.sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """
-        :return: values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
+        :return: Values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
         """
         images = self._images(obs)
         log_prob, entropy, hidden = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
@@ -428,7 +495,7 @@ class OpenVLAPolicy(BasePolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         """
-        :return: values ``(batch, 1)``; zeros without a value head.
+        :return: Values ``(batch, 1)``; zeros without a value head.
         """
         images = self._images(obs)
         if self.value_net is None:
@@ -457,7 +524,7 @@ class OpenVLAPolicy(BasePolicy):
         Token ids to environment actions: bins, the checkpoint's statistics, the gripper's convention, the Box's bounds.
 
         :param scaled_action: Token ids ``(batch, *action shape)``.
-        :return: float32 actions of the same shape.
+        :return: Actions, float32, of the same shape.
         """
         assert isinstance(self.action_space, spaces.Box)
         tokens = np.asarray(scaled_action).reshape(-1, self.n_tokens)
@@ -472,7 +539,7 @@ class OpenVLAPolicy(BasePolicy):
         Environment actions to token ids, as training data is encoded. Not the inverse of sampling: two ids share a bin.
 
         :param action: ``(batch, *action shape)``.
-        :return: int64 token ids of the same shape.
+        :return: Token ids, int64, of the same shape.
         """
         actions = np.asarray(action, dtype=np.float64).reshape(-1, self.n_tokens)
         if self.gripper == "libero":
@@ -486,22 +553,34 @@ class OpenVLAPolicy(BasePolicy):
         Write the adapter alone as a PEFT folder with a model card; PEFT, and ``adapter=``, load it. It fits the checkpoint
         itself: an adapter that training started from is written within it.
 
-        :param folder: Where to.
+        :param folder: Folder to write to.
         :raises ValueError: Under full fine-tuning, or if the adapter that training started from can't be written within it
             (use :meth:`export_merged`).
         """
         if self.lora is None:
             raise ValueError("There is no adapter under lora=None: use export_merged.")
-        from sb3_tgrpo.openvla.lora import export_adapter
+        from sb3_tgrpo.openvla.lora import AdapterRecord, export_adapter
 
-        return export_adapter(
-            self.vla,  # type: ignore[arg-type]
-            folder,
-            self.checkpoint,
-            self.unnorm_key,
-            str(self.assets),
-            self.start_adapter,
+        base = Checkpoint(self.checkpoint)
+        record = AdapterRecord(
+            base=base.name if base.is_tiny or base.is_hub_id else Path(base.name).resolve().name,
+            base_identity=self.model.identity,
+            conventions=self._recorded_conventions(),
+            statistics={self.unnorm_key: self.model.statistics(self.unnorm_key)},
+            temperature=self.temperature,
         )
+        return export_adapter(self.vla, folder, record, self.start_adapter)  # type: ignore[arg-type]
+
+    def _recorded_conventions(self) -> Conventions:
+        return replace(self.conventions, gripper=self.gripper, unnorm_key=self.unnorm_key)
+
+    def config_record(self, **more: Any) -> dict[str, Any]:
+        """
+        Entries of ``config.json`` that record how this policy sees and acts, for ``save_openvla(config=...)``.
+
+        :param more: Further entries below ``sb3_tgrpo``, such as ``sft``.
+        """
+        return {"sb3_tgrpo": {**self.model.config.raw.get("sb3_tgrpo", {}), **self._recorded_conventions().record(), **more}}
 
     def export_merged(
         self, folder: str | os.PathLike[str], dtype: str = "bfloat16", obs: PyTorchObs | None = None
@@ -509,24 +588,22 @@ class OpenVLAPolicy(BasePolicy):
         """
         Write base plus adapter as one checkpoint in the upstream layout.
 
-        :param folder: Where to.
+        :param folder: Folder to write to.
         :param dtype: Precision on disk.
         :param obs: Observations to compare the written checkpoint on.
         :return: With ``obs``, the share of greedy tokens the rounding on disk changes; else None.
         """
-        from sb3_tgrpo.openvla.loading import load_openvla, resolve_dtype
-        from sb3_tgrpo.openvla.lora import export_merged, token_flip_rate
+        from sb3_tgrpo.openvla.loading import resolve_dtype, save_openvla
+        from sb3_tgrpo.openvla.lora import merged_state_dict, token_flip_rate
 
-        ours = dict(self.model.config.raw.get("sb3_tgrpo", {}))
-        if self.assets is not None:
-            ours["assets"] = self.assets
-        config = {"sb3_tgrpo": ours} if ours else {}
-        export_merged(self.model, folder, resolve_dtype(dtype, self.device), config)
+        on_disk = resolve_dtype(dtype, self.device)  # bfloat16, upstream's, rounds the sum of base and adapter
+        weights = merged_state_dict(self.model, on_disk)
+        save_openvla(self.model, folder, state_dict=weights, config=self.config_record(), dtype=on_disk)
         if obs is None:
             return None
         images = self._images(obs)
         pixel_values = self.model.pixel_values(self.model.preprocess(images))
-        written = load_openvla(folder, dtype=self.model.dtype, device=str(self.device))
+        written = Checkpoint(folder).load(self.model.dtype, self.device)
         return token_flip_rate(self.model, written, pixel_values, self._prompts(obs, len(images)).input_ids, self.n_tokens)
 
     def push_to_hub(self, repo_id: str, *, merged: bool = False, private: bool = False) -> str:
@@ -568,3 +645,10 @@ def _take_statistics(module: nn.Module, state_dict: dict[str, Any], prefix: str,
 
 def _rows(images: th.Tensor, rows: list[int]) -> th.Tensor:
     return images if len(rows) == len(images) else images[rows]
+
+
+@cache
+def _log_assumptions(checkpoint: str) -> None:
+    """One line in a process."""
+    if (text := Checkpoint(checkpoint).assumptions()) is not None:
+        logger.warning(text)

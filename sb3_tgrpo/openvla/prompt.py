@@ -1,9 +1,31 @@
 """The prompt OpenVLA was trained with, as token ids."""
 
+from dataclasses import dataclass
 from typing import Any
+
+import torch as th
 
 # The Llama tokenizer's piece for a blank. Training put a space between the prompt and the first action token.
 _BLANK = "▁"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """
+    A batch of prompts, shorter ones padded on the left.
+
+    :param input_ids: ``(batch, length)`` int64 on the model's device.
+    :param padding: Number of padding ids at the start of each row, known to the host.
+    :param offsets: The same numbers on the device, ``(batch, 1)``.
+    """
+
+    input_ids: th.Tensor
+    padding: tuple[int, ...]
+    offsets: th.Tensor
+
+    @property
+    def ragged(self) -> bool:
+        return any(self.padding)
 
 
 def prompt_text(instruction: str) -> str:

@@ -4,7 +4,7 @@
 Two vision towers on 64x64 images, a projector and a Llama, all sizes stated in the configuration and read from it like any
 checkpoint's. What differs from upstream besides the sizes: images are average-pooled instead of passed through JPEG and
 Lanczos, 2x2 neighbouring patches become one visual token, the vocabulary has 1024 + 64 ids (action ids 768..1023), and the
-tokenizer knows the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
+tokenizer has the words of LIBERO's instructions, the prompt's fixed parts, and bytes for everything else.
 
 The weights are random, from a generator of their own. With the default ``lora="language"`` the random vision side stays
 frozen; train the whole model (``lora=None``) before expecting it to see.
@@ -12,19 +12,14 @@ frozen; train the whole model (``lora=None``) before expecting it to see.
 
 import json
 import os
-from typing import Any
 
 import torch as th
 
-from sb3_tgrpo.openvla.config import OpenVLAConfig
+from sb3_tgrpo.openvla.config import TINY_IDENTITY, TINY_SEED, OpenVLAConfig, tiny_config
 from sb3_tgrpo.openvla.images import Normalization
-from sb3_tgrpo.openvla.loading import build_empty, preprocessor_config
+from sb3_tgrpo.openvla.loading import build_empty, preprocessor_config, save_openvla
 from sb3_tgrpo.openvla.model import OpenVLA
 from sb3_tgrpo.openvla.prompt import prompt_text
-
-_SEED = 20250608
-_BASE_VOCABULARY = 1024
-_PADDING = 64
 
 # All words of LIBERO's 130 instructions.
 _WORDS = """
@@ -35,50 +30,19 @@ sauce shelf soup stack stove table the them to tomato top tray turn under up whi
 """.split()
 
 
-def tiny_config() -> dict[str, Any]:
-    """The ``config.json`` of the tiny checkpoint."""
-    return {
-        "model_type": "openvla",
-        "architectures": ["OpenVLAForActionPrediction"],
-        "arch_specifier": "no-align+fused-gelu-mlp",
-        "image_sizes": [64, 64],
-        "n_action_bins": 256,
-        "norm_stats": {},
-        "pad_to_multiple_of": _PADDING,
-        "pad_token_id": _BASE_VOCABULARY,
-        "text_config": {
-            "model_type": "llama", "vocab_size": _BASE_VOCABULARY + _PADDING, "pad_token_id": _BASE_VOCABULARY,
-            "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 4, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-        },
-        "use_fused_vision_backbone": True,
-        "vision_towers": {
-            "featurizer": {
-                "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "init_values": 1.0, "reg_tokens": 4,
-                "img_size": 64,
-            },
-            "fused_featurizer": {
-                "patch_size": 8, "embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 3.7362, "class_token": False,
-                "global_pool": "map", "img_size": 64,
-            },
-        },
-        "sb3_tgrpo": {"preprocessing": "area", "patch_merge": 2, "projector_hidden": 192},
-    }  # fmt: skip
-
-
 def build_tiny() -> OpenVLA:
     """The tiny model, the same at every call; torch's global generator is left alone."""
     half = (0.5, 0.5, 0.5)
     normalization = Normalization(means=(half, half), stds=(half, half))
     model = build_empty(OpenVLAConfig.from_dict(tiny_config(), "the tiny configuration"), normalization)
-    generator = th.Generator().manual_seed(_SEED)
+    generator = th.Generator().manual_seed(TINY_SEED)
     state = {name: _initial(name, tensor, generator) for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
     model.files = {
         "tokenizer.json": tiny_tokenizer_json().encode("utf-8"),
         "preprocessor_config.json": (json.dumps(preprocessor_config(model), indent=2) + "\n").encode(),
     }
-    model.identity = f"tiny-{_SEED}"
+    model.identity = TINY_IDENTITY
     return model
 
 
@@ -143,13 +107,11 @@ def save_tiny(folder: str | os.PathLike[str], n_action_bins: int, assets: str | 
     """
     Write the tiny checkpoint with another number of action bins. Few bins suit few demonstrations.
 
-    :param folder: gets the checkpoint.
-    :param n_action_bins: bins per action dimension, 2 to 256.
-    :param assets: kind that it is to be used with, kept in its configuration.
-    :raises ValueError: if ``n_action_bins`` is out of range.
+    :param folder: Folder to write to.
+    :param n_action_bins: Bins per action dimension, 2 to 256.
+    :param assets: Assets that it is to be used with, recorded in its configuration.
+    :raises ValueError: If ``n_action_bins`` is out of range.
     """
-    from sb3_tgrpo.openvla.loading import save_openvla
-
     config = tiny_config()
     if not 2 <= n_action_bins <= config["n_action_bins"]:
         raise ValueError(

@@ -1,13 +1,14 @@
 """Supervised fine-tuning (behaviour cloning) of OpenVLA policies on demonstrations."""
 
 import json
+import logging
 import os
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,20 +18,51 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import FloatSchedule, configure_logger, set_random_seed
 from torch.nn import functional as F
 
+from sb3_tgrpo.files import atomic_path
+from sb3_tgrpo.openvla.actions import dimension_names
 from sb3_tgrpo.openvla.augment import Augmentation, augment, finish
+from sb3_tgrpo.openvla.conventions import Conventions
 from sb3_tgrpo.openvla.images import LIBERO_SIZE
+from sb3_tgrpo.openvla.loading import resolve_device, resolve_dtype, save_openvla
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.openvla.prompt import prompt_token_ids
-from sb3_tgrpo.sft.dataset import DemonstrationDataset, check_range
-from sb3_tgrpo.sft.loop import Average, Best, FrameStore, Processes, cosine_rate, dimension_names, epoch_order
+from sb3_tgrpo.processes import Processes
+from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.sft.dataset import DemonstrationDataset
+from sb3_tgrpo.sft.loop import BestCheckpoint, FrameStore, ParameterEMA, cosine_rate, epoch_order
+from sb3_tgrpo.sft.settings import SFTSettings
+from sb3_tgrpo.sft.statistics import check_range
 from sb3_tgrpo.version import __version__
 
+logger = logging.getLogger(__name__)
+
 STATE_FILE = "training_state.pt"
+SETTINGS_FILE = "training_settings.json"
 _MEAN_IMAGE_FRAMES = 512
 
 
 class SFTError(RuntimeError):
-    """A training that can't go on, with what to change."""
+    """A training that can't go on, with the remedy."""
+
+
+@dataclass
+class _Run:
+    """
+    A call of :meth:`SFT.learn`.
+
+    :param total_steps: Updates after which the schedule ends.
+    :param last: Update after which this call ends.
+    :param state_file: File of the state for resuming.
+    """
+
+    total_steps: int
+    last: int
+    eval_every: int
+    save_every: int
+    log_interval: int
+    state_file: Path | None
+    callback: Callable[["SFT"], bool | None] | None
+    sums: dict[str, list[float]] = field(default_factory=dict)
 
 
 class SFT:
@@ -51,32 +83,17 @@ class SFT:
     and resumed ends in the same weights as one that is not.
 
     Run under ``accelerate launch`` or ``torchrun``, each process takes its share of every batch and gradients are summed:
-    the update does not depend on the number of processes.
+    the update does not depend on the number of processes. Such a program ends with ``sft.processes.finish()``.
+
+    :class:`~sb3_tgrpo.sft.settings.SFTSettings` describes the arguments from ``learning_rate`` to ``frame_cache_mb``, and
+    ``seed``.
 
     :param policy: ``"OpenVLAPolicy"``, a subclass, or an instance.
     :param dataset: Demonstrations to imitate.
-    :param learning_rate: Peak learning rate; upstream's LoRA fine-tunes use 5e-4.
-    :param batch_size: Frames per update.
-    :param micro_batch_size: Frames per forward and backward pass; gradients are summed, so it changes memory, not the
-        update. None: the whole batch (its share, with several processes).
-    :param schedule: ``"cosine"`` to a hundredth of the learning rate at the end, or ``"constant"`` (upstream).
-    :param warmup_steps: Updates in which the learning rate rises linearly.
-    :param weight_decay: AdamW's. A policy that is already built keeps its own, which this must equal.
-    :param max_grad_norm: Largest norm of the gradient; None for no bound (upstream).
-    :param ema_decay: Decay of an exponential moving average of the trained parameters, which is then what is validated
-        and saved. None for none.
-    :param augmentation: OpenVLA's image augmentation (:mod:`sb3_tgrpo.openvla.augment`).
-    :param center_images: Make the vision towers see differences to the data's mean image (small models of one scene;
-        needs ``lora=None``).
-    :param statistics: ``"data"``: computed from the demonstrations. ``"checkpoint"``: keep the checkpoint's own, so that an
-        adapter still fits the original base.
-    :param validation_fraction: Share of the demonstrations kept out of training for validation; 0 for none.
-    :param frame_cache_mb: Preprocessed frames are kept in memory if all fit in this, and made anew each time otherwise.
     :param tensorboard_log: Folder of the TensorBoard log.
     :param policy_kwargs: Keyword arguments of the policy, such as ``checkpoint`` and ``lora``.
     :param verbose: 0 none, 1 info.
-    :param seed: Of everything random.
-    :param device: "auto", "cpu", "cuda".
+    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
     :raises ValueError: If settings, data and checkpoint do not fit together.
     """
 
@@ -86,82 +103,72 @@ class SFT:
         self,
         policy: str | type[OpenVLAPolicy] | OpenVLAPolicy,
         dataset: DemonstrationDataset,
-        learning_rate: float = 5e-4,
-        batch_size: int = 32,
-        micro_batch_size: int | None = None,
+        learning_rate: float = SFTSettings.learning_rate,
+        batch_size: int = SFTSettings.batch_size,
+        micro_batch_size: int | None = SFTSettings.micro_batch_size,
         *,
-        schedule: Literal["cosine", "constant"] = "cosine",
-        warmup_steps: int = 0,
-        weight_decay: float = 0.01,
-        max_grad_norm: float | None = 1.0,
-        ema_decay: float | None = None,
-        augmentation: bool = False,
-        center_images: bool = False,
-        statistics: Literal["data", "checkpoint"] = "data",
-        validation_fraction: float = 0.1,
-        frame_cache_mb: float = 4096.0,
+        schedule: Literal["cosine", "constant"] = SFTSettings.schedule,
+        warmup_steps: int = SFTSettings.warmup_steps,
+        weight_decay: float = SFTSettings.weight_decay,
+        max_grad_norm: float | None = SFTSettings.max_grad_norm,
+        ema_decay: float | None = SFTSettings.ema_decay,
+        augmentation: bool = SFTSettings.augmentation,
+        center_images: bool = SFTSettings.center_images,
+        statistics: Literal["data", "checkpoint"] = SFTSettings.statistics,
+        validation_fraction: float = SFTSettings.validation_fraction,
+        frame_cache_mb: float = SFTSettings.frame_cache_mb,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
-        seed: int = 0,
+        seed: int = SFTSettings.seed,
         device: str = "auto",
     ) -> None:
-        _check_numbers(learning_rate, batch_size, micro_batch_size, warmup_steps, ema_decay, max_grad_norm)
-        if schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule must be 'cosine' or 'constant', got {schedule!r}.")
-        if statistics not in ("data", "checkpoint"):
-            raise ValueError(f"statistics must be 'data' or 'checkpoint', got {statistics!r}.")
+        self.settings = SFTSettings(
+            learning_rate, batch_size, micro_batch_size, schedule, warmup_steps, weight_decay, max_grad_norm, ema_decay,
+            augmentation, center_images, statistics, validation_fraction, frame_cache_mb, seed,
+        )  # fmt: skip
         self.dataset = dataset
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.micro_batch_size = micro_batch_size
-        self.schedule = schedule
-        self.warmup_steps = warmup_steps
-        self.max_grad_norm = max_grad_norm
-        self.augmentation = augmentation
-        self.center_images = center_images
         self.tensorboard_log = tensorboard_log
         self.verbose = verbose
-        self.seed = seed
         self.num_updates = 0
         self.seconds = 0.0
         """Time spent training, over all runs of a resumed training."""
         self.history: list[dict[str, float]] = []
         """One entry per validation: step, seconds, and the numbers logged as ``val/...``."""
-        self.processes = Processes(device)
+        self.processes = Processes(resolve_device(device))
         self.training, self.validation = dataset.split(validation_fraction, seed)
         self._train_frames = np.concatenate([dataset.frames_of(k) for k in self.training])
         self._validation_frames = np.concatenate([dataset.frames_of(k) for k in self.validation] or [np.array([], dtype=int)])
         if batch_size > len(self._train_frames):
-            raise ValueError(f"batch_size={batch_size} exceeds the {len(self._train_frames)} training frames.")
+            raise ValueError(f"batch_size={batch_size} exceeds the {len(self._train_frames)} training frames: lower it.")
         set_random_seed(seed)  # LoRA's initial values come from torch's global generator
-        self.policy = self._make_policy(policy, statistics, weight_decay, policy_kwargs or {})
+        self.policy = self._make_policy(policy, policy_kwargs or {})
         self.policy.to(self.processes.device)
-        self._check_policy(statistics)
+        self._check_policy()
         self.tokens = th.from_numpy(self.policy.scale_action(dataset.actions))
         self._frames = FrameStore(dataset, self.policy, frame_cache_mb)
         if center_images:
             self._subtract_mean_image()
         self._trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad and "value_net" not in name}
-        self.average = Average(self._trained, ema_decay) if ema_decay is not None else None
-        self._best = Best()
+        self.average = ParameterEMA(self._trained, ema_decay) if ema_decay is not None else None
+        self._best = BestCheckpoint()
         self._restored: dict[str, float] | None = None
         self._logger: Logger | None = None
         self._prompt_ids: dict[str, list[int]] = {}
         self._fixed_settings = {
-            "policy_kwargs": json.loads(json.dumps(policy_kwargs or {}, default=str)), "learning_rate": learning_rate,
-            "batch_size": batch_size, "schedule": schedule, "warmup_steps": warmup_steps,
+            **asdict(self.settings),
+            "policy_kwargs": json.loads(json.dumps(policy_kwargs or {}, default=str)),
             "weight_decay": _weight_decay(self.policy),  # policy_kwargs may hold another one
-            "max_grad_norm": max_grad_norm, "ema_decay": ema_decay, "augmentation": augmentation,
-            "center_images": center_images, "statistics": statistics, "validation_fraction": validation_fraction,
-            "seed": seed, "demonstrations": dataset.fingerprint, "base": bytes(self.policy.base_identity.tolist()).hex(),
-        }  # fmt: skip
+            "demonstrations": dataset.fingerprint,
+            "base": bytes(self.policy.base_identity.tolist()).hex(),
+        }
+        for name in ("micro_batch_size", "frame_cache_mb"):  # results do not depend on them
+            del self._fixed_settings[name]
 
     # ------------------------------------------------------------------ construction
 
-    def _make_policy(
-        self, policy: str | type[OpenVLAPolicy] | OpenVLAPolicy, statistics: str, weight_decay: float, kwargs: dict[str, Any]
-    ) -> OpenVLAPolicy:
+    def _make_policy(self, policy: str | type[OpenVLAPolicy] | OpenVLAPolicy, kwargs: dict[str, Any]) -> OpenVLAPolicy:
+        weight_decay, from_data = self.settings.weight_decay, self.settings.statistics == "data"
         if isinstance(policy, OpenVLAPolicy):
             if kwargs:
                 raise ValueError(f"policy_kwargs={kwargs} have no effect on a policy that is already built: pass its class.")
@@ -171,21 +178,31 @@ class SFT:
                     f"weight_decay={weight_decay} has no effect on a policy that is already built, whose optimizer has {own}: "
                     f"pass weight_decay={own}, or the policy's class."
                 )
-            if statistics == "data":
+            if from_data:
                 policy.set_statistics({self.dataset.name: self.dataset.statistics})
+            policy.conventions = self._conventions().over(policy.conventions)
             return policy
         if policy == "OpenVLAPolicy":
             policy = OpenVLAPolicy
         if not (isinstance(policy, type) and issubclass(policy, OpenVLAPolicy)):
             raise ValueError(f"policy must be 'OpenVLAPolicy', a subclass or an instance of it, got {policy!r}.")
-        settings = {"value_head": False, "gripper": self.dataset.gripper, "device": str(self.processes.device), **kwargs}
-        if statistics == "data":
+        settings = {
+            "value_head": False, "gripper": self.dataset.gripper, "device": str(self.processes.device),
+            "conventions": self._conventions(), **kwargs,
+        }  # fmt: skip
+        if from_data:
             settings["statistics"] = {self.dataset.name: self.dataset.statistics}
         settings["optimizer_kwargs"] = {"weight_decay": weight_decay, **(kwargs.get("optimizer_kwargs") or {})}
         spaces = self.dataset.observation_space, self.dataset.action_space
-        return policy(*spaces, FloatSchedule(self.learning_rate), **settings)
+        return policy(*spaces, FloatSchedule(self.settings.learning_rate), **settings)
 
-    def _check_policy(self, statistics: str) -> None:
+    def _conventions(self) -> Conventions:
+        """What the demonstrations mean, which the checkpoint records."""
+        data = self.dataset
+        key = data.name if self.settings.statistics == "data" else None
+        return Conventions(data.assets, data.gripper, data.image_key.removeprefix("obs/"), data.image_shape[:2], key)
+
+    def _check_policy(self) -> None:
         policy, dataset = self.policy, self.dataset
         if policy.gripper != dataset.gripper:
             raise ValueError(f"The policy has gripper={policy.gripper!r}, the dataset gripper={dataset.gripper!r}: use one.")
@@ -194,7 +211,7 @@ class SFT:
                 f"The policy's actions have {policy.n_tokens} dimensions, the dataset's {dataset.actions.shape[1]}: this is a "
                 "dataset for another action space."
             )
-        if statistics == "checkpoint":
+        if self.settings.statistics == "checkpoint":
             source = f"The checkpoint {policy.checkpoint!r} ({policy.unnorm_key})"
             check_range(policy.model.statistics(policy.unnorm_key), dataset.actions, dataset.gripper, source)
         config, (height, width) = policy.model.config, dataset.image_shape[:2]
@@ -205,7 +222,7 @@ class SFT:
             )
         if min(height, width) < config.image_size:
             raise ValueError(f"The model reads {config.image_size} pixels, the demonstrations have {height}x{width}.")
-        if self.center_images and policy.lora is not None:
+        if self.settings.center_images and policy.lora is not None:
             raise ValueError("center_images=True changes the base's weights, which needs lora=None.")
 
     def _subtract_mean_image(self) -> None:
@@ -254,92 +271,107 @@ class SFT:
         Train.
 
         :param total_steps: Updates in all; the learning rate's schedule ends there.
-        :param folder: Where the state for resuming goes. None: nowhere.
-        :param resume: Go on from the state in ``folder`` if there is one.
+        :param folder: Folder of the state for resuming. None: no state is kept.
+        :param resume: Whether to go on from the state in ``folder``, if there is one. A damaged state counts as none.
         :param eval_every: Updates between validations; None: a twentieth of the training.
         :param save_every: Updates between writes of the state; None: at each validation.
-        :param patience: Stop after so many validations without a lower validation loss, and return to the best weights.
+        :param patience: Number of validations without a lower validation loss after which training stops. The best weights are
+            then restored.
         :param log_interval: Updates between log entries.
-        :param callback: Called after each validation; training stops if it returns False.
-        :param progress_bar: Show one (needs tqdm).
-        :param stop_at: Stop after this update, to resume later with the same schedule.
+        :param callback: Function that is called after each validation; training stops if it returns False.
+        :param progress_bar: Whether to show a progress bar (needs tqdm).
+        :param stop_at: Update after which to stop, to resume later with the same schedule.
         :return: Itself.
-        :raises ValueError: If ``folder`` holds the state of a different configuration, or of any without ``resume``.
+        :raises ValueError: If ``folder`` holds the state of other settings, or of any without ``resume``.
         :raises SFTError: If a gradient is not finite.
         """
-        _check_learn(total_steps, eval_every, save_every, patience, log_interval, len(self._validation_frames))
-        fixed = {**self._fixed_settings, "total_steps": total_steps}
-        state_file = Path(folder) / STATE_FILE if folder is not None else None
-        if resume and state_file is None:
-            raise ValueError("resume=True needs the folder to resume from.")
-        if state_file is not None and state_file.exists():
-            if not resume:
-                raise ValueError(f"{state_file.parent} holds a training already: pass resume=True, or another folder.")
-            self._load_state(state_file, fixed)
+        counts = {"total_steps": total_steps, "eval_every": eval_every, "save_every": save_every, "patience": patience}
+        for name, value in {**counts, "log_interval": log_interval}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: it must be at least 1.")
+        if patience is not None and not len(self._validation_frames):
+            raise ValueError(f"patience={patience} needs validation data: pass validation_fraction above 0.")
         eval_every = eval_every or max(total_steps // 20, 1)
-        best = self._best
-        best.begin(patience)
+        last, state_file = min(total_steps, stop_at or total_steps), Path(folder) / STATE_FILE if folder is not None else None
+        run = _Run(total_steps, last, eval_every, save_every or eval_every, log_interval, state_file, callback)
+        self._open(run, resume)
+        self._best.begin(patience)
         self._restored = None
-        sums: dict[str, list[float]] = {}
-        last = min(total_steps, stop_at or total_steps)
-        bar = _progress(last, self.num_updates) if progress_bar and self.processes.is_main else None
         began = time.perf_counter() - self.seconds
         self.policy.set_training_mode(True)
-        while self.num_updates < last and not best.patience_is_over:
-            for key, value in self._update(total_steps).items():
-                sums.setdefault(key, []).append(value)
-            self.seconds = time.perf_counter() - began
-            at = self.num_updates
-            if bar is not None:
-                bar.update()
-            if at % log_interval == 0 or at == last:
-                self._log_training(sums)
-                sums = {}
-            done = at == last
-            if at % eval_every == 0 or done:
-                if len(self._validation_frames):
-                    metrics = self.validate()
-                    self.history.append({"step": at, "seconds": self.seconds, **metrics})
-                    best.offer(self.history[-1], self._snapshot)
-                    self._log_validation(metrics)
-                if callback is not None and callback(self) is False:
-                    done = True
-                self.policy.set_training_mode(True)
-            if state_file is not None and (at % (save_every or eval_every) == 0 or done or best.patience_is_over):
-                self._save_state(state_file, fixed)
-            if done:
-                break
-        if bar is not None:
-            bar.close()
-        if best.patience_is_over and best.weights:
-            self._restore(best)
+        with _progress(last, self.num_updates) if progress_bar and self.processes.is_main else nullcontext() as bar:
+            done = False
+            while self.num_updates < last and not self._best.patience_is_over and not done:
+                for key, number in self._update(total_steps).items():
+                    run.sums.setdefault(key, []).append(number)
+                self.seconds = time.perf_counter() - began
+                if bar is not None:
+                    bar.update()
+                done = self._validate_and_save(run)
+        if self._best.patience_is_over and self._best.weights:
+            self._restore(self._best)
         self.policy.set_training_mode(False)
         return self
 
+    def _open(self, run: _Run, resume: bool) -> None:
+        """Claim the folder for these settings, and go on from its state."""
+        if run.state_file is None:
+            if resume:
+                raise ValueError("resume=True needs the folder to resume from: pass folder.")
+            return
+        folder, exists = run.state_file.parent, run.state_file.exists()
+        if exists and not resume:
+            raise ValueError(f"{folder} holds a training already: pass resume=True, or another folder.")
+        if self.processes.is_main:
+            settings = {**self._fixed_settings, "total_steps": run.total_steps}
+            RunFolder(folder).claim(SETTINGS_FILE, settings, results=[STATE_FILE])
+        if exists:
+            self._load_state(run.state_file)
+
+    def _validate_and_save(self, run: _Run) -> bool:
+        """What is due after an update: log entry, validation, state. Returns whether training ends."""
+        at = self.num_updates
+        done = at == run.last
+        if at % run.log_interval == 0 or done:
+            self._log_training(run.sums)
+            run.sums = {}
+        if at % run.eval_every == 0 or done:
+            if len(self._validation_frames):
+                metrics = self.validate()
+                self.history.append({"step": at, "seconds": self.seconds, **metrics})
+                self._best.offer(self.history[-1], self._snapshot)
+                self._log_validation(metrics)
+            if run.callback is not None and run.callback(self) is False:
+                done = True
+            self.policy.set_training_mode(True)
+        if run.state_file is not None and (at % run.save_every == 0 or done or self._best.patience_is_over):
+            self._save_state(run.state_file)
+        return done
+
     def _rate(self, total_steps: int) -> float:
-        rate = self.learning_rate * min(1.0, (self.num_updates + 1) / (self.warmup_steps + 1))
-        return rate if self.schedule == "constant" else rate * cosine_rate(self.num_updates / total_steps)
+        settings = self.settings
+        rate = settings.learning_rate * min(1.0, (self.num_updates + 1) / (settings.warmup_steps + 1))
+        return rate if settings.schedule == "constant" else rate * cosine_rate(self.num_updates / total_steps)
 
     def _batch(self, step: int) -> np.ndarray:
         """Frames of one update: consecutive batches of shuffled epochs."""
-        frames = self._train_frames
-        per_epoch = len(frames) // self.batch_size
-        epoch, position = divmod(step, per_epoch)
-        order = epoch_order(len(frames), self.seed, epoch)
-        return frames[order[position * self.batch_size : (position + 1) * self.batch_size]]
+        frames, size = self._train_frames, self.settings.batch_size
+        epoch, position = divmod(step, len(frames) // size)
+        order = epoch_order(len(frames), self.settings.seed, epoch)
+        return frames[order[position * size : (position + 1) * size]]
 
     def _update(self, total_steps: int) -> dict[str, float]:
-        batch = self._batch(self.num_updates)
+        settings, batch = self.settings, self._batch(self.num_updates)
         optimizer = self.policy.optimizer
         rate = self._rate(total_steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        generator = th.Generator().manual_seed((self.seed * 1_000_003 + self.num_updates) % 2**63)
-        draw = Augmentation.draw(len(batch), generator) if self.augmentation else None
+        generator = th.Generator().manual_seed((settings.seed * 1_000_003 + self.num_updates) % 2**63)
+        draw = Augmentation.draw(len(batch), generator) if settings.augmentation else None
         n_tokens = len(batch) * self.policy.n_tokens
         totals = th.zeros(2, dtype=th.float64, device=self.policy.device)
-        for rows in self.processes.share(len(batch), self.micro_batch_size):
+        for rows in self.processes.share(len(batch), settings.micro_batch_size):
             logits, target = self._logits(batch[rows], draw[rows] if draw is not None else None)
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / n_tokens
             loss.backward()
@@ -347,7 +379,7 @@ class SFT:
         parameters = list(self._trained.values())
         self.processes.sum_gradients(parameters)
         self.processes.sum_(totals)
-        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf"))
+        norm = th.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
         if not th.isfinite(norm):
             raise SFTError(
                 f"The gradient is not finite at update {self.num_updates + 1} (loss {float(totals[0]):.4g}): lower the "
@@ -394,7 +426,7 @@ class SFT:
         n_dimensions = self.policy.n_tokens
         totals = th.zeros(4, n_dimensions, dtype=th.float64, device=self.policy.device)
         with self.averaged_weights():
-            for rows in self.processes.share(len(frames), self.micro_batch_size or self.batch_size):
+            for rows in self.processes.share(len(frames), self.settings.micro_batch_size or self.settings.batch_size):
                 part = frames[rows]
                 logits, target = self._logits(part)
                 log_prob = logits.log_softmax(-1)
@@ -416,7 +448,7 @@ class SFT:
     def _log_training(self, sums: dict[str, list[float]]) -> None:
         for key, values in sums.items():
             self.logger.record(f"train/{key}", float(np.mean(values)))
-        self.logger.record("train/epoch", self.num_updates * self.batch_size / len(self._train_frames))
+        self.logger.record("train/epoch", self.num_updates * self.settings.batch_size / len(self._train_frames))
         self.logger.record("time/seconds", self.seconds)
         self.logger.dump(self.num_updates)
 
@@ -441,18 +473,17 @@ class SFT:
         return {name: tensor.detach().clone() for name, tensor in source.items()}
 
     @th.no_grad()
-    def _restore(self, best: Best) -> None:
+    def _restore(self, best: BestCheckpoint) -> None:
         for name, tensor in best.weights.items():
             self._trained[name].copy_(tensor)
             if self.average is not None:
                 self.average.values[name].copy_(tensor)
         self._restored = best.entry
 
-    def _save_state(self, path: Path, fixed: dict[str, Any]) -> None:
+    def _save_state(self, path: Path) -> None:
         if not self.processes.is_main:
             return
         state = {
-            "settings": json.dumps(fixed),
             "num_updates": self.num_updates,
             "seconds": self.seconds,
             "history": json.dumps(self.history),
@@ -461,22 +492,19 @@ class SFT:
             "optimizer": self.policy.optimizer.state_dict(),
             "best": self._best.state(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            th.save(state, file)
-        os.replace(file.name, path)
+        with atomic_path(path) as unfinished:
+            th.save(state, unfinished)
 
     @th.no_grad()
-    def _load_state(self, path: Path, fixed: dict[str, Any]) -> None:
+    def _load_state(self, path: Path) -> None:
         try:
-            state = th.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # what the system refuses is no damage
+                state = th.load(file, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
         except Exception as error:  # by kind of damage: RuntimeError, EOFError, UnpicklingError
-            raise ValueError(f"{path} is damaged ({error}): delete it to start again.") from error
-        saved = json.loads(state["settings"])
-        differing = [key for key in fixed if json.loads(json.dumps(fixed[key])) != saved.get(key)]
-        if differing:
-            pairs = "; ".join(f"{key} was {saved.get(key)!r}, is {fixed[key]!r}" for key in differing)
-            raise ValueError(f"{path} belongs to a different configuration: {pairs}. Resume with the same, or start anew.")
+            logger.warning("%s is damaged (%s): the training starts anew.", path, str(error).partition("\n")[0])
+            return
         for name, tensor in state["parameters"].items():
             self._trained[name].copy_(tensor)
         if self.average is not None:
@@ -485,21 +513,20 @@ class SFT:
         self.policy.optimizer.load_state_dict(state["optimizer"])
         self.num_updates, self.seconds = int(state["num_updates"]), float(state["seconds"])
         self.history = json.loads(state["history"])
-        self._best.load_state(state["best"], self.history)
+        self._best.load_state(state["best"])
 
     def save_checkpoint(self, folder: str | os.PathLike[str], *, dtype: str | None = None, command: str | None = None) -> Path:
         """
         Write the policy as a checkpoint folder in the upstream layout, adapters merged, with the averaged weights if there
-        are any. ``config.json`` records under ``sb3_tgrpo`` the assets, and under ``sb3_tgrpo.sft`` the demonstrations, the
-        settings, the command, and the number of updates and the validation of the weights that are written: the best ones,
-        if ``patience`` ended the training, else the last.
+        are any. ``config.json`` records under ``sb3_tgrpo`` the data's conventions (assets, gripper, camera, image size,
+        statistics), and under ``sb3_tgrpo.sft`` the demonstrations, the settings, the command, and the number of updates and
+        the validation of the weights that are written: the best ones, if ``patience`` ended the training, else the last.
 
-        :param folder: Created if needed.
+        :param folder: Checkpoint folder, created if needed.
         :param dtype: Precision on disk; None = the model's.
-        :param command: What made it; None = this process's command line.
+        :param command: Command that made it; None = this process's command line.
         :return: The folder.
         """
-        from sb3_tgrpo.openvla.loading import resolve_dtype, save_openvla
         from sb3_tgrpo.openvla.lora import merged_state_dict
 
         policy = self.policy
@@ -516,58 +543,21 @@ class SFT:
             "seconds": round(self.seconds, 1),
             "validation": validation or None,
         }
-        ours = {**model.config.raw.get("sb3_tgrpo", {}), "assets": self.dataset.assets, "sft": record}
         stats = {policy.unnorm_key: model.statistics(policy.unnorm_key)}
         if not self.processes.is_main:
             return Path(folder)
         # Written inside: on the CPU in float32 the merged weights are the parameters themselves, not copies.
         with self.averaged_weights():
             weights = merged_state_dict(model, on_disk)
-            changes = {"sb3_tgrpo": ours}
-            return save_openvla(model, folder, state_dict=weights, config=changes, norm_stats=stats, dtype=on_disk)
+            config = policy.config_record(sft=record)
+            return save_openvla(model, folder, state_dict=weights, config=config, norm_stats=stats, dtype=on_disk)
 
 
 def _weight_decay(policy: OpenVLAPolicy) -> float:
     return float(policy.optimizer.param_groups[0].get("weight_decay", 0.0))
 
 
-def _progress(total: int, initial: int) -> Any:
+def _progress(total: int, initial: int) -> AbstractContextManager[Any]:
     from tqdm import tqdm
 
     return tqdm(total=total, initial=initial, unit="update")
-
-
-def _check_numbers(
-    learning_rate: float,
-    batch_size: int,
-    micro_batch_size: int | None,
-    warmup_steps: int,
-    ema_decay: float | None,
-    max_grad_norm: float | None,
-) -> None:
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be positive, got {learning_rate}.")
-    if batch_size < 1 or (micro_batch_size is not None and micro_batch_size < 1):
-        raise ValueError(f"batch_size and micro_batch_size must be positive, got {batch_size} and {micro_batch_size}.")
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps must be at least 0, got {warmup_steps}.")
-    if ema_decay is not None and not 0 < ema_decay < 1:
-        raise ValueError(f"ema_decay must be between 0 and 1, or None for no average, got {ema_decay}.")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm must be positive, or None for no bound, got {max_grad_norm}.")
-
-
-def _check_learn(
-    total_steps: int,
-    eval_every: int | None,
-    save_every: int | None,
-    patience: int | None,
-    log_interval: int,
-    n_validation: int,
-) -> None:
-    counts = {"total_steps": total_steps, "eval_every": eval_every, "save_every": save_every, "patience": patience}
-    for name, value in {**counts, "log_interval": log_interval}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be positive, got {value}.")
-    if patience is not None and n_validation == 0:
-        raise ValueError("patience needs validation data: pass validation_fraction above 0.")

@@ -4,7 +4,7 @@ from sb3_tgrpo.lazy import lazy_attributes
 
 _MODULES = {
     "GRIDS": "sb3_tgrpo.study.methods",
-    "Study": "sb3_tgrpo.study.runner",
+    "Study": "sb3_tgrpo.study.design",
     "run_study": "sb3_tgrpo.study.runner",
 }
 

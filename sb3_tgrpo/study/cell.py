@@ -19,11 +19,13 @@ def _end_with_parent() -> None:
 
 def main(folder: str) -> int:
     """
-    Run what the folder's ``cell.json`` says.
+    Run the configuration in the folder's ``cell.json``.
 
-    :return: exit status.
+    :param folder: Folder of the cell.
+    :return: Exit status.
     """
-    from sb3_tgrpo.train.job import TrainingError, run_training
+    from sb3_tgrpo.train.errors import TrainingError
+    from sb3_tgrpo.train.job import run_training
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     config = TrainConfig.from_dict(json.loads((Path(folder) / "cell.json").read_text(encoding="utf-8")))

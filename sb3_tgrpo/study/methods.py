@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from sb3_tgrpo.evaluation.results import task_name
 from sb3_tgrpo.train.config import TrainConfig, check_used, parse_setting
 
-START = "SFT"
-"""The start policy as it is: what everything is compared with, so part of every grid."""
+BASE = "SFT"
+"""The base policy as it is: what everything is compared with, so part of every grid."""
 
 
 @dataclass(frozen=True)
@@ -15,14 +16,14 @@ class Grid:
     """
     A named study.
 
-    :param methods: see :func:`settings_of`.
-    :param text: what it is for.
-    :param n_tasks: tasks by default, the first of :data:`TASKS`.
-    :param axis: what the methods vary, where that is one number or choice.
+    :param methods: Names of methods, as for :func:`settings_of`.
+    :param description: Purpose of the study.
+    :param n_tasks: Number of tasks by default, the first of :data:`TASKS`.
+    :param axis: Name of the number or choice that the methods vary; empty if they vary several.
     """
 
     methods: tuple[str, ...]
-    text: str
+    description: str
     n_tasks: int = 1
     axis: str = ""
 
@@ -37,11 +38,11 @@ RECIPE_VARIANTS = (
 )  # fmt: skip
 TUNED = ("PPO", "GRPO", "TGRPO")
 TUNED_BY = "T=1"
-"""The way of playing by which tuned learning rates are chosen."""
+"""Decoding by which tuned learning rates are chosen."""
 TASKS = ("libero_object-9", "libero_object-3")
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    START: {"algo": "sft"},
+    BASE: {"algo": "sft"},
     "PPO": {"algo": "ppo"},
     "GRPO": {"alpha_step": 0.0, "alpha_traj": 1.0, "outcome_reward": "success", "stop_on": "never"},
     "TGRPO": {},
@@ -55,7 +56,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "TRPO": {"algo": "trpo"},
     "RecurrentPPO": {"algo": "recurrent_ppo"},
 }
-"""What each method changes of the recipe; those named ``TGRPO-...`` change what TGRPO has in a study."""
+"""What each method changes of the recipe; methods named ``TGRPO-...`` change what TGRPO has in a study."""
 
 METHODS = (
     *SETTINGS,
@@ -63,24 +64,24 @@ METHODS = (
     *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS),
     *(f"TGRPO-N={n}" for n in GROUP_SIZES),
 )
-"""Names that are part of a grid or may be; :func:`settings_of` knows more."""
+"""Names that are or may be part of a grid; :func:`settings_of` takes more."""
 
 GRIDS: dict[str, Grid] = {
-    "table1": Grid((START, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
-    "preferences": Grid((START, "DPO", "TPO", "TGRPO"), "the paper's own baselines: DPO and GRAPE's objective (Table I)"),
+    "table1": Grid((BASE, "PPO", "GRPO", "TGRPO"), "the main comparison (paper, Table I)", 2),
+    "preferences": Grid((BASE, "DPO", "TPO", "TGRPO"), "the paper's own baselines: DPO and GRAPE's objective (Table I)"),
     "ablation": Grid(
-        (START, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
+        (BASE, "TGRPO", "TGRPO-step", "TGRPO-trajectory", "TGRPO-success", "TGRPO-never", "TGRPO-sparse"),
         "one level alone, the stop rule, the sparse reward (paper, Table II)",
     ),
-    "payment": Grid((START, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "how the reward is paid", axis="payment"),
-    "alpha": Grid((START, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
-    "group-size": Grid((START, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
+    "payment": Grid((BASE, *(f"TGRPO-payment={payment}" for payment in PAYMENTS)), "payment of the reward", axis="payment"),
+    "alpha": Grid((BASE, *(f"TGRPO-alpha={alpha:g}" for alpha in ALPHAS)), "alpha_1 (paper, Fig. 5)", axis="alpha_1"),
+    "group-size": Grid((BASE, *(f"TGRPO-N={n}" for n in GROUP_SIZES)), "N (paper, Fig. 5)", axis="N"),
     "recipe": Grid(
-        (START, "TGRPO", *RECIPE_VARIANTS), "the main job's settings, one changed at a time (docs/results/main_job.md)"
+        (BASE, "TGRPO", *RECIPE_VARIANTS), "the default recipe, one setting changed at a time (docs/results/main_job.md)"
     ),
-    "references": Grid((START, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from nothing"),
+    "references": Grid((BASE, "TGRPO", "TRPO", "RecurrentPPO"), "learners that are no VLA and start from random weights"),
     "tuning": Grid(
-        (START, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
+        (BASE, *(f"{method}@{rate:g}" for method in TUNED for rate in RATES)),
         "learning rates, as many trials for each method, on a task outside the tables",
     ),
 }
@@ -91,10 +92,10 @@ class MethodName:
     """
     A method's name, taken apart: ``GRPO-kl_coef=0.04@3`` is GRPO, one change and three times the learning rate.
 
-    :param text: the whole of it.
-    :param base: a key of :data:`SETTINGS`.
-    :param changes: names and values, as text.
-    :param factor: of the learning rate, as text; empty without one.
+    :param text: The whole name.
+    :param base: Key of :data:`SETTINGS`.
+    :param changes: Names and values of settings, as text.
+    :param factor: Factor of the learning rate, as text; empty without one.
     """
 
     text: str
@@ -104,9 +105,7 @@ class MethodName:
 
     @classmethod
     def of(cls, method: str) -> "MethodName":
-        """
-        :raises ValueError: if there is no such method.
-        """
+        """Take a name apart; an unknown one is refused."""
         name, _, factor = method.partition("@")
         base, *changes = re.split(r"-(?=[A-Za-z_]+=)", name)
         if base not in SETTINGS or "/" in name:  # the name is also that of a folder
@@ -122,12 +121,7 @@ class MethodName:
         return ("TGRPO", self.base) if self.base.startswith("TGRPO-") else (self.base,)
 
     def changed(self, config: TrainConfig) -> dict[str, Any]:
-        """
-        What follows the name that a method is known by, as settings.
-
-        :param config: what it has by that name.
-        :raises ValueError: for a setting that there is not, or that the method does not use.
-        """
+        """Settings that the changes and the factor in the name stand for; refuses what the method does not use."""
         settings: dict[str, Any] = {}
         try:
             for key, text in self.changes:
@@ -149,11 +143,11 @@ def settings_of(method: str, config: TrainConfig) -> dict[str, Any]:
     """
     What a method changes in the configuration.
 
-    :param method: a name in :data:`METHODS`, one with other settings (``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
-        ``NAME-<setting>=<value>`` with a setting of the main job, several one after the other), or any of these followed by
-        ``@<factor>``, which multiplies the learning rate.
-    :param config: what it changes.
-    :raises ValueError: if there is no such method, or it has no such setting.
+    :param method: Name in :data:`METHODS`, or one with other settings: ``NAME-N=<group size>``, ``NAME-alpha=<alpha_1>``,
+        ``NAME-<setting>=<value>`` with a setting of ``sb3-tgrpo train``, several one after the other. ``@<factor>`` at the end
+        multiplies the learning rate.
+    :param config: Configuration to change.
+    :raises ValueError: If there is no such method, or it has no such setting.
     """
     name = MethodName.of(method)
     settings = SETTINGS[name.base]
@@ -187,5 +181,5 @@ def _group_size(text: str, config: TrainConfig) -> dict[str, Any]:
 
 
 def short_name(env: str) -> str:
-    """``libero_object-3`` of ``LIBERO/libero_object-3-v0``; fit for a folder."""
-    return env.removeprefix("LIBERO/").removesuffix("-v0").replace("/", "_").replace(":", "_")
+    """``libero_object-3`` for ``LIBERO/libero_object-3-v0``; of other ids what is fit for a folder."""
+    return re.sub("[/:]", "_", task_name(env).removesuffix("-v0"))

@@ -1,57 +1,48 @@
-"""What a study found: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
+"""Results of a study: a table like the paper's I and II and a plot like its Fig. 5, from the cells that are finished."""
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from sb3_tgrpo.evaluation.comparison import Rate, paired_comparison
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.evaluation.comparison import FEWEST, paired_comparison
 from sb3_tgrpo.evaluation.results import Evaluation
-from sb3_tgrpo.evaluation.statistics import bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
+from sb3_tgrpo.evaluation.statistics import Rate, bootstrap_interval, iqm_of_cells, mean_of_tasks, ranks
 from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.run_folder import RunFolder, now
-from sb3_tgrpo.study.methods import GRIDS, START, short_name
-from sb3_tgrpo.study.runner import Cell, Study
+from sb3_tgrpo.study.design import Cell, Study, cell_results
+from sb3_tgrpo.study.methods import BASE, GRIDS, short_name
 from sb3_tgrpo.train.job import SETUP_FILE
 from sb3_tgrpo.train.plots import BLUE, GREY, new_figure, png
-from sb3_tgrpo.train.stages import mode_name
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 PROTOCOL = (
-    "Success on stored starts by the last policy of each run. In brackets 95 % intervals: Wilson's for a task (episodes taken "
-    "as independent); for IQM, the interquartile mean over (task, seed) cells, and in the plots for the mean, which is over "
-    "tasks and of each task over seeds, a bootstrap that draws the seeds of each task; for the difference to SFT, a bootstrap "
-    "over starts, played by both policies (other starts, these trained policies), and where each task has three seeds or more "
-    "one over each task's runs (other trainings, these starts). Ranks are averaged over tasks. "
-    "Steps of a success are medians, task by task. "
+    "Success in % on stored initial states, by the last policy of each run. In brackets 95 % intervals: Wilson's for a task, "
+    "as if episodes were independent. IQM is the interquartile mean over (task, seed) cells; the mean is over tasks, and of "
+    "each task over seeds. Their intervals (the mean's in the plots) come from a bootstrap that draws the seeds of each task. "
+    "The difference to SFT is in percentage points. Its first interval draws initial states, played by both policies: other "
+    "initial states, these trained policies. Where each task has three seeds or more, a second one draws each task's runs: "
+    "other trainings, these initial states. Ranks are averaged over tasks. Steps of a success are medians, task by task. "
     "Greedy play of SFT is the same evaluation for all seeds: it counts once, and has no interval over seeds."
 )
 
-FEWEST_SEEDS = 3
+FEWEST_SEEDS = FEWEST["evaluation"]
 """With fewer seeds of a task than this an interval over runs would be that of a handful of values; none is shown."""
 
 VERSUS = (
-    "Each row's success minus each column's, in points: on the cells that both have, whose number comes last, paired start by "
-    "start, with the same intervals. Two runs say little of a method, whatever the interval over starts."
+    "Each row's success minus each column's, in percentage points, on the cells that both have (their number comes last), "
+    "paired by initial state, with the same intervals. Two runs say little of a method, whatever the first interval."
 )
 
 
 def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
-    """
-    Write ``results.json``, ``table.md`` and plots of the cells that are finished, into the grid's folder.
-
-    :param study: what was to be run.
-    :param root: the studies' folder.
-    :return: what ``results.json`` holds.
-    """
+    """Write ``results.json``, ``table.md`` and plots of the cells that are finished into the grid's folder."""
     cells = study.cells()
-    finished = {cell: root.read(f"{cell.name}/results.json") for cell in cells}
+    finished = {cell: cell_results(cell, root) for cell in cells}
     modes = {}
     for temperature in study.config.evaluation.eval_temperatures:
-        name = mode_name(temperature)
+        name = str(Decoding(temperature))
         file = f"evaluations/after_{name.replace('=', '')}/evaluation.json"
         found = {cell: Evaluation.load(root / cell.name / file) for cell, result in finished.items() if result is not None}
         modes[name] = summarise(found, study)
@@ -76,8 +67,8 @@ def write_results(study: Study, root: RunFolder) -> dict[str, Any]:
 
 def _cell(cell: Cell, result: dict[str, Any], root: RunFolder) -> dict[str, Any]:
     """
-    ``timesteps`` beyond the budget is the rest of the rollout in which it was reached; ``reward`` is the digest of the reward
-    program, None where there was none or it was not recorded yet.
+    ``timesteps`` beyond the budget are the rest of the rollout in which it was reached. ``reward`` is the digest of the reward
+    program; None without one, or in older records.
     """
     return {
         "env": cell.env,
@@ -97,22 +88,22 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
     """
     Rows of a table.
 
-    :param found: evaluations of the finished cells, of one way of playing.
-    :param study: the order of tasks, methods and seeds.
-    :return: by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank``, ``vs_sft`` and
-        ``versus``. Both intervals, ``iqm`` and ``rank`` are None where a task is missing, the intervals also where a task has
-        but one evaluation, which says nothing of other seeds; ``vs_sft`` is None for SFT itself, or where nothing can be
-        paired; ``versus`` is the same against the other trained methods, by name, where there is something to pair.
+    :param found: Evaluations of the finished cells, of one decoding.
+    :param study: Order of tasks, methods and seeds.
+    :return: Rows by method: ``tasks`` (by id), ``mean``, ``mean_interval``, ``iqm``, ``iqm_interval``, ``rank``, ``vs_sft``,
+        ``versus``. Without one of the tasks ``iqm``, ``rank`` and both intervals are None. The intervals are None also where a
+        task has one evaluation, which cannot represent other seeds. ``vs_sft`` is None for SFT itself, or where nothing can be
+        paired. ``versus`` is the same against the other trained methods, by name, where there is something to pair.
     """
     by_key = {(cell.method, cell.env, cell.seed): evaluation for cell, evaluation in found.items()}
     rows: dict[str, dict[str, Any]] = {}
-    for method in dict.fromkeys((START, *study.methods)):
-        mine = {
+    for method in dict.fromkeys((BASE, *study.methods)):
+        played = {
             env: [by_key[method, env, seed] for seed in study.seeds if (method, env, seed) in by_key] for env in study.envs
         }
-        if not any(mine.values()):
+        if not any(played.values()):
             continue
-        tasks = {env: _task(method, evaluations) for env, evaluations in mine.items() if evaluations}
+        tasks = {env: _task(method, evaluations) for env, evaluations in played.items() if evaluations}
         scores = [task["seeds"] for task in tasks.values()]
         row: dict[str, Any] = {"tasks": tasks, "mean": float(mean_of_tasks(scores))}
         row |= dict.fromkeys(("mean_interval", "iqm", "iqm_interval", "rank"))
@@ -121,10 +112,10 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
             if all(task["evaluations"] > 1 for task in tasks.values()):
                 row["iqm_interval"] = list(bootstrap_interval(scores))
                 row["mean_interval"] = list(bootstrap_interval(scores, mean_of_tasks))
-        row["vs_sft"] = None if method == START else _paired(by_key, START, method, study)
+        row["vs_sft"] = None if method == BASE else _paired(by_key, BASE, method, study)
         rows[method] = row
     for method, row in rows.items():
-        others = [other for other in rows if other != method and START not in (other, method)]
+        others = [other for other in rows if other != method and BASE not in (other, method)]
         pairs = {other: _paired(by_key, other, method, study) for other in others}
         row["versus"] = {other: pair for other, pair in pairs.items() if pair is not None}
     complete = [method for method, row in rows.items() if row["iqm"] is not None]
@@ -135,7 +126,7 @@ def summarise(found: dict[Cell, Evaluation], study: Study) -> dict[str, dict[str
 
 
 def _task(method: str, evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    different = _without_copies(evaluations) if method == START else evaluations
+    different = _without_copies(evaluations) if method == BASE else evaluations
     pooled = Rate(sum(e.rate.successes for e in different), sum(e.rate.trials for e in different))
     return {
         "rate": pooled.rate,
@@ -156,15 +147,15 @@ def _median_steps(evaluations: Sequence[Evaluation]) -> float | None:
 
 def _without_copies(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """
-    Greedy play of one policy from the same starts is one evaluation, however many seeds have it: pooled, it would look like
-    several times as many episodes.
+    Greedy play of one policy from the same initial states is one evaluation, however many seeds have it: pooled, it would look
+    like several times as many episodes.
 
-    :param evaluations: of one policy.
+    :param evaluations: Evaluations of one policy.
     """
     found: dict[Hashable, Evaluation] = {}
     for k, evaluation in enumerate(evaluations):
         outcomes = tuple((episode.key, episode.success) for episode in evaluation.episodes)
-        found.setdefault(outcomes if evaluation.deterministic else k, evaluation)
+        found.setdefault(outcomes if evaluation.decoding.greedy else k, evaluation)
     return list(found.values())
 
 
@@ -176,9 +167,9 @@ def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: 
         return None
     firsts, seconds = ([by_key[method, env, seed] for env, seed in keys] for method in (before, after))
     found: dict[str, Any] = {"seeds": min(Counter(env for env, _ in keys).values())}
-    found["start"] = paired_comparison(firsts, seconds).to_dict()
+    found["initial_state"] = paired_comparison(firsts, seconds).to_dict()
     if found["seeds"] > 1:
-        found["evaluation"] = paired_comparison(firsts, seconds, unit="evaluation").to_dict()
+        found["evaluation"] = paired_comparison(firsts, seconds, resample="evaluation").to_dict()
     return found
 
 
@@ -186,12 +177,7 @@ def _paired(by_key: dict[tuple[str, str, int], Evaluation], before: str, after: 
 
 
 def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """
-    Head and cells of a table, as text.
-
-    :param rows: of :func:`summarise`.
-    :param envs: order of the columns.
-    """
+    """Head and cells of a table, as text; ``envs`` gives the order of the columns."""
     head = ["method", *map(short_name, envs), "mean", "rank", "IQM", "difference to SFT, points", "steps of a success"]
     body = []
     for method, row in rows.items():
@@ -209,17 +195,13 @@ def table_rows(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> tuple[li
 
 
 def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """
-    Head and cells of the table of methods against each other, as text: the row's success minus the column's.
-
-    :param rows: of :func:`summarise`.
-    """
-    trained = [method for method in rows if method != START]
+    """Head and cells of the table of methods against each other, as text: the row's success minus the column's."""
+    trained = [method for method in rows if method != BASE]
     body = []
     for method in trained:
         pairs = rows[method]["versus"]
         cells = [
-            f"{_points(pairs[other])}, {pairs[other]['start']['n_evaluations']}" if other in pairs else "-"
+            f"{_points(pairs[other])}, {pairs[other]['initial_state']['n_evaluations']}" if other in pairs else "-"
             for other in trained
         ]
         body.append([method, *cells])
@@ -227,9 +209,11 @@ def versus_rows(rows: dict[str, dict[str, Any]]) -> tuple[list[str], list[list[s
 
 
 def _points(paired: dict[str, Any]) -> str:
-    """The difference with its interval over starts, and over runs where there are enough of them."""
-    over_starts, over_runs = paired["start"], paired.get("evaluation")
-    text = f"{100 * over_starts['difference']:+.1f} {_bounds(over_starts)}"
+    """The difference with its interval over initial states, and over runs where there are enough of them."""
+    over_states, over_runs = paired["initial_state"], paired.get("evaluation")
+    text = f"{100 * over_states['difference']:+.1f} {_bounds(over_states)}"
+    if over_states["n_resampled"] < FEWEST["initial_state"]:
+        text += f" from {over_states['n_resampled']} initial states"
     return f"{text}, runs {_bounds(over_runs)}" if over_runs is not None and paired["seeds"] >= FEWEST_SEEDS else text
 
 
@@ -247,7 +231,7 @@ def _percent(rate: float, interval: Sequence[float] | None) -> str:
 def markdown(results: dict[str, Any], study: Study, root: RunFolder) -> str:
     """The tables, what was run, and with what, as Markdown."""
     record = root.read(f"{study.grid}/study.json") or {"calls": []}
-    parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].text}\n", PROTOCOL + "\n"]
+    parts = [f"# Study `{study.grid}`: {GRIDS[study.grid].description}\n", PROTOCOL + "\n"]
     for name, rows in results["modes"].items():
         parts.append(f"## {name}\n\n" + _markdown_table(*table_rows(rows, study.envs)))
         if any(row["versus"] for row in rows.values()):
@@ -274,7 +258,7 @@ def _budget(results: dict[str, Any]) -> str:
         for cell in results["cells"]
     ]
     text = (
-        f"Budget: {results['budget']:,} environment steps that count for every method but SFT, the start policy as it is; "
+        f"Budget: {results['budget']:,} environment steps that count for every method but SFT, the base policy as it is; "
         "the rollout in which it is reached is completed."
     )
     return f"## Cells\n\n{text}\n\n" + "\n".join([head, *lines]) + "\n"
@@ -295,7 +279,7 @@ def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study:
     for method, settings in study.overrides.items():
         lines.append(f"- {method} has settings of its own: " + ", ".join(f"{k} = {v}" for k, v in settings.items()) + ".")
     checkpoints = ", ".join(f"{short_name(env)}: {study.checkpoint(env) or 'as shipped'}" for env in study.envs)
-    lines.append(f"- Start policy: {checkpoints}.")
+    lines.append(f"- Base policy: {checkpoints}.")
     lines.append(f"- Seeds: {', '.join(map(str, results['seeds']))}.")
     lines.extend(f"- {text}" for text in _rewards(results["cells"]))
     for call in calls:
@@ -310,19 +294,19 @@ def _provenance(calls: Sequence[dict[str, Any]], results: dict[str, Any], study:
 
 
 def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Which reward each task's cells were paid by, and whose where there are several: it may be newer, cells may be copies."""
+    """Reward versions of each task, with methods and seeds if there are several."""
     lines = []
     for env in dict.fromkeys(cell["env"] for cell in cells):
-        paid: dict[str, dict[str, list[str]]] = {}
+        versions: dict[str, dict[str, list[str]]] = {}
         for cell in cells:
             if cell["env"] == env and cell["reward"]:
-                paid.setdefault(cell["reward"][:12], {}).setdefault(cell["method"], []).append(str(cell["seed"]))
-        if len(paid) == 1:
-            lines.append(f"Reward of {short_name(env)}, by its digest: {next(iter(paid))}.")
-        elif paid:
+                versions.setdefault(cell["reward"][:12], {}).setdefault(cell["method"], []).append(str(cell["seed"]))
+        if len(versions) == 1:
+            lines.append(f"Reward of {short_name(env)}, by its digest: {next(iter(versions))}.")
+        elif versions:
             whose = [
                 f"{digest} ({', '.join(method + ' ' + ' '.join(of) for method, of in methods.items())})"
-                for digest, methods in paid.items()
+                for digest, methods in versions.items()
             ]
             lines.append(
                 f"**Several rewards of {short_name(env)}**, by their digests, with methods and seeds: {'; '.join(whose)}."
@@ -330,17 +314,11 @@ def _rewards(cells: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def rich_table(rows: dict[str, dict[str, Any]], envs: Sequence[str], title: str) -> "Table":
+def text_table(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> str:
     """The table for a terminal."""
-    from rich.table import Table
-
     head, body = table_rows(rows, envs)
-    table = Table(title=title, title_justify="left")
-    for k, name in enumerate(head):
-        table.add_column(name, justify="left" if k == 0 else "right", no_wrap=k == 0)
-    for line in body:
-        table.add_row(*line)
-    return table
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body))
 
 
 # ---------------------------------------------------------------------- plots
@@ -351,14 +329,14 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
     Mean success over the tasks with its interval, each (task, seed) cell as a dot: by what the methods vary, as in the
     paper's Fig. 5, or method by method.
 
-    :param rows: of :func:`summarise`.
-    :param axis: what the methods vary, empty where that is not one thing.
-    :param title: such as ``greedy``.
+    :param rows: Rows of :func:`summarise`.
+    :param axis: Name of what the methods vary, empty if they vary several things.
+    :param title: Title, such as ``greedy``.
     :return: PNG.
     """
     figure = new_figure(7.5, 3.2)
     axes = figure.subplots()
-    shown = [method for method in rows if not (axis and method == START)]
+    shown = [method for method in rows if not (axis and method == BASE)]
     for x, method in enumerate(shown):
         row = rows[method]
         dots = np.concatenate([task["seeds"] for task in row["tasks"].values()])
@@ -369,9 +347,9 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
         axes.plot([x], [row["mean"]], "o", color=BLUE, markersize=6)
     if axis:
         axes.plot(range(len(shown)), [rows[method]["mean"] for method in shown], color=BLUE, linewidth=1.0, alpha=0.5)
-        if START in rows:
-            axes.axhline(rows[START]["mean"], color=GREY, linestyle="--", linewidth=1.0)
-            axes.annotate(" SFT", (1.0, rows[START]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+        if BASE in rows:
+            axes.axhline(rows[BASE]["mean"], color=GREY, linestyle="--", linewidth=1.0)
+            axes.annotate(" SFT", (1.0, rows[BASE]["mean"]), xycoords=("axes fraction", "data"), fontsize=8, va="center")
     labels = [method.partition("=")[2] or method for method in shown] if axis else shown
     axes.set_xticks(range(len(shown)), labels, fontsize=8)
     axes.set_xlabel({"alpha_1": r"$\alpha_1$"}.get(axis, axis), fontsize=9)

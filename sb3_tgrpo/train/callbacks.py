@@ -1,4 +1,4 @@
-"""Callbacks for a training that can be watched, measured and resumed; for TGRPO in any script, not only for the main job."""
+"""Callbacks for a training that can be watched, measured and resumed, in any script."""
 
 import os
 import time
@@ -13,14 +13,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.files import JsonLines, atomic_path
 
 
 class TimedVecEnv(VecEnvWrapper):
     """
     Counts the seconds spent waiting for the environments, in ``seconds``.
 
-    :param venv: any ``VecEnv``.
+    :param venv: Any ``VecEnv``.
     """
 
     def __init__(self, venv: VecEnv) -> None:
@@ -51,14 +51,16 @@ class MetricsCallback(BaseCallback):
     - ``rollout/member_success_rate``: share of members that succeeded;
     - ``rollout/progress``: how far a member came, mean of the highest ``info["progress"]``;
     - ``stages``: steps spent with 0, 1, 2, ... stages done (``info["stage"]``), and ``furthest``: members by the highest;
+    - ``rollout/resampled_groups``: groups that were sampled again because a simulator was lost, where there were any;
     - ``time/rollout_seconds`` and ``time/update_seconds``, also for algorithms that do not log them;
     - ``time/env_seconds`` and ``time/policy_seconds``: parts of the former (with :class:`TimedVecEnv`).
 
-    :param path: file to append the rows to, as JSON lines; None: only :attr:`rows`. When a training is resumed, rows after
+    :param path: File to append the rows to, as JSON lines; None: only :attr:`rows`. When a training is resumed, rows after
         the model's ``num_timesteps`` are dropped.
-    :param on_row: called with each row.
-    :param on_progress: called at each step of the environment, with the model's ``num_timesteps`` and the number of groups
-        that have ended since the last update.
+    :param on_row: Function called with each row.
+    :param on_progress: Function called at each step of the environment, with the model's ``num_timesteps`` and the number of
+        groups that have ended since the last update.
+    :param on_update: Function called when a rollout has ended and its update begins.
     """
 
     def __init__(
@@ -66,11 +68,12 @@ class MetricsCallback(BaseCallback):
         path: str | os.PathLike[str] | None = None,
         on_row: Callable[[dict[str, Any]], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        on_update: Callable[[], None] | None = None,
     ) -> None:
         super().__init__()
         self.rows: list[dict[str, Any]] = []
         self._file = None if path is None else JsonLines(Path(path))
-        self._on_row, self._on_progress = on_row, on_progress
+        self._on_row, self._on_progress, self._on_update = on_row, on_progress, on_update
         self._pending: dict[str, Any] | None = None
 
     def _on_training_start(self) -> None:
@@ -89,7 +92,7 @@ class MetricsCallback(BaseCallback):
         self._progress: list[float] = []
         self._stage_of = np.zeros(self.training_env.num_envs, dtype=int)
         self._progress_of = np.zeros(self.training_env.num_envs)
-        self._groups = 0
+        self._groups = self._resampled = 0
         self._env_seconds = _env_seconds(self.training_env)
         self._began = time.perf_counter()
 
@@ -108,7 +111,10 @@ class MetricsCallback(BaseCallback):
                 self._furthest[int(self._stage_of[i])] += 1
                 self._progress.append(float(self._progress_of[i]))
                 self._stage_of[i], self._progress_of[i] = 0, 0.0
-        self._groups += int(dones.reshape(-1, getattr(self.model, "group_size", None) or 1).all(axis=1).sum())
+        size = getattr(self.model, "group_size", None) or 1
+        self._groups += int(dones.reshape(-1, size).all(axis=1).sum())
+        resampled = np.array([bool(info.get("resampled")) for info in infos])
+        self._resampled += int(resampled.reshape(-1, size).any(axis=1).sum())
         if self._on_progress is not None:
             self._on_progress(self.num_timesteps, self._groups)
         return True
@@ -120,6 +126,8 @@ class MetricsCallback(BaseCallback):
         if hasattr(buffer, "mask"):
             row["rollout/group_reward"] = float(buffer.returns.mean())
             row["rollout/groups"] = int(buffer.mask.shape[1])
+        if self._resampled:
+            row["rollout/resampled_groups"] = self._resampled
         if self._successes:
             row["rollout/member_success_rate"] = float(np.mean(self._successes))
         if self._stages:
@@ -133,6 +141,8 @@ class MetricsCallback(BaseCallback):
         if waited > 0:
             row["time/env_seconds"], row["time/policy_seconds"] = waited, max(seconds - waited, 0.0)
         self._pending = row
+        if self._on_update is not None:
+            self._on_update()
 
     def _on_training_end(self) -> None:
         self._finish_row()
@@ -160,8 +170,8 @@ class ThreadsCallback(BaseCallback):
     """
     Threads of torch on the CPU: few while simulators need the cores, more for updates, for which they wait.
 
-    :param sampling: threads while groups are sampled, and afterwards.
-    :param update: threads of updates.
+    :param sampling: Threads while groups are sampled, and afterwards.
+    :param update: Threads of updates.
     """
 
     def __init__(self, sampling: int, update: int) -> None:
@@ -188,8 +198,8 @@ class ResumeCallback(BaseCallback):
 
     Put it after :class:`MetricsCallback`, whose rows must not be behind.
 
-    :param path: the file, replaced at each time.
-    :param every: updates between saves.
+    :param path: The file, replaced at each time.
+    :param every: Updates between saves.
     """
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
@@ -209,15 +219,18 @@ class ResumeCallback(BaseCallback):
 
 
 def save_atomically(model: Any, path: Path) -> None:
-    """Save a model so that the file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.zip")
-    model.save(partial)
-    os.replace(partial, path)
+    """
+    Save a model so that the file is there whole or not at all.
+
+    :param model: Algorithm of Stable-Baselines3.
+    :param path: The file.
+    """
+    with atomic_path(path) as unfinished:
+        model.save(unfinished)
 
 
 def _env_seconds(env: VecEnv) -> float:
-    """Seconds waited for the environments so far, 0 if nobody counts."""
+    """Seconds waited for the environments so far, 0 without a :class:`TimedVecEnv`."""
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, TimedVecEnv):
             return env.seconds

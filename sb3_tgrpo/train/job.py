@@ -1,5 +1,5 @@
 """
-The main job: a start policy, evaluated, trained by TGRPO, and evaluated again on the same stored starts, in one folder.
+A training run: a base policy, evaluated, trained by TGRPO, and evaluated again on the same stored initial states.
 
 Every part is kept in the run folder, so the same call goes on after an interruption of any kind and ends with the same result;
 after completion it returns the results at once. Only the last policy is judged, never the best of several.
@@ -11,52 +11,58 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch as th
 from stable_baselines3.common.vec_env import VecTransposeImage
 
-from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.envs.groups.worker import WorkerPool
+from sb3_tgrpo.evaluation.results import Evaluation
 from sb3_tgrpo.run_folder import RunFolder, environment_record, now
-from sb3_tgrpo.train.config import TrainConfig, difference
-from sb3_tgrpo.train.stages import (
-    METRICS_FILE,
+from sb3_tgrpo.train.config import TrainConfig
+from sb3_tgrpo.train.errors import explained
+from sb3_tgrpo.train.evaluate import pooled, show_videos
+from sb3_tgrpo.train.make_base_policy import base_policy_checkpoint
+from sb3_tgrpo.train.model import make_model, make_policy, make_training_env
+from sb3_tgrpo.train.report import write_pooled_report, write_report
+from sb3_tgrpo.train.setup import (
     Setup,
-    check_extras,
-    episodes_per_start,
-    evaluate,
-    film,
-    make_model,
-    make_policy,
-    make_training_env,
-    mode_name,
+    check_n_groups,
+    check_request,
+    check_seeds,
+    describe_initial_states,
     resolve_setup,
-    show_videos,
-    simulators,
-    start_checkpoint,
-    train,
-    training_starts,
-    untaught,
+    task_mismatch_warning,
 )
+from sb3_tgrpo.train.stages import METRICS_FILE, MODEL_FILE, RESUME_FILE, Run, check_extras, evaluation_name
 from sb3_tgrpo.train.view import RunView
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.evaluation.protocol import Evaluation
     from sb3_tgrpo.train.signal import SignalReport
-    from sb3_tgrpo.train.stages import WorkerPool
 
-RESULTS_FILE = "results.json"
-SECONDS_FILE = "seconds.json"
-SETUP_FILE = "setup.json"
-MAY_CHANGE = {"wandb", "threads", "update_threads", "workers", "save_every", "evaluation.eval_workers"}
+CONFIG_FILE, RUN_FILE, SETUP_FILE = "config.json", "run.json", "setup.json"
+RESULTS_FILE, SECONDS_FILE = "results.json", "seconds.json"
+MAY_CHANGE = {"wandb", "threads", "update_threads", "workers", "save_every", "evaluation.eval_n_envs"}
 """Settings that do not change the result, or by rounding alone, so that an interrupted run may go on with others."""
+_TRAINED = (
+    METRICS_FILE,
+    RESUME_FILE,
+    MODEL_FILE,
+    "evaluations/after_*",
+    "videos",
+    RESULTS_FILE,
+    *(f"seed_*/{file}" for file in (METRICS_FILE, RESULTS_FILE)),
+)
+"""
+Files that depend on all settings. What an evaluation of the base policy depends on is recorded beside it, and what the base
+policy's episodes depend on in ``setup.json``: a study's cells begin with evaluations that another cell has made.
+"""
+_RESULTS_OF_SETUP = ("evaluations/*/episodes.jsonl", *_TRAINED)
 
-Pairs = dict[float, "tuple[Evaluation, Evaluation]"]
-
-
-class TrainingError(RuntimeError):
-    """A run that can't go on, with what to change."""
+Pairs = dict[float, tuple[Evaluation, Evaluation]]
 
 
 def run_training(
@@ -70,48 +76,50 @@ def run_training(
     """
     Evaluate, train, evaluate, report; or go on where an earlier call was interrupted.
 
-    :param config: what to do.
-    :param folder: the run folder, created if needed.
-    :param view: told of progress; None = plain lines.
-    :param shared: folder of what several runs have in common, the start policy and its greedy evaluation; None = ``folder``.
-    :param command: for the record.
-    :return: the results, as in ``results.json``.
-    :raises ValueError: if the folder holds a run of other settings, or settings do not fit together.
-    :raises TrainingError: on numbers that are not finite, memory that runs out, or simulators that keep failing, with what
+    :param config: The configuration.
+    :param folder: Run folder, made if needed.
+    :param view: Progress is shown here; None: plain lines.
+    :param shared: Folder of what several runs have in common, the base policy and its greedy evaluation; None: ``folder``.
+    :param command: Command line, for the record.
+    :return: The results, as in ``results.json``.
+    :raises ValueError: If the folder holds a run of other settings or lacks a part, or settings do not fit together.
+    :raises TrainingError: On numbers that are not finite, memory that runs out, or simulators that keep failing, with what
         to change.
     """
     run = RunFolder(folder)
     view = view or RunView()
-    with run.locked(), _explained(config):
-        _record_config(config, run, command)
-        results = run.read(RESULTS_FILE)
-        if results is not None:
+    with run.locked(), explained(config):
+        _claim(config, run, command)
+        if (results := _finished_results(run)) is not None:
             return results
+        check_request(config)
         check_extras(config)
         th.set_num_threads(config.threads)
         common = run if shared is None else RunFolder(shared)
-        with _clock(run, "start policy"):
-            setup = resolve_setup(config, start_checkpoint(config, common, view))
-        if warning := untaught(config.task.env, setup.checkpoint):
+        with _clock(run, "base policy"):
+            setup = resolve_setup(config, base_policy_checkpoint(config, common, view))
+        if warning := task_mismatch_warning(config.task.env, setup.checkpoint):
             view.print(warning)
-        for place in (common, run):
-            _record_setup(setup, place)
-        with simulators() as pool, _clock(run, "evaluate before"):
-            before = _evaluate_start(config, setup, common, run, view, pool)
+        for place in {common.path: common, run.path: run}.values():
+            _claim_setup(setup, place)
+        view.highest_return = setup.highest_return
+        parts = Run(config, setup, run, view)
+        with WorkerPool() as pool, _clock(run, "evaluate before"):
+            before = _evaluate_base_policy(parts, common, pool)
         view.later_seconds = run.read(SECONDS_FILE)["evaluate before"]  # the evaluation after it will take about as long
-        policy = train(config, setup, run, view)
+        policy = parts.train()
         view.later_seconds = 0.0
-        pairs: Pairs = {}
-        with simulators() as pool:  # not the one above: its processes would need memory during training
+        with WorkerPool() as pool:  # not the one above: its processes would need memory during training
             with _clock(run, "evaluate after"):
-                for temperature, first in before.items():
-                    second = evaluate(policy, config, setup, run, view, _name("after", temperature), temperature, pool)
-                    pairs[temperature] = (first, second)
+                pairs = {t: (first, parts.evaluate(policy, "after", t, pool)) for t, first in before.items()}
             with _clock(run, "videos"):
-                videos = _film(config, setup, run, view, policy, pairs, pool)
-        results = _results(config, setup, run, pairs, videos)
-        _write_report(config, run, results, view)
-        run.write(RESULTS_FILE, results)  # the last file: it says that the run is complete
+                videos = _film(parts, policy, pairs, pool)
+        results = _results(parts, pairs, videos)
+        view.begin_stage("report")
+        view.end_stage(str(write_report(config, run, results)))
+        _claim(config, run, command)  # once more: what was removed in the meantime would be missing for good
+        _claim_setup(setup, run)
+        run.write(RESULTS_FILE, results)  # the last file: it shows that the run is complete
         return results
 
 
@@ -124,44 +132,41 @@ def run_seeds(
     command: str | None = None,
 ) -> dict[str, Any]:
     """
-    The same training with several seeds, from one start policy, and all of them pooled.
+    The same training with several seeds, from one base policy, and all of them pooled.
 
-    :param config: what to do; its own seed is not used.
-    :param seeds: each gets the folder ``seed_<n>``.
-    :param folder: folder of them all.
-    :return: the pooled results, as in the folder's ``results.json``.
-    :raises ValueError: for fewer than two seeds, or equal ones; and as :func:`run_training`.
+    :param config: The configuration; its own seed is not used.
+    :param seeds: Seeds; each run has the folder ``seed_<n>``.
+    :param folder: Folder of them all.
+    :param view: Progress is shown here; None: plain lines.
+    :param command: Command line, for the record.
+    :return: The pooled results, as in the folder's ``results.json``.
+    :raises ValueError: For fewer than two seeds, or equal ones; and as :func:`run_training`.
     """
-    from sb3_tgrpo.evaluation.protocol import Evaluation
-    from sb3_tgrpo.train.report import write_pooled_report
-
-    if len(set(seeds)) != len(seeds) or len(seeds) < 2:
-        raise ValueError(f"seeds={list(seeds)} must be two or more different seeds.")
+    check_seeds(seeds)
     every = RunFolder(folder)
     view = view or RunView()
     runs = {}
     with every.locked():
-        _record_config(replace(config, seed=0), every, command, several=True)
+        _claim(replace(config, seed=0), every, command, several=True)
         for seed in seeds:
             view.rows = []
             view.print(f"seed {seed}")
-            mine = replace(config, seed=seed)
-            runs[seed] = run_training(mine, every / f"seed_{seed}", view=view, shared=folder, command=command)
+            one = replace(config, seed=seed)
+            runs[seed] = run_training(one, every / f"seed_{seed}", view=view, shared=folder, command=command)
         loaded: dict[float, tuple[list[Evaluation], list[Evaluation]]] = {}
         for temperature in config.evaluation.eval_temperatures:
             firsts, seconds = [], []
             for seed in seeds:
-                mine = replace(config, seed=seed)
                 run = RunFolder(every / f"seed_{seed}")
-                place = _before_folder(mine, every, run, temperature)
-                firsts.append(Evaluation.load(place / "evaluations" / _name("before", temperature) / "evaluation.json"))
-                seconds.append(Evaluation.load(run / "evaluations" / _name("after", temperature) / "evaluation.json"))
+                firsts.append(_load(_before_folder(config, every, run, temperature), "before", temperature))
+                seconds.append(_load(run, "after", temperature))
             loaded[temperature] = (firsts, seconds)
         first = next(iter(runs.values()))
         results = {
             **{key: first[key] for key in ("env", "assets", "start", "reward", "training_starts", "image_size")},
             "seeds": list(seeds),
-            "modes": {mode_name(t): _pooled(*evaluations, list(seeds)) for t, evaluations in loaded.items()},
+            "modes": {str(Decoding(t)): pooled(*evaluations, list(seeds)) for t, evaluations in loaded.items()},
+            "resampled_groups": sum(result["resampled_groups"] for result in runs.values()),
             "seconds": sum(result["seconds"]["total"] for result in runs.values()),
             "finished": now(),
         }
@@ -174,31 +179,30 @@ def measure(
     config: TrainConfig, folder: str | os.PathLike[str], n_groups: int, *, view: RunView | None = None
 ) -> "SignalReport":
     """
-    How much signal there is in the gradients of single groups at the start policy (:mod:`sb3_tgrpo.train.signal`). After an
+    How much signal there is in the gradients of single groups at the base policy (:mod:`sb3_tgrpo.train.signal`). After an
     interruption the same call goes on after the last group that was played.
 
-    :param config: the training it is measured for.
-    :param folder: gets ``signal.json``; until then, ``signal`` in it keeps what has been played.
-    :param n_groups: groups to play.
-    :raises ValueError: if the folder holds an unfinished measurement of other settings.
+    :param config: Configuration of the training that it is measured for.
+    :param folder: Folder for ``signal.json``; until then, ``signal`` in it keeps what has been played.
+    :param n_groups: Number of groups to play.
+    :param view: Progress is shown here; None: plain lines.
+    :raises ValueError: If the folder holds an unfinished measurement of other settings.
     """
     from sb3_tgrpo.tgrpo import TGRPO
     from sb3_tgrpo.train.signal import measure_signal
 
+    check_n_groups(n_groups)
     if config.algorithm.algo != "tgrpo":
-        raise ValueError(f"The signal is measured in TGRPO's gradients: leave out algo={config.algorithm.algo!r}.")
+        raise ValueError(f"algo={config.algorithm.algo!r}: the signal is measured in TGRPO's gradients. Leave algo out.")
     run = RunFolder(folder)
     view = view or RunView()
-    with run.locked(), _explained(config):
+    with run.locked(), explained(config):
+        check_request(config)
+        check_extras(config)
         th.set_num_threads(config.threads)
         unfinished = RunFolder(run / "signal")
-        earlier = unfinished.read("config.json")
-        if earlier is None:
-            unfinished.write("config.json", config.to_dict())
-        elif changed := changed_settings(earlier, config, unfinished / "config.json"):
-            text = f"{unfinished.path} is of other settings ({'; '.join(changed)})"
-            raise ValueError(f"{text}. Choose another folder with --out, or delete it.")
-        setup = resolve_setup(config, start_checkpoint(config, run, view))
+        _claim_config(config, unfinished, ("rollout_*.pt",))
+        setup = resolve_setup(config, base_policy_checkpoint(config, run, view))
         view.begin_stage("measure the signal", n_groups, "groups")
         env = VecTransposeImage(make_training_env(config, setup), skip=True)
         try:
@@ -207,16 +211,76 @@ def measure(
         finally:
             env.close()
         view.end_stage(f"{report.n_steps:,} steps")
-        run.write("signal.json", {"config": config.to_dict(), "setup": vars(setup), "report": report.to_dict()})
+        played = {"checkpoint": str(setup.checkpoint), **setup.record()}
+        run.write("signal.json", {"config": config.to_dict(), "setup": played, "report": report.to_dict()})
         shutil.rmtree(unfinished.path)  # gradients of every group: hundreds of megabytes
     return report
 
 
-# ---------------------------------------------------------------------- parts
+# ---------------------------------------------------------------------- the folder
 
 
-def _name(when: str, temperature: float) -> str:
-    return f"{when}_{mode_name(temperature).replace('=', '')}"
+def _claim(config: TrainConfig, run: RunFolder, command: str | None, several: bool = False) -> None:
+    """Record the configuration and the call, or check that they are there and have not changed."""
+    begun = any(next(run.path.glob(pattern), None) for pattern in _TRAINED)
+    record, earlier = run.read(RUN_FILE), run.read(CONFIG_FILE)
+    _claim_config(config, run, _TRAINED)
+    if begun and record is None:
+        raise ValueError(f"{run.path} lacks {RUN_FILE}, which records how it was made: put it back, or choose another --out.")
+    if begun and several != (record["seed"] == "several"):
+        raise ValueError(
+            f"{run.path} holds {'one run' if several else 'runs of several seeds'}: choose another folder with --out for "
+            f"{'several' if several else 'a single one'}."
+        )
+    if record is None or (not begun and earlier != config.to_dict()):  # a call that failed at once is no run
+        seed = "several" if several else config.seed
+        run.write(RUN_FILE, {"command": command, "started": now(), "seed": seed, **environment_record()})
+
+
+def _claim_config(config: TrainConfig, folder: RunFolder, results: tuple[str, ...]) -> None:
+    folder.claim(
+        CONFIG_FILE,
+        config.to_dict(),
+        results=results,
+        may_change=MAY_CHANGE,
+        upgrade=lambda earlier: TrainConfig.from_dict(earlier, str(folder / CONFIG_FILE)).to_dict(),
+    )
+
+
+def _claim_setup(setup: Setup, run: RunFolder) -> None:
+    """
+    Record which base policy, assets and reward a folder's episodes are of, or check that it is still them: another checkpoint
+    may have taken the place of the first, ``auto`` assets may have become others, and a newer version may ship another reward.
+    """
+    found = setup.record()
+
+    def upgrade(earlier: dict[str, Any]) -> dict[str, Any]:  # version 0.1 may lack the reward, and had another fingerprint
+        same = setup.checkpoint.matches(earlier["start"])
+        return {"reward": found["reward"], **earlier, **({"start": found["start"]} if same else {})}
+
+    run.claim(SETUP_FILE, found, results=_RESULTS_OF_SETUP, upgrade=upgrade)
+
+
+def _finished_results(run: RunFolder) -> dict[str, Any] | None:
+    results = run.read(RESULTS_FILE)
+    if results is None:
+        return None
+    if run.read(SETUP_FILE) is None:
+        raise ValueError(
+            f"{run.path} lacks {SETUP_FILE}, which records what was played: put it back, or choose another --out."
+        )
+    if any("initial_state" not in mode["paired"] for mode in results["modes"].values()):
+        raise ValueError(f"{run.path} was finished by version 0.1: see {run / 'report.html'}, or choose another --out.")
+    return results
+
+
+def has_begun(run: RunFolder) -> bool:
+    """
+    Whether a run's folder holds more than what was asked for: a base policy, an episode, results.
+
+    :param run: Run folder.
+    """
+    return any(next(run.path.glob(pattern), None) for pattern in ("start", *_RESULTS_OF_SETUP))
 
 
 @contextmanager
@@ -228,225 +292,72 @@ def _clock(run: RunFolder, name: str) -> Iterator[None]:
     run.write(SECONDS_FILE, {**seconds, name: seconds.get(name, 0.0) + time.perf_counter() - started})
 
 
-def _record_config(config: TrainConfig, run: RunFolder, command: str | None, several: bool = False) -> None:
-    """Write the configuration, or check that it is the one of an earlier call."""
-    earlier = run.read("config.json")
-    if earlier is None or not has_begun(run):  # a call that failed at once, by a typo for instance, is no run
-        (run / SETUP_FILE).unlink(missing_ok=True)
-        run.write("config.json", config.to_dict())
-        seed = "several" if several else config.seed
-        run.write("run.json", {"command": command, "started": now(), "seed": seed, **environment_record()})
-        return
-    if several != ((run.read("run.json") or {}).get("seed") == "several"):
-        raise ValueError(
-            f"{run.path} holds {'one run' if several else 'runs of several seeds'}: choose another folder with --out for "
-            f"{'several' if several else 'a single one'}."
-        )
-    if changed := changed_settings(earlier, config, run / "config.json"):
-        raise ValueError(
-            f"{run.path} holds a run of other settings ({'; '.join(changed)}). Choose another folder with --out, or delete it."
-        )
+# ---------------------------------------------------------------------- parts
 
 
-def _record_setup(setup: Setup, run: RunFolder) -> None:
-    """
-    Write which start policy, assets and reward a folder's episodes are of, or check that it is still them: another checkpoint
-    may have taken the place of the first, ``auto`` assets may have become others, and a newer version may ship another reward.
-    """
-    found = {"start": setup.identity, "assets": setup.assets_kind, "reward": setup.reward}
-    earlier = run.read(SETUP_FILE)
-    if earlier is None:
-        run.write(SETUP_FILE, found)
-    elif changed := difference({"reward": setup.reward, **earlier}, found):  # older folders do not tell the reward
-        raise ValueError(f"{run.path} holds episodes of others ({'; '.join(changed)}). Choose another folder with --out.")
-
-
-def has_begun(run: RunFolder) -> bool:
-    """Whether a run's folder holds anything but what was asked for: a start policy, an episode, results."""
-    return (run / "start").exists() or (run / RESULTS_FILE).exists() or any(run.path.glob("**/evaluations"))
-
-
-def changed_settings(earlier: dict[str, Any], config: TrainConfig, source: Path) -> list[str]:
-    """
-    Settings in which a configuration differs from an earlier one, both values with each. Where and how fast it runs may change
-    on the way; what it computes may not.
-
-    :param earlier: as in a file; settings newer than it have their defaults.
-    :param source: the file, for errors.
-    """
-    then = TrainConfig.from_dict(earlier, str(source)).to_dict()
-    return [text for text in difference(then, config.to_dict()) if text.split(" ")[0] not in MAY_CHANGE]
+def _load(folder: RunFolder, when: str, temperature: float) -> Evaluation:
+    return Evaluation.load(folder / "evaluations" / evaluation_name(when, temperature) / "evaluation.json")
 
 
 def _before_folder(config: TrainConfig, common: RunFolder, run: RunFolder, temperature: float) -> RunFolder:
-    """The start policy's evaluation is common to all runs where nothing in it is drawn by the run's seed."""
+    """The base policy's evaluation is common to all runs where nothing in it is drawn by the run's seed."""
     return run if temperature or config.task.start_noise else common
 
 
-def _evaluate_start(
-    config: TrainConfig, setup: Setup, common: RunFolder, run: RunFolder, view: RunView, pool: "WorkerPool"
-) -> "dict[float, Evaluation]":
-    found = {}
-    cache: list[Any] = []
-
+def _evaluate_base_policy(parts: Run, common: RunFolder, pool: WorkerPool) -> dict[float, Evaluation]:
+    @cache
     def policy() -> Any:
-        if not cache:
-            cache.append(make_policy(config, setup))
-        return cache[0]
+        return make_policy(parts.config, parts.setup)
 
-    for temperature in config.evaluation.eval_temperatures:
-        place = _before_folder(config, common, run, temperature)
-        found[temperature] = evaluate(policy, config, setup, place, view, _name("before", temperature), temperature, pool)
-    return found
+    return {
+        t: parts.evaluate(policy, "before", t, pool, _before_folder(parts.config, common, parts.folder, t))
+        for t in parts.config.evaluation.eval_temperatures
+    }
 
 
-def _film(
-    config: TrainConfig, setup: Setup, run: RunFolder, view: RunView, policy: Any, pairs: Pairs, pool: "WorkerPool"
-) -> dict[str, Any]:
+def _film(parts: Run, policy: Any, pairs: Pairs, pool: WorkerPool) -> dict[str, Any]:
     """
-    Videos of one start before and after: of the first that failed before and succeeds after, so that there is something to
-    see, or of start 0 if there is none. Never a measure of anything.
+    Videos of one initial state before and after: of the first that failed before and succeeds after, so that there is
+    something to see, or of the first if there is none. Never a measure of anything.
     """
     temperature, (before, after) = next(iter(pairs.items()))
-    per_start = episodes_per_start(config, temperature)
-    outcomes = [(b.success, a.success) for b, a in zip(before.episodes, after.episodes, strict=True)][::per_start]
-    changed = [start for start, outcome in enumerate(outcomes) if outcome == (False, True)]
-    start = changed[0] if changed else 0
-    folder = run / "videos"
+    repetitions = parts.protocol(temperature).repetitions
+    outcomes = [(b.success, a.success) for b, a in zip(before.episodes, after.episodes, strict=True)][::repetitions]
+    changed = [number for number, outcome in enumerate(outcomes) if outcome == (False, True)]
+    number = changed[0] if changed else 0
+    folder = parts.folder / "videos"
     folder.mkdir(exist_ok=True)
     for name in ("after", "before"):
         if not (folder / f"{name}.mp4").is_file():
-            view.begin_stage(f"video {name}")
+            parts.view.begin_stage(f"video {name}")
             if name == "before" and policy.device.type == "cuda":
                 policy.to("cpu")  # two of them may not fit
-            player = policy if name == "after" else make_policy(config, setup)
-            film(player, config, setup, folder / f"{name}.mp4", temperature, start, pool)
-    view.end_stage()
-    show_videos({f"{name} training": folder / f"{name}.mp4" for name in ("before", "after")}, run / "plots/before_after.png")
-    return {"mode": mode_name(temperature), "start": start, "chosen": bool(changed)}
+            player = policy if name == "after" else make_policy(parts.config, parts.setup)
+            parts.film(player, folder / f"{name}.mp4", temperature, number, pool)
+    parts.view.end_stage()
+    videos = {f"{name} training": folder / f"{name}.mp4" for name in ("before", "after")}
+    show_videos(videos, parts.folder / "plots" / "before_after.png")
+    return {"mode": str(Decoding(temperature)), "start": number, "chosen": bool(changed)}
 
 
-def _results(config: TrainConfig, setup: Setup, run: RunFolder, pairs: Pairs, videos: dict[str, Any]) -> dict[str, Any]:
-    rows = JsonLines(run / METRICS_FILE).read()
+def _results(parts: Run, pairs: Pairs, videos: dict[str, Any]) -> dict[str, Any]:
+    config, setup = parts.config, parts.setup
+    rows = parts.rows(parts.view.rows[-1]["timesteps"] if parts.view.rows else 0)
     rollout, update = (sum(row.get(f"time/{name}_seconds", 0.0) for row in rows) for name in ("rollout", "update"))
-    seconds = {**run.read(SECONDS_FILE), "rollouts": rollout, "updates": update}
+    seconds = {**(parts.folder.read(SECONDS_FILE) or {}), "rollouts": rollout, "updates": update}
     return {
         "env": config.task.env,
-        "assets": setup.assets_kind,
+        "assets": setup.assets,
         "image_size": setup.image_size,
         "reward": setup.reward_text,
-        "training_starts": training_starts(config),
-        "start": Path(setup.checkpoint).name if os.path.isdir(setup.checkpoint) else setup.checkpoint,
+        "training_starts": describe_initial_states(config),
+        "start": Path(str(setup.checkpoint)).name if os.path.isdir(str(setup.checkpoint)) else str(setup.checkpoint),
         "seed": config.seed,
-        "modes": {mode_name(t): _pooled([first], [second], [config.seed]) for t, (first, second) in pairs.items()},
+        "modes": {str(Decoding(t)): pooled([first], [second], [config.seed]) for t, (first, second) in pairs.items()},
         "timesteps": rows[-1]["timesteps"] if rows else 0,
         "updates": len(rows),
+        "resampled_groups": sum(row.get("rollout/resampled_groups", 0) for row in rows),
         "videos": videos,
         "seconds": {**seconds, "total": sum(seconds.values())},
         "finished": now(),
     }
-
-
-def _pooled(before: "Sequence[Evaluation]", after: "Sequence[Evaluation]", seeds: Sequence[int]) -> dict[str, Any]:
-    """Success before and after, of each seed and together, with the intervals that the bootstrap gives."""
-    from sb3_tgrpo.evaluation.protocol import paired_comparison
-
-    units: list[Any] = ["start", *(["evaluation"] if len(before) > 1 else [])]
-    found: dict[str, Any] = {
-        "per_seed": [
-            {
-                "seed": seed,
-                "before": _rate(first),
-                "after": _rate(second),
-                "paired": paired_comparison(first, second).to_dict(),
-            }
-            for seed, first, second in zip(seeds, before, after, strict=True)
-        ],
-        "paired": {unit: paired_comparison(list(before), list(after), unit=unit).to_dict() for unit in units},
-    }
-    for name, evaluations in (("before", before), ("after", after)):
-        # Greedy play of the start policy is one evaluation, common to all seeds, however often it is paired.
-        distinct = {(e.protocol["seed"], e.protocol["policy_fingerprint"]): e.episodes for e in evaluations}
-        episodes = [episode for played in distinct.values() for episode in played]
-        found[name] = {
-            "successes": sum(episode.success for episode in episodes),
-            "episodes": len(episodes),
-            "length": sum(episode.length for episode in episodes) / len(episodes),
-            "furthest": [episode.max_stage for episode in episodes],
-            "n_stages": episodes[0].n_stages,
-        }
-    return found
-
-
-def _rate(evaluation: "Evaluation") -> dict[str, Any]:
-    return {
-        "successes": evaluation.rate.successes,
-        "episodes": evaluation.rate.trials,
-        "interval": list(evaluation.interval()),
-    }
-
-
-def _write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any], view: RunView) -> None:
-    from sb3_tgrpo.train.report import write_report
-
-    view.begin_stage("report")
-    view.end_stage(str(write_report(config, run, results)))
-
-
-# ---------------------------------------------------------------------- what went wrong
-
-
-@contextmanager
-def _explained(config: TrainConfig) -> Iterator[None]:
-    """Failures that have a remedy, told with it."""
-    try:
-        yield
-    except TrainingError:
-        raise
-    except (MemoryError, RuntimeError, ValueError) as error:
-        remedy = explain(error, config)
-        if remedy is None:
-            raise
-        raise TrainingError(remedy) from error
-
-
-def explain(error: BaseException, config: TrainConfig) -> str | None:
-    """
-    What to change so that a failure does not happen again, None if there is nothing to tell.
-
-    :param error: what was raised.
-    :param config: the run.
-    """
-    text = str(error)
-    low = text.lower()
-    algorithm = config.algorithm
-    goes_on = "The same command goes on from the last saved update."
-    if isinstance(error, th.OutOfMemoryError) or "cuda out of memory" in low:
-        return (
-            f"The GPU's memory ran out. Lower micro_batch_size (now {algorithm.micro_batch_size}), which does not change the "
-            f"result. {goes_on} Or begin anew (--out) with gradient_checkpointing (now {config.gradient_checkpointing}), "
-            f"quantization='4bit' (now {config.start.quantization!r}) or an adapter alone (lora, now {config.start.lora})."
-        )
-    if isinstance(error, MemoryError) or "can't allocate memory" in low or "not enough memory" in low:
-        return (
-            f"Memory ran out. Lower parallel_groups (now {algorithm.parallel_groups}; each of its "
-            f"{algorithm.parallel_groups * algorithm.group_size} simulators takes its share), groups_per_update (now "
-            f"{algorithm.groups_per_update}; their images are kept until the update) or micro_batch_size (now "
-            f"{algorithm.micro_batch_size})."
-        )
-    if "after 3 restarts" in low:
-        killed = "exit status -9" in low
-        reason = (
-            "the system killed it, as it does when memory runs out: lower parallel_groups"
-            if killed
-            else ("see the messages of its process above")
-        )
-        return f"A simulator keeps failing: {text} ({reason}, now {algorithm.parallel_groups}). {goes_on}"
-    if "rewards must be finite" in low:
-        return None  # the reward's fault, as the message says
-    if "probability tensor contains" in low or "is nan" in low or "is inf" in low or "is not finite" in low:
-        return (
-            f"A number is not finite any more: {text} Lower learning_rate (now {algorithm.learning_rate:g}), set target_kl "
-            f"(now {algorithm.target_kl}) or lower max_grad_norm (now {algorithm.max_grad_norm:g}), in a new folder (--out)."
-        )
-    return None

@@ -29,7 +29,7 @@ def plot_curves(runs: Sequence[Sequence[dict[str, Any]]]) -> bytes | None:
     """
     Each number over the steps, one line per run.
 
-    :param runs: rows of ``metrics.jsonl``, of one run or several.
+    :param runs: Rows of ``metrics.jsonl``, of one run or several.
     :return: PNG, None without any row.
     """
     chosen = [curve for curve in CURVES if any(curve[0] in row for rows in runs for row in rows)]
@@ -55,7 +55,7 @@ def plot_stages(rows: Sequence[dict[str, Any]]) -> bytes | None:
     """
     Share of training steps spent with so many stages done, over the updates.
 
-    :param rows: rows of ``metrics.jsonl``.
+    :param rows: Rows of ``metrics.jsonl``.
     :return: PNG, None where the reward has no stages.
     """
     counted = [row for row in rows if row.get("stages")]
@@ -82,7 +82,7 @@ def plot_furthest(modes: dict[str, dict[str, Any]]) -> bytes | None:
     """
     How far evaluation episodes came, before and after.
 
-    :param modes: of the results, by name.
+    :param modes: Ways of playing in the results, by name.
     :return: PNG, None where the reward has no stages.
     """
     known = {name: mode for name, mode in modes.items() if mode["before"]["n_stages"] is not None}
@@ -110,7 +110,7 @@ def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
     """
     Success before and after, a line per seed.
 
-    :param modes: of the results, by name.
+    :param modes: Ways of playing in the results, by name.
     :return: PNG.
     """
     figure = new_figure(10.5, 2.8)
@@ -138,8 +138,8 @@ def plot_episodes(episodes: Mapping[str, Sequence[np.ndarray]], n_columns: int =
     """
     Episodes as rows of pictures, at equal distances in time, the first and the last included.
 
-    :param episodes: uint8 (height, width, 3) each, by the episode's name.
-    :param n_columns: pictures of an episode.
+    :param episodes: Pictures, uint8 (height, width, 3) each, by the episode's name.
+    :param n_columns: Pictures of an episode.
     :return: PNG.
     """
     figure = new_figure(2.0 * n_columns, 2.2 * len(episodes))
@@ -165,7 +165,11 @@ def stage_colours(n: int) -> list[tuple[float, float, float]]:
 
 def new_figure(width: float, height: float) -> "Figure":
     """
-    :raises ImportError: if matplotlib is not installed.
+    A figure that needs no display.
+
+    :param width: Inches.
+    :param height: Inches.
+    :raises ImportError: If matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -1,9 +1,9 @@
 """
-Is there anything to learn from? The signal in the policy gradients of single groups, before training is paid for.
+Is there anything to learn from? The signal in the policy gradients of single groups, before training.
 
 Each group of trajectories gives one policy gradient. What the gradients of different groups have in common is signal, the
 rest is noise: the mean of ``g_i . g_j`` over different groups estimates the squared norm of the true gradient, the mean of
-``|g_i|^2`` signal and noise together. Their ratio tells how many groups an update needs before its direction means something.
+``|g_i|^2`` signal and noise together. Their ratio gives the number of groups that an update needs.
 """
 
 import math
@@ -19,8 +19,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from sb3_tgrpo.advantages import tgrpo_advantages, trajectory_advantages
+from sb3_tgrpo.files import atomic_path
 from sb3_tgrpo.losses import tgrpo_loss
 from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.train.setup import check_n_groups
 
 if TYPE_CHECKING:
     from sb3_tgrpo.tgrpo import TGRPO
@@ -40,8 +42,8 @@ def signal_share(gram: np.ndarray) -> tuple[float, float]:
     gradients have nothing in common, 1 if they are equal; noise can make it negative.
 
     :param gram: ``(n_groups, n_groups)``, inner products of the groups' gradients.
-    :return: the share and its jackknife standard error (groups left out one at a time); ``(0, 0)`` if all gradients are 0.
-    :raises ValueError: for fewer than three groups, or a matrix that is not square.
+    :return: The share and its jackknife standard error (groups left out one at a time); ``(0, 0)`` if all gradients are 0.
+    :raises ValueError: For fewer than three groups, or a matrix that is not square.
     """
     gram = _checked_gram(gram, 3)
     n = len(gram)
@@ -60,8 +62,8 @@ def half_batch_cosine(gram: np.ndarray, seed: int = 0) -> float:
     step in the same direction if it is 1, and in an unrelated one if it is 0.
 
     :param gram: ``(n_groups, n_groups)``, inner products of the groups' gradients.
-    :param seed: of the splits.
-    :return: the mean cosine; 0 if a half has no gradient.
+    :param seed: Seed of the splits.
+    :return: The mean cosine; 0 if a half has no gradient.
     """
     gram = _checked_gram(gram, 2)
     n = len(gram)
@@ -79,8 +81,8 @@ def batch_cosine(share: float, n_groups: int) -> float:
     """
     Expected cosine between the gradient of a batch and the true one, ``sqrt(s n / (s n + 1 - s))``.
 
-    :param share: signal over total of one group, see :func:`signal_share`; below 0 counts as 0.
-    :param n_groups: groups in the batch.
+    :param share: Signal over total of one group, from :func:`signal_share`; below 0 counts as 0.
+    :param n_groups: Number of groups in the batch.
     """
     share = min(max(share, 0.0), 1.0)
     return math.sqrt(share * n_groups / (share * n_groups + 1.0 - share)) if share else 0.0
@@ -107,10 +109,10 @@ class VariantSignal:
     """
     The signal under one way of computing advantages.
 
-    :param share: signal over total of one group's gradient.
-    :param standard_error: jackknife standard error of ``share``.
-    :param half_cosine: cosine between the gradients of the batch's two halves.
-    :param no_gradient: share of groups whose gradient is zero.
+    :param share: Signal over total of one group's gradient.
+    :param standard_error: Jackknife standard error of ``share``.
+    :param half_cosine: Cosine between the gradients of the batch's two halves.
+    :param no_gradient: Share of groups whose gradient is zero.
     """
 
     share: float
@@ -124,15 +126,15 @@ class SignalReport:
     """
     What :func:`measure_signal` found.
 
-    :param variants: by name of the advantage.
-    :param n_groups: groups played.
-    :param group_size: members of each.
-    :param n_steps: steps that count.
-    :param mixed_groups: share of groups with successes and failures; None where the environment reports no success. Under
+    :param variants: Signal by name of the advantage.
+    :param n_groups: Number of groups played.
+    :param group_size: Members of each group.
+    :param n_steps: Number of steps that count.
+    :param mixed_groups: Share of groups with successes and failures; None where the environment reports no success. Under
         ``stop_on="success"`` a group that ends with a success is nearly always mixed.
-    :param success_rate: share of members that succeeded.
-    :param equal_returns: share of groups whose returns do not differ, discounted as the model does.
-    :param log_prob: mean log-probability of an action, nats: minus the entropy it is sampled with.
+    :param success_rate: Share of members that succeeded.
+    :param equal_returns: Share of groups whose returns do not differ, discounted as the model does.
+    :param log_prob: Mean log-probability of an action, nats: minus the entropy it is sampled with.
     """
 
     variants: dict[str, VariantSignal]
@@ -233,26 +235,26 @@ def measure_signal(
     folder: str | os.PathLike[str] | None = None,
 ) -> SignalReport:
     """
-    Play groups with the model's policy in its own environment and compare their policy gradients, those of eq. (6) at ratio 1
+    Play groups with the model's policy in its own environment and compare their policy gradients of eq. (6) at ratio 1
     without the KL term (which has no gradient at the start), in the space of the trained parameters.
 
-    The model is left as it was, random states and position in the sequence of starts included.
+    The model is left as it was, random states and position in the sequence of initial states included.
 
-    :param model: the algorithm, with its environment.
-    :param n_groups: groups to play, at least 3; rounded up to a multiple of the groups that the environment steps at once.
-    :param variants: ways to compute advantages, by name; None = :func:`default_variants`.
-    :param progress: called with the number of groups done.
-    :param folder: keeps what has been played, so that the same call goes on after an interruption, with the same result; one
-        folder per environment, which is not compared. All that it holds counts, more than ``n_groups`` too. None: nothing is
-        kept.
-    :return: the report.
-    :raises ValueError: for fewer than 3 groups, a model without environment, or a folder of another policy or other settings.
+    :param model: Algorithm with its environment.
+    :param n_groups: Number of groups to play, at least 3; rounded up to a multiple of the groups that the environment steps
+        at once.
+    :param variants: Ways to compute advantages, by name; None: :func:`default_variants`.
+    :param progress: Function called with the number of groups done.
+    :param folder: Folder that keeps what has been played, so that the same call goes on after an interruption, with the same
+        result; one folder per environment, which is not compared. All that it holds counts, more than ``n_groups`` too. None:
+        nothing is kept.
+    :return: The report.
+    :raises ValueError: For fewer than 3 groups, a model without environment, or a folder of another policy or other settings.
     """
     env = model.get_env()
     if env is None:
         raise ValueError("The model has no environment: load it with TGRPO.load(path, env=env).")
-    if n_groups < 3:
-        raise ValueError(f"n_groups={n_groups}: comparing gradients takes at least 3 groups.")
+    check_n_groups(n_groups)
     chosen = dict(variants) if variants is not None else default_variants(model)
     kept = None if folder is None else _KeptRollouts(Path(folder), model, list(chosen))
     before = dict(vars(model))
@@ -319,7 +321,7 @@ class _KeptRollouts:
     """Rollouts in a folder, a file each."""
 
     def __init__(self, path: Path, model: "TGRPO", variants: list[str]) -> None:
-        from sb3_tgrpo.evaluation.protocol import fingerprint
+        from sb3_tgrpo.evaluation.identity import fingerprint
 
         self.folder = RunFolder(path)
         settings = {
@@ -337,15 +339,7 @@ class _KeptRollouts:
             "outcome_reward": model.outcome_reward,
             "variants": variants,
         }
-        earlier = self.folder.read("settings.json")
-        if earlier is None:
-            self.folder.write("settings.json", settings)
-            return
-        changed = [
-            f"{name}: {earlier.get(name)} then, {value} now" for name, value in settings.items() if earlier.get(name) != value
-        ]
-        if changed:
-            raise ValueError(f"{path} holds another measurement ({'; '.join(changed)}). Choose another folder, or delete it.")
+        self.folder.claim("settings.json", settings, results=("rollout_*.pt",), defaults={"outcome_reward": None})
 
     def read(self) -> list[_Rollout]:
         """All that were finished, in their order."""
@@ -353,9 +347,8 @@ class _KeptRollouts:
 
     def add(self, rollout: _Rollout) -> None:
         number = len(list(self.folder.path.glob("rollout_*.pt")))
-        unfinished = self.folder / "unfinished"
-        th.save(rollout, unfinished)
-        os.replace(unfinished, self.folder / f"rollout_{number:04d}.pt")
+        with atomic_path(self.folder / f"rollout_{number:04d}.pt") as unfinished:
+            th.save(rollout, unfinished)
 
 
 def _report(rollouts: list[_Rollout], variants: list[str]) -> SignalReport:
@@ -409,7 +402,7 @@ def _group_gradients(model: "TGRPO", index: int, advantages: Mapping[str, np.nda
     rows = {name: th.as_tensor(values[buffer.mask[:, index]], dtype=th.float32) for name, values in advantages.items()}
     used = [name for name in rows if rows[name].any()]
     sums = {name: [th.zeros_like(p, dtype=th.float32) for p in parameters] for name in rows}
-    model.policy.set_training_mode(True)  # type: ignore[attr-defined]
+    model.policy.set_training_mode(True)
     start = 0
     for samples in buffer.samples(batch, model.micro_batch_size, shape[1]) if used else ():
         piece = slice(start, start + len(samples.advantages))

@@ -1,21 +1,91 @@
-"""What a run is doing, on the terminal: a live panel with rich, or plain lines where the output is no terminal."""
+"""What is going on, on the terminal: a live panel with rich, or plain lines where the output is no terminal."""
 
 import math
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-_PLAIN_INTERVAL = 10.0
-_TIMES = {
-    "env": "time/env_seconds",
-    "policy": "time/policy_seconds",
-    "update": "time/update_seconds",
-}
+_TIMES = {"simulators": "time/env_seconds", "policy": "time/policy_seconds", "update": "time/update_seconds"}
+_NUMBERS = (
+    ("success of members", "rollout/member_success_rate", "{:.0%}"),
+    ("mixed groups", "rollout/mixed_groups", "{:.0%}"),
+    ("reward", "rollout/group_reward", "{:.2f}"),
+    ("progress", "rollout/progress", "{:.0%}"),
+    ("KL of the update", "train/approx_kl", "{:.4f} nats"),
+    ("entropy", "train/entropy_loss", "{:.2f} nats"),
+)
+
+
+class View:
+    """
+    Lines that stay, and something that changes: a panel that is redrawn in place, or now and then a plain line.
+
+    :param title: Title of the panel, or first line.
+    :param stream: Where plain lines go; None: standard output.
+    :param live: Whether to show the panel.
+    :param console: Console of rich for the panel; None: standard output.
+    """
+
+    interval = 10.0
+    """Seconds between plain lines."""
+
+    def __init__(
+        self, title: str = "", stream: TextIO | None = None, live: bool = False, console: "Console | None" = None
+    ) -> None:
+        self.title = title
+        self._stream = stream
+        self._printed = time.monotonic()
+        self._live: Any = None
+        if live or console is not None:
+            from rich.console import Console
+            from rich.live import Live
+
+            console = console or Console()
+            self._live = Live(console=console, refresh_per_second=4, get_renderable=self.render, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        elif self.title:
+            self.print(self.title)
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def print(self, text: Any) -> None:
+        """
+        A line that stays.
+
+        :param text: Text, or something that rich shows.
+        """
+        if self._live is None:
+            print(text, file=self._stream or sys.stdout, flush=True)
+        else:
+            from rich.text import Text
+
+            self._live.console.print(Text(text) if isinstance(text, str) else text)
+
+    def is_due(self, force: bool = False) -> bool:
+        """
+        Whether to print a plain line now. The panel needs none.
+
+        :param force: Whether to print it however long ago the last one was.
+        """
+        if self._live is not None or not (force or time.monotonic() - self._printed >= self.interval):
+            return False
+        self._printed = time.monotonic()
+        return True
+
+    def render(self) -> "RenderableType":
+        """The content of the panel."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -23,9 +93,12 @@ class Stage:
     """
     A part of the run.
 
-    :param name: such as ``evaluate before, greedy``.
-    :param total: how much there is to do, 0 if that is not known.
-    :param unit: of what is counted.
+    :param name: Name, such as ``evaluate before, greedy``.
+    :param total: How much there is to do, 0 if that is not known.
+    :param unit: What is counted.
+    :param done: How much is done.
+    :param first: How much an earlier call had done.
+    :param first_round: How much is done at once: the pace is not known before, as simulators start meanwhile.
     """
 
     name: str
@@ -33,9 +106,12 @@ class Stage:
     unit: str = ""
     done: float = 0
     first: float = 0
-    started: float = field(default_factory=time.monotonic)
-    ended: float | None = None
+    first_round: float = 1
     text: str = ""
+    started: float = field(default_factory=lambda: time.monotonic())
+    ended: float | None = None
+    first_round_over: tuple[float, float] | None = None
+    """Seconds and how much was done when the first round was over."""
 
     @property
     def seconds(self) -> float:
@@ -44,161 +120,145 @@ class Stage:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the pace so far; None before there is one."""
+        """Time left by the pace so far, without the first round as soon as as much again is done; None before it is over."""
         if self.ended is not None:
             return 0.0
-        advanced = self.done - self.first
+        if not self.total or self.first_round_over is None:
+            return None
+        seconds, since = 0.0, self.first
+        if self.done - self.first_round_over[1] >= self.first_round_over[1] - self.first:
+            seconds, since = self.first_round_over
         # The rollout in which the total is reached is completed, so more may be done than was asked for.
-        return self.seconds * max(0, self.total - self.done) / advanced if advanced > 0 and self.total else None
+        return (self.seconds - seconds) * max(0, self.total - self.done) / (self.done - since)
+
+    def advance(self, done: float, text: str = "", round_over: bool = False) -> None:
+        """
+        Note how much is done.
+
+        :param done: How much is done.
+        :param round_over: Whether the first round is over in any case.
+        """
+        self.done, self.text = done, text or self.text
+        advanced = done - self.first
+        if self.first_round_over is None and advanced > 0 and (round_over or advanced >= self.first_round):
+            self.first_round_over = (self.seconds, done)
+
+    def __str__(self) -> str:
+        parts = [self.name]
+        if self.total:
+            parts.append(f"{self.done:,.0f}/{self.total:,.0f} {self.unit}")
+        left = self.seconds_left
+        return "  ".join([*parts, *filter(None, [self.text, f"{duration(left)} left" if left else ""])])
 
 
-class RunView:
-    """
-    Plain lines: one when a part begins, one every ten seconds or update, one when it ends. Also the base of
-    :class:`LiveView`.
+class RunView(View):
+    """A run: its parts, and the numbers of its updates."""
 
-    :param title: shown first.
-    :param stream: where to; None = standard output.
-    """
-
-    def __init__(self, title: str = "", stream: TextIO | None = None) -> None:
-        self.title = title
+    def __init__(
+        self, title: str = "", stream: TextIO | None = None, live: bool = False, console: "Console | None" = None
+    ) -> None:
         self.stages: list[Stage] = []
         self.rows: list[dict[str, Any]] = []
-        self.groups: tuple[int, int | None] | None = None
-        """As last given to :meth:`sampling`."""
         self.later_seconds = 0.0
-        """What comes after the current part will take about so long."""
-        self._stream = stream
-        self._printed = 0.0
-
-    def __enter__(self) -> "RunView":
-        if self.title:
-            self.print(self.title)
-        return self
+        """What comes after the current part takes about so long."""
+        self.highest_return: float | None = None
+        """Highest reward of an episode, if known."""
+        super().__init__(title, stream, live, console)
 
     def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
         if error is None:
             self.end_stage()
+        super().__exit__(error, *details)
 
-    def begin_stage(self, name: str, total: float = 0, unit: str = "", done: float = 0) -> None:
+    def begin_stage(
+        self, name: str, total: float = 0, unit: str = "", done: float = 0, first_round: float = 1, text: str = ""
+    ) -> None:
         """
         The run goes on to its next part.
 
-        :param done: how much of it was done by an earlier run.
+        :param total: How much there is to do, 0 if that is not known.
+        :param unit: What is counted.
+        :param done: How much an earlier call has done.
+        :param first_round: How much is done at once.
         """
         self.end_stage()
-        self.stages.append(Stage(name, total, unit, done, done))
-        self.refresh(force=True)
+        self.stages.append(Stage(name, total, unit, done, done, first_round, text))
+        self._refresh(force=True)
 
     def end_stage(self, text: str | None = None) -> None:
-        """
-        The current part is done.
-
-        :param text: its result in a few words.
-        """
+        """The current part is done."""
         if self.stages and self.stages[-1].ended is None:
             stage = self.stages[-1]
             stage.text = stage.text if text is None else text
             stage.ended = time.monotonic()
-            self.stage_ended(stage)
+            self._show_end(stage)
 
     def skip_stage(self, name: str, text: str) -> None:
-        """A part that an earlier run has done."""
+        """A part that an earlier call has done."""
         self.end_stage()
         stage = Stage(name, text=f"{text} (done before)")
         stage.ended = stage.started
         self.stages.append(stage)
-        self.stage_ended(stage)
+        self._show_end(stage)
+
+    def resume(self, done: float, rows: list[dict[str, Any]]) -> None:
+        """
+        Training begins where an earlier call was.
+
+        :param done: How much that call has done.
+        :param rows: Its updates.
+        """
+        self.rows = rows
+        self.stages[-1].done = self.stages[-1].first = done
 
     def advance(self, done: float, text: str = "") -> None:
         """
-        :param done: how much of the current part is done.
-        :param text: how it stands.
+        The current part goes on.
+
+        :param done: How much of it is done.
         """
-        stage = self.stages[-1]
-        stage.done, stage.text = done, text or stage.text
-        self.refresh()
+        self.stages[-1].advance(done, text)
+        self._refresh()
 
     def sampling(self, timesteps: int, groups: int, groups_per_update: int | None) -> None:
         """
         Training goes on.
 
-        :param timesteps: steps done in all.
-        :param groups: groups that have ended since the last update; episodes for a method without groups.
-        :param groups_per_update: groups that the next update needs; None for a method without groups.
+        :param timesteps: Steps done in all.
+        :param groups: Groups that have ended since the last update; episodes for a method without groups.
+        :param groups_per_update: Groups that the next update needs; None for a method without groups.
         """
-        self.groups = (groups, groups_per_update)
-        self.advance(timesteps)
+        sampled = count(groups, "episode") if groups_per_update is None else f"{groups} of {groups_per_update} groups"
+        self.advance(timesteps, f"{sampled} for update {len(self.rows) + 1}")
+
+    def updating(self) -> None:
+        """A rollout has ended, its update begins."""
+        stage = self.stages[-1]
+        stage.text = f"update {len(self.rows) + 1} is computed"
+        self._refresh(force=stage.done >= stage.total)  # nothing comes after the last one, so that it would seem to hang
 
     def update(self, row: dict[str, Any]) -> None:
-        """A row of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`."""
+        """An update is done."""
         self.rows.append(row)
-        if self.groups is not None:
-            self.groups = (0, self.groups[1])
-        self.advance(row["timesteps"], describe_update(row))
-        self.refresh(force=True)
+        self.stages[-1].advance(row["timesteps"], describe_update(row, self.highest_return), round_over=True)
+        self._refresh(force=True)
 
-    # what a view does with it
+    def _refresh(self, force: bool = False) -> None:
+        if self.is_due(force):
+            self.print(str(self.stages[-1]))
 
-    def print(self, text: str) -> None:
-        """A line that stays."""
-        print(text, file=self._stream or sys.stdout, flush=True)
-
-    def stage_ended(self, stage: Stage) -> None:
-        """A part has ended."""
-        self.print(f"{stage.name}: {stage.text or 'done'} [{duration(stage.seconds)}]")
-
-    def refresh(self, force: bool = False) -> None:
-        """Something has changed."""
-        if not force and time.monotonic() - self._printed < _PLAIN_INTERVAL:
+    def _show_end(self, stage: Stage) -> None:
+        if self._live is None:
+            self.print(f"{stage.name}: {stage.text or 'done'} [{duration(stage.seconds)}]")
             return
-        self._printed = time.monotonic()
-        self.print(progress_line(self.stages[-1]))
-
-
-class LiveView(RunView):
-    """
-    A panel that is redrawn in place; finished parts are printed above it.
-
-    :param title: of the panel.
-    :param console: rich's console; None = standard output.
-    """
-
-    def __init__(self, title: str = "", console: "Console | None" = None) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        super().__init__(title)
-        self._console = console or Console()
-        self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self.render, transient=True)
-
-    def __enter__(self) -> "LiveView":
-        self._live.start()
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *details: object) -> None:
-        super().__exit__(error, *details)
-        self._live.stop()
-
-    def print(self, text: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(text))
-
-    def stage_ended(self, stage: Stage) -> None:
-        from rich.text import Text
-
-        line = Text.assemble(("✓ ", "green"), (stage.name, "bold"), f"  {stage.text}  ", (duration(stage.seconds), "dim"))
-        self._console.print(line)
-
-    def refresh(self, force: bool = False) -> None:
-        """rich redraws by itself, four times a second."""
+        name, seconds = (stage.name, "bold"), (duration(stage.seconds), "dim")
+        self.print(Text.assemble(("✓ ", "green"), name, f"  {stage.text}  ", seconds))
 
     def render(self) -> "RenderableType":
-        """The panel."""
+        """The panel: the current part, and the numbers of training."""
         from rich.panel import Panel
-        from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
@@ -214,13 +274,8 @@ class LiveView(RunView):
                 timing += f" ({duration(self.later_seconds)} for what comes after)" if self.later_seconds else ""
             table.add_row("now", Text.assemble((stage.name, "bold cyan"), "   ", (timing, "dim")))
             if stage.total:
-                bar = ProgressBar(total=stage.total, completed=stage.done, width=40)
-                row = Table.grid(padding=(0, 1))
-                row.add_row(bar, Text(f"{stage.done:,.0f} of {stage.total:,.0f} {stage.unit}"))
-                table.add_row("", row)
-            if self.groups is not None and "steps" in stage.unit:
-                table.add_row(*_sampled_row(*self.groups))
-            elif stage.text:
+                table.add_row("", bar(stage.done, stage.total, stage.unit))
+            if stage.text:
                 table.add_row("", stage.text)
         for name, value in self._training_rows():
             table.add_row(name, value)
@@ -231,82 +286,79 @@ class LiveView(RunView):
             return []
         last = self.rows[-1]
         found = [("update", f"{last['update']}  ({last['timesteps']:,} steps)")]
-        for name, key, form in (
-            ("success", "rollout/member_success_rate", "{:.0%}"),
-            ("mixed groups", "rollout/mixed_groups", "{:.0%}"),
-            ("reward", "rollout/group_reward", "{:.2f}"),
-            ("progress", "rollout/progress", "{:.0%}"),
-            ("KL of update", "train/approx_kl", "{:.4f}"),
-            ("entropy", "train/entropy_loss", "{:.2f}"),
-        ):
+        for name, key, form in _NUMBERS:
             if key in last:
                 sign = -1 if key == "train/entropy_loss" else 1
                 history = [sign * row[key] for row in self.rows if key in row]
-                found.append((name, f"{form.format(history[-1]):>8}  {sparkline(history)}"))
-        split = time_split(self.rows)
-        if split:
-            found.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in split.items())))
+                if key == "rollout/group_reward" and self.highest_return is not None:
+                    form += f" of {self.highest_return:g}"
+                found.append((name, f"{form.format(history[-1]):>12}  {sparkline(history)}"))
+        if split := time_split(self.rows):
+            found.append(("time", split))
         return found
 
 
-def _sampled_row(done: int, wanted: int | None) -> tuple[str, str]:
-    """Name and text of the panel's row on what has been sampled since the last update."""
-    if wanted is None:
-        return "episodes", f"{done} ended since the last update"
-    return "groups", f"{'●' * done}{'○' * (wanted - done)}  {done} of {wanted} for the next update"
+def bar(done: float, total: float, unit: str) -> Any:
+    """
+    A row with a progress bar.
+
+    :param done: How much is done.
+    :param total: How much there is to do.
+    :param unit: What is counted.
+    """
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    row = Table.grid(padding=(0, 1))
+    row.add_row(ProgressBar(total=total, completed=done, width=40), Text(f"{done:,.0f} of {total:,.0f} {unit}"))
+    return row
 
 
 def make_view(title: str, plain: bool | None = None) -> RunView:
     """
     A live view on a terminal, plain lines elsewhere.
 
-    :param plain: True for plain lines in any case; None = by whether standard output is a terminal.
+    :param title: Title.
+    :param plain: Whether to print plain lines in any case; None: by whether standard output is a terminal.
     """
-    if plain or (plain is None and not sys.stdout.isatty()):
-        return RunView(title)
-    return LiveView(title)
+    return RunView(title, live=sys.stdout.isatty() if plain is None else not plain)
 
 
-def progress_line(stage: Stage) -> str:
-    """One line on a part under way."""
-    parts = [stage.name]
-    if stage.total:
-        parts.append(f"{stage.done:,.0f}/{stage.total:,.0f} {stage.unit}")
-    if stage.text:
-        parts.append(stage.text)
-    left = stage.seconds_left
-    if left is not None:
-        parts.append(f"{duration(left)} left")
-    return "  ".join(parts)
+def describe_update(row: dict[str, Any], highest_return: float | None = None) -> str:
+    """
+    An update in a few words.
 
-
-def describe_update(row: dict[str, Any]) -> str:
-    """An update in a few words."""
-    parts = [f"update {row['update']}"]
-    for key, form in (
-        ("rollout/member_success_rate", "success {:.0%}"),
-        ("rollout/mixed_groups", "mixed groups {:.0%}"),
-        ("rollout/group_reward", "reward {:.2f}"),
-        ("rollout/progress", "progress {:.0%}"),
-        ("train/approx_kl", "KL {:.4f}"),
-    ):
+    :param highest_return: Highest reward of an episode, if known.
+    """
+    parts = []
+    for name, key, form in _NUMBERS[:-1]:
         if key in row:
-            parts.append(form.format(row[key]))
-    split = time_split([row])
-    if split:
-        parts.append(" ".join(f"{name} {share:.0%}" for name, share in split.items()))
-    return ", ".join(parts)
+            highest = f" of {highest_return:g}" if key == "rollout/group_reward" and highest_return is not None else ""
+            parts.append(f"{name} {form.format(row[key])}{highest}")
+    if split := time_split([row]):
+        parts.append(f"time: {split}")
+    return f"update {row['update']}: {', '.join(parts)}"
 
 
-def time_split(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Shares of the time spent on environments, sampling and updates."""
+def time_split(rows: list[dict[str, Any]]) -> str:
+    """
+    Shares of the time spent on simulators, sampling and updates, in words; empty if no time was measured.
+
+    :param rows: Rows of :class:`~sb3_tgrpo.train.callbacks.MetricsCallback`.
+    """
     seconds = {name: sum(row.get(key, 0.0) for row in rows) for name, key in _TIMES.items()}
     total = sum(seconds.values())
-    return {name: value / total for name, value in seconds.items()} if total > 0 else {}
+    return ", ".join(f"{name} {value / total:.0%}" for name, value in seconds.items()) if total > 0 else ""
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
-    """The latest values as a row of blocks, between their least and greatest; ``!`` for one that is not finite."""
+    """
+    The latest values as a row of blocks, between their least and greatest; ``!`` for one that is not finite.
+
+    :param values: Values.
+    :param width: Most values that are shown.
+    """
     values = values[-width:]
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
@@ -316,8 +368,17 @@ def sparkline(values: list[float], width: int = 40) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min 05 s``, ``2 h 03 min``."""
+    """
+    A time in words: ``45 s``, ``12 min 05 s``, ``2 h 03 min``.
+
+    :param seconds: Seconds.
+    """
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: ``1 update``, ``2 updates``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

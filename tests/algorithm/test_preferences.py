@@ -1,5 +1,6 @@
 """Preference baselines: losses and pairs against values by hand, gradients, learning, saving, and what they refuse."""
 
+import io
 import itertools
 import math
 from pathlib import Path
@@ -211,6 +212,25 @@ def test_rollout_without_pairs_changes_nothing(monkeypatch: pytest.MonkeyPatch) 
     before = parameters(algorithm)
     algorithm.learn(60)
     assert th.equal(before, parameters(algorithm)) and algorithm.num_timesteps >= 60 and algorithm._n_updates > 0
+    file = io.BytesIO()
+    algorithm.save(file)
+    file.seek(0)
+    assert DPO.load(file).num_timesteps == algorithm.num_timesteps  # its steps are used all the same
+
+
+@pytest.mark.parametrize("kind", [DPO, TPO])
+def test_an_interrupt_names_what_can_load_its_file(
+    kind: type[DPO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        model(kind).learn(60, callback=interrupt)
+    (saved,) = tmp_path.glob(f"{kind.__name__.lower()}_interrupted_*.zip")
+    assert f"{kind.__name__}.load('{saved.name}', env=env)" in capsys.readouterr().out
+    assert kind.load(saved).num_timesteps == 0
 
 
 @pytest.mark.parametrize("kind", [DPO, TPO])

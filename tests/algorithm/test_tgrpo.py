@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize, VecTransposeImage
+from torch import nn
 from toy_envs import IdentityEnv, OnceCrashingEnv, ScriptEnv, SignalEnv
 
 from sb3_tgrpo import TGRPO, GroupedRolloutBuffer
 from sb3_tgrpo.advantages import tgrpo_advantages
-from sb3_tgrpo.envs import GroupVecEnv, SyncGroupVectorEnv, make_group_env
+from sb3_tgrpo.envs import GroupVecEnv, GroupVecNormalize, SyncGroupVectorEnv, make_group_env
 from sb3_tgrpo.policies import ActorPolicy
 from sb3_tgrpo.progress_bar import ValidStepsProgressBar
 from sb3_tgrpo.train.callbacks import MetricsCallback
@@ -247,27 +250,165 @@ def test_parameters_from_before_the_reference_leave_it() -> None:
     assert th.equal(th.cat([p.flatten() for p in reference.parameters()]), start)
 
 
-def test_interrupt_saves(tmp_path: Path) -> None:
-    class Interrupt(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps >= 100:
-                raise KeyboardInterrupt
-            return True
+class Raise(BaseCallback):
+    """Raises an exception once, in a callback's step where ``when`` is true."""
+
+    def __init__(self, when: Callable[["Raise"], bool], error: type[BaseException] = KeyboardInterrupt) -> None:
+        super().__init__()
+        self.when, self.error, self.raised = when, error, False
+
+    def _on_step(self) -> bool:
+        if not self.raised and self.when(self):
+            self.raised = True
+            raise self.error
+        return True
+
+
+def test_interrupt_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt() -> Raise:
+        return Raise(lambda callback: callback.num_timesteps >= 100)
 
     model = TGRPO("MlpPolicy", identity(), tensorboard_log=str(tmp_path), **FAST)
     with pytest.raises(KeyboardInterrupt):
-        model.learn(1000, callback=Interrupt())
-    resumed = TGRPO.load(tmp_path / "tgrpo_interrupted.zip", env=identity())
-    assert resumed.num_timesteps == 100
+        model.learn(1000, callback=interrupt())
+    (saved,) = tmp_path.glob("tgrpo_interrupted_*.zip")
+    assert f"TGRPO.load('{saved}', env=env)" in capsys.readouterr().out
+    resumed = TGRPO.load(saved, env=identity())
+    assert resumed.num_timesteps == 80  # the unfinished rollout has changed nothing
     resumed.learn(160, reset_num_timesteps=False)
     model.learn(160, reset_num_timesteps=False)  # the interrupted one can go on as well: its rollout is begun anew
-    (tmp_path / "tgrpo_interrupted.zip").unlink()
+    saved.unlink()
     model.saves_on_interrupt = False
     with pytest.raises(KeyboardInterrupt):
-        model.learn(1000, callback=Interrupt())
+        model.learn(1000, callback=interrupt())
     assert not list(tmp_path.glob("*.zip"))
     model.save(tmp_path / "model.zip")
     assert TGRPO.load(tmp_path / "model.zip").saves_on_interrupt
+
+
+def test_a_second_interrupt_while_saving_destroys_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TGRPO("MlpPolicy", identity(), **FAST).learn(80)
+    model.save(tmp_path / "model.zip")
+
+    def impatient(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(th, "save", impatient)
+        model.save(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert TGRPO.load(tmp_path / "model").num_timesteps == 80
+
+
+def test_what_is_saved_in_mid_rollout_goes_on_from_its_beginning(tmp_path: Path) -> None:
+    """Steps that no update used are not counted, and their starts are played again: the run ends as if never interrupted."""
+
+    def new(**kwargs: Any) -> TGRPO:
+        return TGRPO("MlpPolicy", identity("box", 2, length=5), groups_per_update=6, **FAST)
+
+    straight = new().learn(180)
+    stopped = new()
+    with pytest.raises(RuntimeError):
+        stopped.learn(
+            180,
+            callback=[CheckpointCallback(1, str(tmp_path), "saved"), Raise(lambda c: c.num_timesteps >= 104, RuntimeError)],
+        )
+    resumed = TGRPO.load(tmp_path / "saved_100_steps.zip", env=identity("box", 2, length=5), device="cpu")
+    assert resumed.num_timesteps == 60
+    resumed.learn(120, reset_num_timesteps=False)
+    assert resumed.num_timesteps == straight.num_timesteps == 180
+    assert th.equal(parameters(resumed), parameters(straight))
+    assert list(resumed.ep_info_buffer)[-1]["r"] == list(straight.ep_info_buffer)[-1]["r"]  # type: ignore[arg-type]
+    assert len(resumed.ep_info_buffer) == len(straight.ep_info_buffer) == 36  # type: ignore[arg-type]
+
+
+def test_a_rollout_counts_as_used_once_its_update_has_begun(tmp_path: Path) -> None:
+    class SaveAtTheEnd(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.model.save(tmp_path / "end")
+
+    model = TGRPO("MlpPolicy", identity(), **FAST).learn(80, callback=SaveAtTheEnd())
+    model.save(tmp_path / "model")
+    assert TGRPO.load(tmp_path / "end").num_timesteps == 0 and TGRPO.load(tmp_path / "model").num_timesteps == 80
+
+
+class Transitions(BaseCallback):
+    """Observations, rewards and starts must follow from what was done: ScriptEnv's are [start, step, sum of actions]."""
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        lengths = buffer.mask.sum(axis=0)
+        for group, member in np.ndindex(lengths.shape):
+            rows = [np.ravel_multi_index((t, group, member), buffer.mask.shape) for t in range(lengths[group, member])]
+            (samples,) = buffer.samples(np.array(rows))
+            start, count, total = samples.observations.numpy().T
+            assert (start == start[0]).all() and count.tolist() == list(range(len(rows)))
+            assert total.tolist() == [0, *np.cumsum(samples.actions.numpy().ravel())[:-1]]
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def scripted(n_groups: int = 2, **kwargs: Any) -> GroupVecEnv:
+    script = {a: "terminated" for a in range(20)}
+    return make_group_env(partial(ScriptEnv, script, limit=12), 4, n_groups, stop_on="never", subprocess=False, **kwargs)
+
+
+def last_step(callback: BaseCallback) -> bool:
+    return callback.locals["dones"].any() and not callback.locals["to_sample"].any()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", [last_step, lambda c: c.n_calls == 1, lambda c: c.n_calls == 3])
+def test_learning_goes_on_after_any_exception(when: Callable[[BaseCallback], bool], error: type[BaseException]) -> None:
+    model = TGRPO("MlpPolicy", scripted(), **FAST)
+    model.saves_on_interrupt = False
+    model.learn(100)
+    with pytest.raises(error):
+        model.learn(500, callback=Raise(when, error), reset_num_timesteps=False)
+    assert not model.env.groups._paused.any()  # type: ignore[union-attr]
+    model.learn(200, callback=Transitions(), reset_num_timesteps=False)
+
+
+def test_learning_goes_on_after_an_exception_in_the_first_step_of_a_rollout() -> None:
+    class Hiccup(ScriptEnv):
+        armed = False
+
+        def step(self, action: int) -> Any:
+            if self.armed:
+                self.armed = False
+                raise RuntimeError("hiccup")
+            return super().step(action)
+
+    env = make_group_env(partial(Hiccup, limit=12), 4, stop_on="never", subprocess=False)
+    model = TGRPO("MlpPolicy", env, **FAST).learn(48)
+    env.groups._workers[2].env.armed = True  # type: ignore[attr-defined]  # members 0 and 1 have moved by then
+    with pytest.raises(RuntimeError, match="hiccup"):
+        model.learn(48, reset_num_timesteps=False)
+    model.learn(48, callback=Transitions(), reset_num_timesteps=False)
+
+
+def test_evaluation_on_the_training_environment() -> None:
+    """In the middle of a rollout it is an error; between rollouts new groups begin."""
+    model = TGRPO("MlpPolicy", scripted(), **FAST)
+    with pytest.raises(ValueError, match="reset or stepped in the middle of a rollout"):
+        model.learn(2000, callback=EvalCallback(model.env, eval_freq=3, n_eval_episodes=2, verbose=0))  # type: ignore[arg-type]
+
+    class Plays(Transitions):
+        def _on_rollout_start(self) -> None:
+            evaluate_policy(self.model, self.training_env, n_eval_episodes=3, deterministic=False)
+            self.training_env.step(np.full(8, 50))
+
+        def _on_rollout_end(self) -> None:
+            super()._on_rollout_end()
+            evaluate_policy(self.model, self.training_env, n_eval_episodes=3, deterministic=False)
+
+    model.learn(200, callback=Plays(), reset_num_timesteps=False)
+    evaluate_policy(model, model.env, n_eval_episodes=3, deterministic=False)  # type: ignore[arg-type]
+    model.learn(100, callback=Transitions(), reset_num_timesteps=False)
 
 
 # ---------------------------------------------------------------------- the update
@@ -377,6 +518,38 @@ def test_kl_holds_the_policy_near_its_start() -> None:
         return th.distributions.kl_divergence(ours, theirs).sum(dim=-1).mean().item()
 
     assert divergence(1.0) < 0.2 * divergence(0.0)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(64), nn.Dropout(0.5)])
+def test_the_reference_is_frozen_in_every_respect(layer: nn.Module) -> None:
+    class Extractor(FlattenExtractor):
+        def __init__(self, space: spaces.Space) -> None:
+            super().__init__(space)
+            self.layers = nn.Sequential(nn.Linear(self.features_dim, 64), copy.deepcopy(layer))
+            self._features_dim = 64
+
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return self.layers(super().forward(observations))
+
+    model = TGRPO("MlpPolicy", identity(), policy_kwargs={"features_extractor_class": Extractor}, **FAST | {"kl_coef": 0.1})
+    obs, actions = th.eye(3), th.zeros(3)
+    model._setup_learn(1)
+    start = model.policy.reference_log_prob(obs, actions)
+    before = copy.deepcopy(model.policy.reference.state_dict())  # type: ignore[attr-defined]
+    model.learn(160)
+    assert model.policy.training and not model.policy.reference.training  # type: ignore[attr-defined]
+    assert th.equal(model.policy.reference_log_prob(obs, actions), start)
+    after = model.policy.reference.state_dict()  # type: ignore[attr-defined]
+    assert all(th.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_reference_is_what_training_started_from_whatever_was_loaded_before(tmp_path: Path) -> None:
+    trained = TGRPO("MlpPolicy", identity(), **FAST | {"kl_coef": 0.1}).learn(160)
+    model = TGRPO("MlpPolicy", identity(), **FAST | {"kl_coef": 0.1, "seed": 1})
+    model.set_parameters(trained.get_parameters())  # holds the reference of another training
+    start = parameters(model)
+    model.learn(80)
+    assert th.equal(th.cat([p.flatten() for p in model.policy.reference.parameters()]), start)  # type: ignore[attr-defined]
 
 
 def test_the_reference_scores_each_step_once() -> None:
@@ -647,15 +820,11 @@ def test_taking_turns_is_deterministic_and_scores_what_was_sampled() -> None:
 
 
 def test_wrappers_around_groups_that_take_turns() -> None:
-    groups = identity("box", 4, 2, length=7)
     env = make_group_env(partial(IdentityEnv, "box", length=7), 4, 2, subprocess=False, alternate=True)
     # VecNormalize changes what it makes of an observation while its action is on the way: what was acted on is recorded
     metrics = MetricsCallback()
-    TGRPO("MlpPolicy", VecNormalize(env, norm_reward=False), groups_per_update=4, **FAST).learn(300, metrics)
+    TGRPO("MlpPolicy", GroupVecNormalize(env, norm_reward=False), groups_per_update=4, **FAST).learn(300, metrics)
     assert max(row["train/ratio_error_first"] for row in metrics.rows) < 1e-5
-    assert TGRPO("MlpPolicy", VecFrameStack(groups, 2), **FAST).learn(1)
-    with pytest.raises(ValueError, match="VecFrameStack around groups that take turns"):
-        TGRPO("MlpPolicy", VecFrameStack(env, 2), **FAST)
 
 
 def test_lost_worker_costs_a_group_not_the_run(tmp_path: Path) -> None:
@@ -693,6 +862,7 @@ def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path, monkeypatch: py
 
         def _on_rollout_end(self) -> None:
             fractions.append(self.locals["n_valid"] / self.locals["n_slots"])
+            resampled.append(self.logger.name_to_value["rollout/resampled_groups"])
 
     def noted(self: ValidStepsProgressBar) -> bool:
         on_step(self)
@@ -704,6 +874,7 @@ def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path, monkeypatch: py
     counts: list[int] = []
     shown: list[int] = []
     fractions: list[float] = []
+    resampled: list[float] = []
     env = make_group_env(CrashesOnce, 2, 2, stop_on="never", subprocess=True, env_kwargs={"limit": 10})
     model = TGRPO("MlpPolicy", env, **FAST)
     with pytest.warns(UserWarning, match="restarted"):
@@ -712,20 +883,43 @@ def test_steps_of_a_discarded_group_do_not_count(tmp_path: Path, monkeypatch: py
     assert counts == [4, 8, 12, 16, 16 - 8 + 2, 14, 18, 22, 26, 30, 32, 34, 36, 38, 40]
     assert shown == counts
     assert model.num_timesteps == model.rollout_buffer.mask.sum() == 40 and fractions == [40 / 50]
+    assert resampled == [1]
     env.close()
 
 
-def test_vec_monitor_around_groups_and_vector_env_accepted() -> None:
-    model = TGRPO("MlpPolicy", VecMonitor(identity()), **FAST).learn(80)
-    assert model.ep_info_buffer is not None and len(model.ep_info_buffer) == 4
+def test_wrappers_that_count_steps_at_which_members_stand_still_are_refused() -> None:
+    for wrapped, name in (
+        (VecNormalize(identity()), "GroupVecNormalize"),
+        (VecTransposeImage(VecMonitor(identity("image"))), "VecMonitor"),
+        (VecFrameStack(identity("box", 4, 2), 2), "FrameStackObservation"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            TGRPO("MlpPolicy", wrapped, **FAST)
+    trained = VecNormalize(identity(), training=False)
+    assert TGRPO("MlpPolicy", trained, **FAST).learn(80)
+    assert TGRPO("MlpPolicy", VecFrameStack(identity("box"), 2), **FAST).learn(80)  # one group never waits for another
+    model = TGRPO("MlpPolicy", identity(), **FAST)
+    with pytest.raises(ValueError, match="GroupVecNormalize"):
+        model.set_env(VecNormalize(identity()))
+
+
+def test_vector_env_accepted() -> None:
     groups = SyncGroupVectorEnv([IdentityEnv] * 4, 4, subprocess=False)
     assert TGRPO("MlpPolicy", groups, **FAST).learn(80).group_size == 4
 
 
-def test_groups_from_an_id_or_an_env() -> None:
+def test_groups_from_an_id_or_an_env(tmp_path: Path) -> None:
     for env in ("CartPole-v1", gym.make("CartPole-v1")):
         model = TGRPO("MlpPolicy", env, group_size=3, **FAST)
         assert model.n_envs == 3
+        model.set_env(env)  # type: ignore[arg-type]
+        model.learn(1).save(tmp_path / "model.zip")
+        with (tmp_path / "model.zip").open("rb") as file:
+            for source in (tmp_path / "model.zip", file):
+                assert TGRPO.load(source, env=env).learn(1).group_size == 3  # type: ignore[arg-type]
+    two = TGRPO("MlpPolicy", make_group_env("CartPole-v1", 3, 2), **FAST)
+    two.set_env("CartPole-v1")  # type: ignore[arg-type]
+    assert two.env.num_envs == 6  # type: ignore[union-attr]
     assert TGRPO("MlpPolicy", "CartPole-v1", **FAST).group_size == 4
 
 
@@ -802,13 +996,58 @@ def test_bad_input() -> None:
         ("gamma", 1.01),
         ("max_grad_norm", 0.0),
         ("target_kl", 0.0),
+        ("max_grad_norm", None),
+        ("temperature", None),
+        ("temperature", float("nan")),
+        ("n_epochs", 2.0),
+        ("n_epochs", "2"),
+        ("batch_size", 64.0),
+        ("groups_per_update", True),
+        ("group_size", 4.0),
+        ("kl_coef", lambda remaining: 0.1),
+        ("clip_range_high", lambda remaining: 0.3),
+        ("clip_range", float("nan")),
+        ("gamma", "0.9"),
+        ("min_spread", float("inf")),
+        ("learning_rate", -1.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", "3e-4"),
         ("ratio_level", "sequence"),
         ("outcome_reward", "sparse"),
     ],
 )
 def test_bad_settings(argument: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"{argument}="):
+    with pytest.raises((ValueError, TypeError), match=f"{argument}="):
         TGRPO("MlpPolicy", identity(), **{argument: value})
+    model = TGRPO("MlpPolicy", identity(), seed=0)
+    setattr(model, argument, value)
+    with pytest.raises((ValueError, TypeError), match=f"{argument}="):
+        model.learn(1)
+    assert model.num_timesteps == 0
+
+
+def test_settings_that_leave_nothing_to_learn() -> None:
+    with pytest.raises(ValueError, match="alpha_step=0 and alpha_traj=0"):
+        TGRPO("MlpPolicy", identity(), alpha_step=0.0, alpha_traj=0.0)
+
+
+def test_settings_changed_after_creation(tmp_path: Path) -> None:
+    model = TGRPO("MlpPolicy", identity(), **FAST)
+    model.temperature, model.clip_range = 0.5, 0.1
+    assert model.learn(80).policy.temperature == 0.5
+    model.policy.temperature = 0.25  # a callback that anneals it there
+    assert model.temperature == 0.25
+    model.save(tmp_path / "model")
+    loaded = TGRPO.load(tmp_path / "model", env=identity())
+    assert loaded.temperature == loaded.policy.temperature == 0.25 and loaded.clip_range(1.0) == 0.1  # type: ignore[operator]
+    assert TGRPO.load(tmp_path / "model", temperature=2.0).policy.temperature == 2.0
+
+
+@pytest.mark.filterwarnings("ignore:net_arch=")
+@pytest.mark.parametrize("net_arch", [{"pi": [7], "vf": [5]}, [{"pi": [7], "vf": [5]}]])
+def test_sb3s_net_arch(net_arch: Any) -> None:
+    model = TGRPO("MlpPolicy", identity(), policy_kwargs={"net_arch": net_arch}, **FAST).learn(80)
+    assert [layer.out_features for layer in model.policy.actor.latent if hasattr(layer, "out_features")] == [7]  # type: ignore[attr-defined]
 
 
 def test_discount_reaches_the_buffer(tmp_path: Path) -> None:

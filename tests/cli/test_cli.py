@@ -52,15 +52,18 @@ def test_unknown_environment_is_a_message(arguments: list[str], capsys: pytest.C
         ("train --gamma 0.995", "--algo tgrpo does not use gamma. Its settings: .*gamma_traj"),
         ("train --algo ppo --kl-coef 0.1", "--algo ppo does not use kl_coef"),
         ("train --lora foo", "lora='foo' is unknown"),
-        ("train --eval-starts 60", "eval_starts=60: LIBERO/libero_object-8-v0 has 50 stored starts"),
+        ("train --eval-starts 60", "eval_initial_states=60: LIBERO/libero_object-8-v0 has 50 stored initial states"),
         ("train --config nothing.json", r"nothing.json can't be read as a configuration: No such file"),
         ("train --out {file}", r"can't be made a folder \(it is a file\): choose another one with --out"),
         ("eval --checkpoint tiny --env libero_object-8 --temperature 0.5", "add --sampled"),
         ("eval --checkpoint tiny --env libero_object-8 --episodes-per-start 2", "add --sampled"),
         ("eval --checkpoint tiny --env libero_object-8 --compare nothing.json", "nothing.json can't be read as an evaluation"),
         ("eval --model nothing.zip --env libero_object-8", "--model nothing.zip: there is no such file"),
-        ("eval --checkpoint tiny --env CartPole-v1", "CartPole-v1 has no stored starts.*add --drawn"),
-        ("eval --checkpoint tiny --env CartPole-v1 --drawn --reward", "--reward: CartPole-v1 is none of LIBERO's"),
+        ("eval --checkpoint tiny --env CartPole-v1", "CartPole-v1 has no stored initial states.*add --drawn"),
+        (
+            "eval --checkpoint tiny --env CartPole-v1 --drawn --reward",
+            "--reward: only for LIBERO's environments, not for CartPole-v1",
+        ),
         ("eval --checkpoint tiny --env CartPole-v1 libero_object-8", "one after the other"),
         ("study table1 --dry-run --tasks libero_objct-3 --out {there}", "libero_objct-3"),
         ("study table1 --dry-run --tasks libero_object-33 --out {there}", "libero_object-33"),
@@ -81,13 +84,8 @@ def test_wrong_input_is_told_before_anything_runs(
 
 
 def test_waiting_threads_give_up_their_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is set is set before torch is imported, and what the user has set stays."""
-    code = (
-        "import os, sys; from sb3_tgrpo.cli import main; early = 'torch' not in sys.modules\n"
-        "try: main(['--version'])\n"
-        "except SystemExit: pass\n"
-        "print(early, os.environ.get('GOMP_SPINCOUNT'))"
-    )
+    """In scripts too. What is set is set before torch is imported, and what the user has set stays."""
+    code = "import os, sys; import sb3_tgrpo; print('torch' not in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
     for given, expected in (({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
         for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
             monkeypatch.delenv(name, raising=False)

@@ -12,18 +12,21 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from demonstration_files import BBQ_SAUCE as NAME
+from demonstration_files import libero_file
+from libero_reference import libero_env, start
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.envs import CollectionSettings, Demos, LiberoEnv, collect_demos, key_poses, load_demos
 from sb3_tgrpo.envs.demos import collection
-from sb3_tgrpo.envs.demos.files import moving_steps
 from sb3_tgrpo.envs.demos.pictures import contact_sheet
+from sb3_tgrpo.envs.demos.reader import moving_steps
 from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
 from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
+from sb3_tgrpo.run_folder import RunFolder
 
 TASK = "libero_object-3"
 SETTINGS = CollectionSettings(TASK, 2, seed=5, assets="light", image_size=32)
-NAME = "pick_up_the_bbq_sauce_and_place_it_in_the_basket"
 
 
 @pytest.fixture(scope="module")
@@ -44,34 +47,6 @@ def contents(path: Path) -> dict[str, Any]:
 
         opened.visititems(visit)
     return found
-
-
-def libero_file(path: Path, change: Callable[[h5py.File], None] | None = None, like_libero: bool = True) -> Path:
-    """Two demonstrations of 12 steps as LIBERO's own script writes them, or as OpenVLA's preparation does (no attributes)."""
-    rng = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        if like_libero:
-            problem = {"problem_name": "libero_floor_manipulation", "domain_name": "robosuite"}
-            words = list("pick up the bbq sauce and place it in the basket")
-            data.attrs["problem_info"] = json.dumps({**problem, "language_instruction": words})
-            data.attrs["macros_image_convention"] = "opengl"
-            data.attrs["bddl_file_name"] = f"somewhere/bddl_files/libero_object/{NAME}.bddl"
-            data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "Libero_Floor_Manipulation"})
-            data.attrs["num_demos"], data.attrs["total"] = 2, 24
-        for i in range(2):
-            demo = data.create_group(f"demo_{i}")
-            demo["actions"] = rng.uniform(-1, 1, (12, 7))
-            demo["states"] = rng.normal(size=(12, 110))
-            demo["robot_states"] = rng.normal(size=(12, 9))
-            demo["rewards"] = demo["dones"] = np.eye(12, dtype=np.uint8)[-1]
-            for name, width in (("ee_pos", 3), ("ee_ori", 3), ("ee_states", 6), ("gripper_states", 2), ("joint_states", 7)):
-                demo[f"obs/{name}"] = rng.normal(size=(12, width))
-            demo["obs/agentview_rgb"] = np.repeat(np.arange(12, dtype=np.uint8), 8 * 8 * 3).reshape(12, 8, 8, 3)
-            demo.attrs["num_samples"] = 12
-        if change is not None:
-            change(file)
-    return path
 
 
 # ---------------------------------------------------------------------- what we write
@@ -139,7 +114,7 @@ def test_interrupted_collection_continues(file: Path, tmp_path: Path) -> None:
     done = {path.name: path.stat().st_mtime_ns for path in partial.glob("episode_*.hdf5")}
     assert not out.exists() and "episode_00000.hdf5" in done
 
-    with pytest.raises(ValueError, match=r"collected with other settings \(dart, image_size\)"):
+    with pytest.raises(ValueError, match=r"other settings \(dart was 0.0, is 0.1; image_size was 32, is 16\)"):
         collect_demos(dataclasses.replace(SETTINGS, dart=0.1, image_size=16), out)
 
     kept: list[dict[str, int]] = []
@@ -155,7 +130,7 @@ def test_interrupted_collection_continues(file: Path, tmp_path: Path) -> None:
 def test_no_process_outlives_a_collection_that_is_killed(file: Path, tmp_path: Path) -> None:
     """The same command then continues."""
     out = tmp_path / "demos.hdf5"
-    settings = ["--episodes", "2", "--seed", "5", "--assets", "light", "--image-size", "32"]
+    settings = ["--demos", "2", "--seed", "5", "--assets", "light", "--image-size", "32"]
     command = [sys.executable, "-m", "sb3_tgrpo", "demos", "collect", "--env", TASK, *settings, "--out", str(out), "--quiet"]
     # Its processes hold the other end of the pipe: it ends when the last of them has ended.
     killed = subprocess.Popen([*command, "--workers", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -224,6 +199,44 @@ def test_noops() -> None:
     # The first step counts as no motion; 3 closes, 6 opens, 2 and 5 move; 5e-5 does not.
     actions[4, 1] = 5e-5
     assert moving_steps(actions).tolist() == [2, 3, 5, 6]
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demonstration from a stored initial state, with both cameras."""
+    settings = CollectionSettings(TASK, 1, assets="light", image_size=16, stored_starts=True, wrist_image=True)
+    return collect_demos(settings, tmp_path_factory.mktemp("stored") / "demos.hdf5", command="test")
+
+
+def test_every_number_of_a_row_is_from_liberos_moment(stored: Path) -> None:
+    """From a stored initial state LIBERO observes a few milliseconds before the step's end; ``states`` are from the end."""
+    with h5py.File(stored) as file, libero_env("libero_object", 3, "light") as reference:
+        demo = file["data/demo_0"]
+        state_id = json.loads(demo.attrs["sb3_tgrpo"])["init_state_id"]
+        observation = start(reference, "libero_object", 3, 0, state_id)
+        for step, action in enumerate(demo["actions"][:40]):
+            np.testing.assert_array_equal(demo["states"][step], reference.get_sim_state())
+            wanted = [observation[f"robot0_{name}"] for name in ("gripper_qpos", "eef_pos", "eef_quat")]
+            np.testing.assert_array_equal(demo["robot_states"][step], np.concatenate(wanted))
+            np.testing.assert_array_equal(demo["obs/joint_states"][step], observation["robot0_joint_pos"])
+            np.testing.assert_array_equal(demo["obs/gripper_states"][step], wanted[0])
+            np.testing.assert_array_equal(demo["obs/ee_pos"][step], wanted[1])
+            observation, *_ = reference.step(action)
+    assert load_demos(stored)[0].lag == 0
+
+
+def test_liberos_and_robomimics_loaders_read_the_file(file: Path, stored: Path) -> None:
+    """What they take: all keys of ``data`` by their numbers, ``num_samples``, ``env_args``, LIBERO's default observations."""
+    images, numbers = ["agentview_rgb", "eye_in_hand_rgb"], {"gripper_states": 2, "joint_states": 7}
+    with h5py.File(stored, "r", swmr=False, libver="latest") as opened:
+        assert json.loads(opened["data"].attrs["env_args"])["type"] == 1
+        for name in sorted(opened["data"], key=lambda name: int(name[5:])):
+            demo, n = opened["data"][name], opened[f"data/{name}"].attrs["num_samples"]
+            assert demo["actions"][()].astype("float32").shape == (n, 7)
+            assert all(demo[f"obs/{key}"].shape == (n, 16, 16, 3) for key in images)
+            assert all(demo[f"obs/{key}"][()].shape == (n, width) for key, width in numbers.items())
+    with h5py.File(file) as opened:
+        assert "eye_in_hand_rgb" not in opened["data/demo_0/obs"], "docs/demos.md: LIBERO's loader needs --wrist-image"
 
 
 # ---------------------------------------------------------------------- what we read
@@ -306,14 +319,14 @@ def with_value(row: int, column: int, number: float) -> Callable[[np.ndarray], n
         (delete("data"), r"lacks the group 'data'; it holds nothing"),
         (put("data/demo_1/actions", with_value(3, 2, -7.0)), r"demo_1 has actions outside .*row 3.*-7\.0"),
         (put("data/demo_1/actions", with_value(3, 2, np.nan)), r"demo_1: actions holds values that are not finite.*row 3"),
-        (put("data/demo_0/actions", lambda a: a[:, :6]), r"demo_0: actions has shape \(12, 6\), expected \(T, 7\)"),
+        (put("data/demo_0/actions", lambda a: a[:, :6]), r"demo_0 has actions of 6 dimensions, LIBERO's have 7"),
         (put("data/demo_0/obs/ee_pos", lambda a: a[:5]), r"demo_0: obs/ee_pos has shape \(5, 3\), expected \(12, 3\)"),
         (put("data/demo_1/obs/agentview_rgb", lambda a: a[:, :4]), r"demo_1 has pictures of shape \(4, 8, 3\), not \(8, 8"),
         (put("data/demo_1/obs/agentview_rgb", lambda a: a[:5]), r"demo_1: obs/agentview_rgb is uint8 \(5, 8, 8, 3\)"),
         (put("data/demo_1/obs/agentview_rgb", lambda a: a / 255), r"agentview_rgb is float64 .*expected uint8 \(12, height"),
-        (delete("data/demo_1/obs/agentview_rgb"), r"demo_1 lacks obs/agentview_rgb, which other demonstrations"),
+        (delete("data/demo_1/obs/agentview_rgb"), r"demo_1 lacks obs/agentview_rgb; it has"),
         (put("data/demo_0/actions", lambda a: np.array([b"a"] * 12)), r"demo_0: actions is of type \|S1, expected numbers"),
-        (in_place_of_a_group("data"), r"lacks the group 'data'; it holds data\. It is no file of demonstrations"),
+        (in_place_of_a_group("data"), r"lacks the group 'data'; it holds data\. It is not in LIBERO's layout"),
         (in_place_of_a_group("data/demo_1"), r"demo_1 is no group with actions.*not in LIBERO's layout"),
         (in_place_of_a_group("data/demo_1/obs"), r"demo_1 lacks obs/ee_pos; it has actions.*states\.$"),
     ],
@@ -329,13 +342,13 @@ def test_missing_empty_truncated_and_other_files(tmp_path: Path) -> None:
     good = libero_file(tmp_path / "good.hdf5")
     for name, cut in (("empty", 0), ("truncated", good.stat().st_size // 2)):
         (tmp_path / name).write_bytes(good.read_bytes()[:cut])
-        with pytest.raises(ValueError, match=rf"{name} is no readable HDF5 file \({cut} bytes"):
+        with pytest.raises(ValueError, match=rf"{name} can't be read \({cut} bytes"):
             load_demos(tmp_path / name)
     with h5py.File(tmp_path / "nothing.hdf5", "w") as opened:
         opened.create_group("data")
     with pytest.raises(ValueError, match="holds no demonstrations"):
         load_demos(tmp_path / "nothing.hdf5")
-    with pytest.raises(ValueError, match=r"holds pictures of 8 x 8 pixels, not 256 x 256"):
+    with pytest.raises(ValueError, match=r"it holds pictures of 8 x 8 pixels, not 256 x 256"):
         load_demos(good, image_size=256)
     with pytest.raises(ValueError, match="holds demonstrations of libero_object-3, not of libero_object-4"):
         load_demos(good, task="libero_object-4")
@@ -343,7 +356,7 @@ def test_missing_empty_truncated_and_other_files(tmp_path: Path) -> None:
         load_demos(good)[0].images("wrist_image")
     with pytest.raises(ValueError, match="camera='front'"):
         load_demos(good)[0].images("front")
-    with pytest.raises(ValueError, match="max_demos must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_demos=0: it must be at least 1"):
         load_demos(good, max_demos=0)
     blind = libero_file(tmp_path / "blind.hdf5")
     with h5py.File(blind, "a") as opened:
@@ -388,10 +401,10 @@ def test_the_instruction_of_a_file_without_attributes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"episodes": 0}, "episodes must be at least 1, got 0"),
-        ({"seed": -1}, "seed must not be negative"),
-        ({"noise": 2.0}, r"noise must be between 0 and 1\.0, got 2\.0"),
-        ({"start_noise": 0.1, "stored_starts": True}, "can't be used together"),
+        ({"demos": 0}, "demos=0: it must be at least 1"),
+        ({"seed": -1}, "seed=-1: it must be at least 0"),
+        ({"noise": 2.0}, r"noise=2\.0: it must be at least 0 and at most 1"),
+        ({"start_noise": 0.1, "stored_starts": True}, "stored_starts=True: start_noise=0.1"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
@@ -402,7 +415,7 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
 def test_unknown_task_and_workers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Unknown task 99 of libero_object"):
         collect_demos(dataclasses.replace(SETTINGS, task="libero_object-99"), tmp_path / "x.hdf5")
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="workers=0: it must be at least 1"):
         collect_demos(SETTINGS, tmp_path / "x.hdf5", workers=0)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"is a folder: name a file in it, such as .*demos\.hdf5"):
@@ -411,7 +424,7 @@ def test_unknown_task_and_workers(tmp_path: Path) -> None:
 
 def test_what_cannot_be_collected_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for size in (0, -1, 32.0, True):
-        with pytest.raises(ValueError, match=f"image_size must be a positive integer .*got {size}"):
+        with pytest.raises(ValueError, match=f"image_size={size}: it must be"):
             dataclasses.replace(SETTINGS, image_size=size)
     with pytest.raises(ValueError, match=r"task='libero_goal-1': the smooth expert .*use the scripted expert"):
         collect_demos(dataclasses.replace(SETTINGS, task="libero_goal-1", expert="smooth"), tmp_path / "new/x.hdf5")
@@ -419,23 +432,46 @@ def test_what_cannot_be_collected_is_refused_before_anything_is_written(tmp_path
 
 
 def test_settings_without_an_episode_bind_nobody(tmp_path: Path) -> None:
-    folder = tmp_path / "x.hdf5.partial"
-    assert collection._open_folder(folder, SETTINGS, "light") == {}
+    folder = RunFolder(tmp_path)
+    assert collection._claim(folder, SETTINGS) == {}
     other = dataclasses.replace(SETTINGS, image_size=16)
-    assert collection._open_folder(folder, other, "light") == {}
-    (folder / "episode_00000.json").write_text('{"success": true, "steps": 9}')
-    assert list(collection._open_folder(folder, other, "light")) == [0], "the later settings are those on record"
-    with pytest.raises(ValueError, match=r"other settings \(image_size\)"):
-        collection._open_folder(folder, SETTINGS, "light")
+    assert collection._claim(folder, other) == {}
+    (tmp_path / "episode_00000.json").write_text('{"success": false, "steps": 9}')
+    assert list(collection._claim(folder, dataclasses.replace(other, demos=5))) == [0], (
+        "the number of demonstrations may change"
+    )
+    with pytest.raises(ValueError, match=r"other settings \(image_size was 16, is 32"):
+        collection._claim(folder, SETTINGS)
+
+
+def test_a_damaged_episode_is_played_again(file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """However it is damaged, and however the file or its outcome reads: what is not as it was written was not played."""
+    out, partial = tmp_path / "demos.hdf5", tmp_path / "demos.hdf5.partial"
+
+    def stop(outcomes: dict[int, dict[str, Any]]) -> None:
+        if len(outcomes) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_demos(SETTINGS, out, command="test", progress=stop)
+    (partial / "episode_00000.hdf5").write_bytes((partial / "episode_00000.hdf5").read_bytes()[:5000])  # truncated
+    content = bytearray((partial / "episode_00001.hdf5").read_bytes())
+    content[len(content) // 2] ^= 255  # HDF5 reads it, and does not notice
+    (partial / "episode_00001.hdf5").write_bytes(content)
+    (partial / "episode_00002.json").write_text('{"success": tr')
+    (partial / "episode_00003.json").write_text('{"success": true, "steps": 9, "sha256": "0"}')  # its file is gone
+    collect_demos(SETTINGS, out, command="test")
+    assert [f"episode {index} is damaged" in caplog.text for index in range(5)] == [True] * 4 + [False]
+    assert contents(out) == contents(file)
 
 
 def test_one_process_at_a_time_collects_into_a_file(tmp_path: Path) -> None:
     def second(_: dict[int, dict[str, Any]]) -> None:
-        with pytest.raises(OSError, match=r"another process collects into .*x\.hdf5: wait for it, or name another file"):
+        with pytest.raises(OSError, match=r"x\.hdf5\.partial is in use by another process: wait for it"):
             collect_demos(SETTINGS, tmp_path / "x.hdf5")
         raise KeyboardInterrupt
 
-    for _ in range(2):  # the lock goes with whoever held it
+    for _ in range(2):  # the lock ends with its process
         with pytest.raises(KeyboardInterrupt):
             collect_demos(SETTINGS, tmp_path / "x.hdf5", progress=second)
     assert [path.name for path in tmp_path.iterdir()] == ["x.hdf5.partial"]
@@ -482,7 +518,8 @@ def test_command(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert what in capsys.readouterr().err
     assert not list(tmp_path.glob("*film*"))
     assert main(["demos", "collect", "--env", TASK, "--episodes", "0", "--out", str(tmp_path / "x.hdf5")]) == 1
-    assert "episodes must be at least 1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--episodes is now --demos" in error and "demos=0: it must be at least 1" in error
 
 
 def test_contact_sheet_is_upright_and_ordered(tmp_path: Path) -> None:

@@ -116,5 +116,5 @@ def test_unsuccessful_episodes_do_not_count() -> None:
         key_poses([dataclasses.replace(experts("libero_object-3")[0], actions=None)])
     with pytest.raises(TypeError, match="demonstrations or traces"):
         key_poses([1])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="axes must be"):
+    with pytest.raises(ValueError, match="axes='object'"):
         key_poses(traces, axes="object")  # type: ignore[arg-type]

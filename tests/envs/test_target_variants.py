@@ -161,7 +161,7 @@ def test_smooth_expert_wants_an_open_container_and_something_to_hold() -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A demonstration of the task and one of a variant, from the same start."""
     folder = tmp_path_factory.mktemp("demos")
-    common = ["--env", "libero_object-8", "--episodes", "1", "--assets", "light", "--image-size", "64", "--expert", "smooth"]
+    common = ["--env", "libero_object-8", "--demos", "1", "--assets", "light", "--image-size", "64", "--expert", "smooth"]
     common += ["--detour", "0", "--seed", "3", "--workers", "1", "--quiet"]
     assert main(["demos", "collect", *common, "--out", str(folder / "own.hdf5")]) == 0
     assert main(["demos", "collect", *common, "--target", "ketchup_1", "--out", str(folder / "ketchup.hdf5")]) == 0
@@ -206,7 +206,7 @@ def test_one_policy_is_trained_on_both(files: list[Path], tmp_path: Path) -> Non
     assert dataset.instruction_of(np.array([first[-1], second[0]])) == dataset.instructions
     statistics = dataset.statistics["action"]
     np.testing.assert_allclose(statistics["max"][:6], dataset.actions[:, :6].max(axis=0))
-    common = ["--checkpoint", "tiny", "--steps", "2", "--validation", "0", "--device", "cpu", "--quiet"]
+    common = ["--checkpoint", "tiny", "--steps", "2", "--validation-fraction", "0", "--device", "cpu", "--quiet"]
     assert main(["sft", "--data", *map(str, files), *common, "--out", str(tmp_path)]) == 0
     config = json.loads((tmp_path / "config.json").read_text())
     assert list(config["norm_stats"]) == ["libero_object"]

@@ -1,5 +1,6 @@
 """EpisodePlayer: environments that keep it waiting. What it plays is tested with the evaluation."""
 
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from toy_envs import OnceCrashingEnv
 
 from sb3_tgrpo.envs.groups import worker
-from sb3_tgrpo.evaluation.player import EpisodePlayer, EpisodeRequest
+from sb3_tgrpo.evaluation.player import EpisodePlayer, _Slot
+from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 
 
 class Nines:
@@ -53,3 +55,19 @@ def test_a_new_process_that_is_late_is_not_waited_for_either(monkeypatch: pytest
     with pytest.raises(worker.WorkerLostError, match="did not answer in time"):
         hanging.receive(0.0)
     hanging.close()
+
+
+def test_simulators_close_together() -> None:
+    """Each may take seconds to end: one after the other they would add up."""
+    all_are_closing = threading.Barrier(3)
+
+    class Slow:
+        def close(self) -> None:
+            all_are_closing.wait(60)
+
+    player = EpisodePlayer({}, Nines(), n_envs=3)
+    slots = [_Slot({}, True, None) for _ in range(3)]
+    for slot in slots:
+        slot.worker = Slow()  # type: ignore[assignment]
+    player._close(slots)
+    assert all(slot.worker is None for slot in slots)

@@ -1,16 +1,22 @@
 """Groups as an SB3 VecEnv: wrappers, callbacks' infos, method calls, video."""
 
 import os
+import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize, VecVideoRecorder
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecVideoRecorder
 from toy_envs import IdentityEnv, ScriptEnv
 
-from sb3_tgrpo.envs import GroupVecEnv, make_group_env
+from sb3_tgrpo.envs import GroupVecEnv, GroupVecNormalize, make_group_env
 
 SCRIPT = {1: "success", 2: "terminated", 3: "truncated"}
 
@@ -74,13 +80,82 @@ def test_truncation_flag_of_a_member_that_is_cut_short() -> None:
     assert [info["TimeLimit.truncated"] for info in infos] == [False, True]
 
 
-def test_vec_monitor_and_normalize() -> None:
-    env = VecNormalize(VecMonitor(make(n_groups=1)))
+@pytest.mark.parametrize("wrapper", [lambda env: env, Monitor, gym.wrappers.RecordEpisodeStatistics])
+def test_each_member_has_one_episode_without_the_steps_it_was_held(wrapper: Callable[[gym.Env], gym.Env]) -> None:
+    env = make_group_env(lambda: wrapper(ScriptEnv(SCRIPT)), 2, stop_on="never")
     env.reset()
-    env.step(np.array([10, 10]))
-    *_, dones, infos = env.step(np.array([10, 1]))
-    assert dones.all() and [info["episode"]["r"] for info in infos] == [20.0, 11.0]
-    assert env.unwrapped.group_size == 2  # type: ignore[attr-defined]
+    entries = []
+    for actions in ([10, 2], [10, 50], [3, 50]):  # member 1 ends two steps before member 0
+        entries += [
+            (i, info["episode"]["r"], info["episode"]["l"])
+            for i, info in enumerate(env.step(np.array(actions))[3])
+            if "episode" in info
+        ]
+    assert entries == [(0, 23.0, 3), (1, 2.0, 1)]
+
+
+def test_evaluation_counts_no_step_at_which_a_member_was_held() -> None:
+    class Plays:
+        def predict(self, obs: np.ndarray, **kwargs: Any) -> tuple[np.ndarray, None]:
+            return np.where(obs[:, 1] < np.arange(1, 5), 10, 2), None  # member i ends in its step i + 2
+
+    env = make(group_size=4, n_groups=1, stop_on="never")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no Monitor is missing
+        rewards, lengths = evaluate_policy(Plays(), env, 8, return_episode_rewards=True)  # type: ignore[arg-type]
+    assert lengths == [2, 3, 4, 5] * 2 and rewards == [12.0, 22.0, 32.0, 42.0] * 2
+
+
+def test_infos_are_the_callers_own() -> None:
+    groups = make(n_groups=1)
+    groups.reset()
+    groups.step(np.array([10, 2]))[3][1]["is_success"] = True  # the held member's, as a wrapper may do
+    infos = groups.step(np.array([3, 50]))[3]
+    assert infos[1]["is_success"] is False
+
+
+def observed(env: VecEnv, groups: GroupVecEnv, n_steps: int, seed: int = 0) -> tuple[list[float], list[float]]:
+    """Raw observations that were acted on, and rewards of steps that count."""
+    rng, acted, rewards = np.random.default_rng(seed), [], []
+    env.reset()
+    for _ in range(n_steps):
+        acted += env.get_original_obs()[groups.active, 1].tolist()  # type: ignore[attr-defined]
+        actions = np.where(rng.random(env.num_envs) < 0.2, 2, 10)
+        env.step(actions)
+        rewards += env.get_original_reward()[groups.valid].tolist()  # type: ignore[attr-defined]
+    acted += env.get_original_obs()[groups.active, 1].tolist()  # type: ignore[attr-defined]
+    return acted, rewards
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_normalisation_is_by_what_is_acted_on(alternate: bool) -> None:
+    groups = make(group_size=4, stop_on="never", alternate=alternate, seed=3)
+    env = GroupVecNormalize(groups, gamma=0.5)
+    acted, rewards = observed(env, groups, 60)
+    assert isinstance(env.obs_rms, RunningMeanStd)
+    waiting = 4 if alternate else 0  # the other half's first observations are counted, and acted on later
+    assert env.obs_rms.count == pytest.approx(len(acted) + waiting, abs=1) and env.ret_rms.count == pytest.approx(
+        len(rewards), abs=1
+    )
+    mean = np.sum(acted) / (len(acted) + waiting)
+    assert env.obs_rms.mean[1] == pytest.approx(mean, abs=0.05)
+    assert len(rewards) < 60 * 8  # somebody was held
+
+
+def test_normalisation_equals_sb3s_where_nobody_stands_still(tmp_path: Path) -> None:
+    wrapped = [wrapper(make(n_groups=1, seed=5)) for wrapper in (VecNormalize, GroupVecNormalize)]
+    rng = np.random.default_rng(0)
+    for env in wrapped:
+        env.reset()
+    for _ in range(30):
+        actions = np.where(rng.random() < 0.2, 1, rng.integers(10, 20, 2))  # a success of both ends the group
+        (a, b, c, infos), (x, y, z, others) = (env.step(actions) for env in wrapped)
+        for one, other in ((a, x), (b, y), (c, z)):
+            np.testing.assert_array_equal(one, other)
+        for info, other in zip(infos, others, strict=True):
+            np.testing.assert_array_equal(info.get("terminal_observation"), other.get("terminal_observation"))
+    wrapped[1].save(str(tmp_path / "moments.pkl"))
+    assert isinstance(VecNormalize.load(str(tmp_path / "moments.pkl"), make(n_groups=1)), GroupVecNormalize)
 
 
 @pytest.mark.parametrize("subprocess", [False, True])

@@ -1,5 +1,7 @@
 """SyncGroupVectorEnv: stop rules, hold and mask, starts, and workers that crash, hang or raise."""
 
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -505,6 +507,157 @@ def test_closing_with_large_answers_unread(make: MakeGroups, tmp_path: Path) -> 
     assert len(list(tmp_path.iterdir())) == 4  # none had to be killed
     with pytest.raises(OSError, match="closed"):  # and none is taken for lost and started again
         env.reset(seed=0)
+
+
+class Borrowed(gym.Env):
+    """Hands out the same arrays and dictionaries at every step, and writes into those that it is given."""
+
+    def __init__(self) -> None:
+        box = gym.spaces.Box(-99.0, 99.0, (2,), np.float64)
+        self.observation_space, self.action_space = gym.spaces.Dict({"x": box}), box
+        self.obs, self.info = {"x": np.zeros(2)}, {"nested": {"x": np.zeros(2)}}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        assert options is None or options.pop("k") == 1  # each member has its own
+        self.obs["x"][:] = 0.0
+        return self.obs, self.info
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.obs["x"] += action
+        self.info["nested"]["x"] += 1.0
+        action *= 2.0
+        return self.obs, 1.0, False, bool(self.obs["x"][0] >= 3.0), self.info
+
+
+def test_nothing_is_shared_with_the_environment(make: MakeGroups) -> None:
+    groups = make(n_envs=2, group_size=2, env=Borrowed)
+    groups.reset(seed=0, options={"k": 1})
+    actions = np.ones((2, 2))
+    first = groups.step_groups(actions)
+    second = groups.step_groups(actions)
+    assert actions.tolist() == [[1, 1], [1, 1]]
+    assert first.observations[0]["x"].tolist() == [1, 1] and second.observations[0]["x"].tolist() == [2, 2]
+    assert first.infos[0]["nested"]["x"].tolist() == [1, 1]
+    first.infos[0]["nested"]["x"][:] = 50.0
+    ended = groups.step_groups(actions)
+    assert ended.final_observations[0]["x"].tolist() == [3, 3] and ended.observations[0]["x"].tolist() == [0, 0]
+    assert groups.step_groups(actions).infos[0]["nested"]["x"].tolist() == [4, 4]
+    for env in groups._workers:
+        assert set(env.env.info) == {"nested"}  # type: ignore[attr-defined]
+    groups.single_action_space.seed(0)
+    assert groups.single_action_space is not groups._workers[0].env.action_space  # type: ignore[attr-defined]
+
+
+class Refused(Exception):
+    """Takes other arguments than its message."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"joint {code}: {reason}")
+        self.code = code
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (lambda: Refused(4, "out of range"), RuntimeError, "Refused: joint 4: out of range"),
+        (lambda: SystemExit("licence expired"), RuntimeError, "SystemExit: licence expired"),
+        (lambda: KeyError("lever"), KeyError, "'lever'"),
+    ],
+)
+def test_the_text_and_traceback_of_any_exception_arrive(
+    make: MakeGroups, error: Callable[[], BaseException], kind: type[Exception], text: str
+) -> None:
+    class Raises(ScriptEnv):
+        def step(self, action: int) -> Any:
+            raise error()
+
+    env = make(n_envs=2, group_size=2, env=Raises, subprocess=True)
+    env.reset(seed=0)
+    with pytest.raises(kind) as raised:
+        env.step(np.zeros(2))
+    notes = "".join(raised.value.__notes__)
+    assert str(raised.value) == text and "raise error()" in notes and "environment 0" in notes
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and is no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Also while they build an environment, which is when they read no command."""
+    program = (
+        "import os, signal, sys, time; from sb3_tgrpo.envs import SyncGroupVectorEnv\n"
+        "def slow():\n"
+        f"    open({str(tmp_path)!r} + f'/{{os.getpid()}}', 'w').close(); time.sleep(300)\n"
+        "SyncGroupVectorEnv([slow] * 2, 2)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program])
+    while len(pids := [int(path.name) for path in tmp_path.iterdir()]) < 2:
+        assert parent.poll() is None
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while any(runs(pid) for pid in pids):  # 300 s if they stay
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("value", [float("nan"), np.float32("nan"), None, 0.0, np.array([False])])
+def test_what_is_no_success(make: MakeGroups, value: Any) -> None:
+    class Reports(ScriptEnv):
+        def step(self, action: int) -> Any:
+            return *super().step(action)[:4], {"is_success": value}
+
+    env = make(n_envs=2, group_size=2, env=Reports)
+    env.reset(seed=0)
+    assert flags(env.step(np.full(2, 10)))[:2] == ([False] * 2, [False] * 2)
+
+
+def test_an_environment_that_reports_success_by_another_name_is_told(make: MakeGroups) -> None:
+    class Reports(ScriptEnv):
+        def step(self, action: int) -> Any:
+            return *super().step(action)[:4], {"success": True}
+
+    env = make(n_envs=2, group_size=2, env=Reports)
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="is_success"):
+        env.step(np.full(2, 10))
+
+
+def test_one_environment_for_several_members_is_refused(make: MakeGroups) -> None:
+    env = ScriptEnv()
+    with pytest.raises(ValueError, match="the same one several times"):
+        make(env=lambda: env)
+    with pytest.raises(ValueError, match="the same one several times"):
+        make(env=lambda: gym.wrappers.TimeLimit(env, 5))
+
+
+def test_members_with_running_statistics_are_refused(make: MakeGroups) -> None:
+    def normalised(update: bool = True) -> gym.Env:
+        env = gym.wrappers.NormalizeReward(ScriptEnv())
+        env.update_running_mean = update
+        return gym.wrappers.TimeLimit(env, 5)
+
+    for subprocess_ in (False, True):
+        with pytest.raises(ValueError, match="NormalizeReward updates running statistics"):
+            make(n_envs=2, group_size=2, env=normalised, subprocess=subprocess_)
+    make(n_envs=2, group_size=2, env=partial(normalised, False))
+
+
+def test_values_for_each_environment_and_partial_resets(make: MakeGroups) -> None:
+    env = make()
+    env.set_attr("tag", ["a", "b", "c", "d"])
+    assert env.get_attr("tag") == ("a", "b", "c", "d")
+    env.set_attr("tag", ("x", "y"), indices=[3, 0])
+    assert env.get_attr("tag") == ("y", "b", "c", "x")
+    with pytest.raises(ValueError, match="3 values of 'tag' for 4 environments"):
+        env.set_attr("tag", [1, 2, 3])
+    with pytest.raises(ValueError, match="reset_mask"):
+        env.reset(options={"reset_mask": np.array([True, False, False, False])})
 
 
 def test_bad_input(make: MakeGroups) -> None:

@@ -10,12 +10,19 @@ from gymnasium import spaces
 from openvla_toys import INSTRUCTIONS, encode
 from openvla_toys import observation_space as spaces_of
 
+TOY_FLAGS = [
+    "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-initial-states", "3", "--total-timesteps", "100",
+    "--group-size", "2", "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-n-envs", "1",
+    "--update-threads", "1",
+]  # fmt: skip
+"""Flags of ``sb3-tgrpo train`` for a run of seconds."""
+
 
 class Toy(gym.Env):
     """
     Five steps long; succeeds where three steps in a row move to the right. Reports stages as a reward program does.
 
-    The environment variable ``VLA_TOY_PAUSE`` says how many seconds each step takes.
+    The environment variable ``VLA_TOY_PAUSE`` holds the seconds that each step takes.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012

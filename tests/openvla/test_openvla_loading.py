@@ -9,10 +9,10 @@ import pytest
 import torch as th
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
-from sb3_tgrpo.openvla import load_openvla, prompt_token_ids, save_openvla
+from sb3_tgrpo.openvla import Checkpoint, load_openvla, prompt_token_ids, save_openvla
 from sb3_tgrpo.openvla.actions import bin_tokens, bin_values, libero_gripper, normalise, resolve_unnorm_key, unnormalise
 from sb3_tgrpo.openvla.config import OpenVLAConfig
-from sb3_tgrpo.openvla.loading import _plan_shards, build_empty, count_parameters, read_config
+from sb3_tgrpo.openvla.loading import _shard_plan, build_empty, quantize_language_model
 from sb3_tgrpo.openvla.lora import attach_lora
 from sb3_tgrpo.openvla.prompt import prompt_text
 from sb3_tgrpo.openvla.tiny import build_tiny, subtract_mean_image, tiny_config
@@ -52,7 +52,7 @@ def full_size():
 def test_full_size_has_upstreams_tensors(full_size):
     state = full_size.state_dict()
     assert len(state) == 982
-    assert count_parameters(full_size) == 7_541_237_184
+    assert sum(parameter.numel() for parameter in full_size.parameters()) == 7_541_237_184
     assert full_size.config.action_vocab_begin == 31744 and full_size.config.n_visual_tokens == 256
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     assert shapes["vision_backbone.featurizer.blocks.22.ls2.scale_factor"] == (1024,)
@@ -72,8 +72,9 @@ def test_full_size_has_upstreams_tensors(full_size):
 )
 def test_shards_are_cut_where_upstreams_are(full_size, max_bytes, expected):
     sizes = {name: 2 * tensor.numel() for name, tensor in full_size.state_dict().items()}
-    plan = list(_plan_shards(sizes, max_bytes))
-    assert [(len(names), sum(sizes[name] for name in names)) for names in plan] == expected
+    plan, total = _shard_plan(full_size.state_dict(), th.bfloat16, max_bytes)
+    assert [(len(names), sum(sizes[name] for name in names)) for names in plan.values()] == expected
+    assert total == sum(sizes.values()) and list(plan)[1] == f"model-00002-of-{len(expected):05d}.safetensors"
 
 
 @pytest.mark.parametrize(("lora", "modules", "parameters"), [("upstream", 439, 110_828_288), ("language", 225, 81_111_040)])
@@ -158,11 +159,11 @@ def test_unnorm_keys(folder):
 
 
 def test_config_of_a_folder_without_its_weights(folder):
-    assert read_config(folder).assets == "full" and read_config("tiny").pipeline == "area"
+    assert Checkpoint(folder).assets is None and Checkpoint("tiny").config.pipeline == "area"
     raw = json.loads((folder / "config.json").read_text())
     raw["sb3_tgrpo"]["assets"] = "light"
     (folder / "config.json").write_text(json.dumps(raw))
-    assert read_config(folder).assets == "light"
+    assert Checkpoint(folder).assets == "light"
 
 
 # ---------------------------------------------------------------------- damage
@@ -214,7 +215,7 @@ def test_missing_unexpected_and_misshapen_tensors(folder):
     with pytest.raises(ValueError, match=r"1 tensors missing \(projector.fc3.bias\), 1 unexpected \(extra.weight\)"):
         load_openvla(folder)
     save_file({**whole, "projector.fc3.bias": th.zeros(5)}, single)
-    with pytest.raises(ValueError, match=r"projector.fc3.bias has shape \(5,\), the configuration says \(96,\)"):
+    with pytest.raises(ValueError, match=r"projector.fc3.bias has shape \(5,\), the configuration gives \(96,\)"):
         load_openvla(folder)
 
 
@@ -280,7 +281,7 @@ def test_a_folder_whose_overwriting_was_interrupted_is_refused(folder, kept, sin
         save_file(load_openvla(folder).state_dict(), folder / "model.safetensors")
         for path in [*folder.glob("model-*"), folder / "model.safetensors.index.json"]:
             path.unlink()
-    model, write, written = load_openvla(folder), loading._write, []
+    model, write, written = load_openvla(folder), loading.atomic_write, []
 
     def interrupted(path, content):
         if len(written) == kept:
@@ -289,7 +290,7 @@ def test_a_folder_whose_overwriting_was_interrupted_is_refused(folder, kept, sin
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loading, "_write", interrupted)
+        patch.setattr(loading, "atomic_write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             save_openvla(model, folder, norm_stats={"new": SPATIAL}, max_shard_bytes=150_000)
     assert "config.json" not in written
@@ -324,8 +325,6 @@ def test_which_layers_would_be_four_bit(monkeypatch):
     """A dry run with a stand-in for bitsandbytes that keeps full precision: what is replaced, and that outputs stay."""
     import sys
     import types
-
-    from sb3_tgrpo.openvla.quantization import quantize_language_model
 
     class Linear4bit(th.nn.Linear):
         def __init__(self, inputs, outputs, bias, compute_dtype, quant_type, compress_statistics):

@@ -42,7 +42,7 @@ def test_libero(tmp_path: Path) -> None:
 
 def test_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests/helpers"))
-    toy = ("--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--steps", "40", "--starts", "1")
+    toy = ("--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--steps", "40", "--initial-states", "1")
     output = run(str(ROOT / "examples/03_train.py"), *toy, cwd=tmp_path)
     assert "TGRPO: " in output and "exact McNemar" in output
     assert (tmp_path / "runs/trajectory_level/report.html").exists()

@@ -12,12 +12,13 @@ ROWS = (
     ("cli",),
     ("study",),
     ("train",),
-    ("evaluation", "rewards.generation"),
+    ("evaluation", "rewards.generation", "sft"),  # sft reads demonstrations by envs.demos
     ("baselines", "envs.demos", "rewards.verification"),
-    ("tgrpo", "sft", "doctor", "rewards.episodes"),
+    ("tgrpo", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
-    ("policies", "buffers", "envs.groups", "envs.spaces", "envs.registration"),
-    ("rewards.facts", "advantages", "losses", "type_aliases", "decoding", "files", "version", "lazy", "progress_bar"),
+    ("policies", "buffers", "resumable", "envs.groups", "envs.spaces", "envs.registration"),
+    ("rewards.facts", "advantages", "losses", "group_env", "checks", "progress_bar"),
+    ("decoding", "defaults", "files", "lazy", "processes", "settings", "version"),
 )
 FLOOR = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}
 

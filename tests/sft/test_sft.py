@@ -16,10 +16,11 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
+from sb3_tgrpo.processes import Processes
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.sft.dataset import DemonstrationDataset
-from sb3_tgrpo.sft.loop import Average, Best, Processes, cosine_rate, epoch_order
-from sb3_tgrpo.sft.trainer import SFT, STATE_FILE
+from sb3_tgrpo.sft.loop import BestCheckpoint, ParameterEMA, cosine_rate, epoch_order
+from sb3_tgrpo.sft.trainer import SETTINGS_FILE, SFT, STATE_FILE
 
 TINY: dict[str, Any] = {"checkpoint": "tiny", "lora": None}
 
@@ -89,7 +90,7 @@ def test_learns_to_read_images(trained: tuple[SFT, Path]):
 def test_checkpoint_is_a_policy_that_acts_right(trained: tuple[SFT, Path], dataset: DemonstrationDataset):
     sft, folder = trained
     policy = load(folder, dataset)
-    assert policy.unnorm_key == "libero_object" and policy.model.config.assets == "light"
+    assert policy.unnorm_key == "libero_object" and policy.conventions.assets == "light"
     colours = [0, 1, 2, 3, 3, 2, 1, 0]
     obs = observation(colours, dataset.instructions[0])
     actions, _ = policy.predict(obs, deterministic=True)
@@ -112,6 +113,8 @@ def test_checkpoint_records_its_making(trained: tuple[SFT, Path], dataset: Demon
     config = json.loads((folder / "config.json").read_text())
     ours = config["sb3_tgrpo"]
     assert (ours["assets"], ours["preprocessing"], ours["patch_merge"]) == ("light", "area", 2)
+    conventions = {"gripper": "libero", "image_key": "agentview_rgb", "image_size": [64, 64], "unnorm_key": "libero_object"}
+    assert {name: ours[name] for name in conventions} == conventions
     record = ours["sft"]
     assert record["command"] == "made by a test" and record["base"] == "tiny" and record["updates"] == 150
     assert record["demonstrations"]["sha256"] == dataset.fingerprint and record["demonstrations"]["n_demonstrations"] == 10
@@ -250,18 +253,16 @@ def test_patience_given_on_resuming_counts_from_there(
 
 
 def test_the_best_weights_belong_to_the_best_validation():
-    best = Best()
+    best = BestCheckpoint()
     for patience, loss in ((3, 2.0), (None, 1.0)):  # trained on without patience: the better weights were not kept
         best.begin(patience)
         best.offer({"step": 1, "loss": loss}, lambda: {"w": th.zeros(1)})
     best.begin(3)
     best.offer({"step": 3, "loss": 1.5}, lambda: {"w": th.ones(1)})
     assert (best.entry, best.weights["w"].item(), best.waited) == ({"step": 3, "loss": 1.5}, 1.0, 0)
-    state = best.state()
-    del state["entry"]  # as before it was kept
-    older = Best()
-    older.load_state(state, [{"step": 2, "loss": 2.0}, {"step": 3, "loss": 1.5}])
-    assert older.entry == {"step": 3, "loss": 1.5}
+    resumed = BestCheckpoint()
+    resumed.load_state(best.state())
+    assert (resumed.entry, resumed.loss, resumed.waited) == ({"step": 3, "loss": 1.5}, 1.5, 0)
 
 
 def test_callback_stops(dataset: DemonstrationDataset):
@@ -272,7 +273,7 @@ def test_schedule_order_and_average():
     assert [cosine_rate(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.505, 0.01])
     assert sorted(epoch_order(9, 0, 1)) == list(range(9)) and not np.array_equal(epoch_order(9, 0, 1), epoch_order(9, 0, 2))
     parameter = th.nn.Parameter(th.zeros(1))
-    average = Average({"p": parameter}, decay=0.5)
+    average = ParameterEMA({"p": parameter}, decay=0.5)
     parameter.data.fill_(1.0)
     average.update(1)  # min(0.5, 2 / 11) of the old value 0 is kept
     assert float(average.values["p"]) == pytest.approx(9 / 11)
@@ -284,7 +285,7 @@ def test_schedule_order_and_average():
 
 
 def test_share_covers_every_row_once():
-    processes = Processes("cpu")
+    processes = Processes(th.device("cpu"))
     processes.world = 3
     for n, chunk in ((10, None), (10, 2), (3, 4), (1, None)):
         rows: list[int] = []
@@ -294,6 +295,10 @@ def test_share_covers_every_row_once():
         assert sorted(rows) == list(range(n))
 
 
+def test_a_single_process_goes_on_after_finishing():
+    Processes(th.device("cpu")).finish()
+
+
 @pytest.mark.slow
 def test_two_processes_make_the_same_update(file: Path, tmp_path: Path):
     script = (
@@ -301,7 +306,7 @@ def test_two_processes_make_the_same_update(file: Path, tmp_path: Path):
         "from sb3_tgrpo.sft.trainer import SFT; from sb3_tgrpo.sft.dataset import DemonstrationDataset\n"
         "kwargs = dict(checkpoint='tiny', lora=None, optimizer_class=th.optim.SGD)\n"
         "sft = SFT('OpenVLAPolicy', DemonstrationDataset(sys.argv[1]), 0.1, 8, policy_kwargs=kwargs, device='cpu')\n"
-        "sft.learn(2); sft.save_checkpoint(sys.argv[2])\n"
+        "sft.learn(2); sft.save_checkpoint(sys.argv[2]); sft.processes.finish()\n"
     )
     (tmp_path / "train.py").write_text(script)
     run = [str(tmp_path / "train.py"), str(file)]
@@ -320,7 +325,7 @@ def test_two_processes_make_the_same_update(file: Path, tmp_path: Path):
 
 def test_resume_from_another_configuration(dataset: DemonstrationDataset, tmp_path: Path):
     make(dataset).learn(2, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"learning_rate was 0.002, is 0.001.*Resume with the same"):
+    with pytest.raises(ValueError, match=r"made with other settings .learning_rate was 0.002, is 0.001."):
         make(dataset, learning_rate=1e-3).learn(2, folder=tmp_path, resume=True)
     with pytest.raises(ValueError, match="total_steps was 2, is 3"):
         make(dataset).learn(3, folder=tmp_path, resume=True)
@@ -330,22 +335,33 @@ def test_resume_from_another_configuration(dataset: DemonstrationDataset, tmp_pa
         make(dataset).learn(2, folder=tmp_path)
     with pytest.raises(ValueError, match="needs the folder"):
         make(dataset).learn(2, resume=True)
-    (tmp_path / STATE_FILE).write_bytes((tmp_path / STATE_FILE).read_bytes()[:1000])
-    with pytest.raises(ValueError, match="damaged"):
+    (tmp_path / SETTINGS_FILE).unlink()
+    with pytest.raises(ValueError, match=r"training_settings\.json, which records its settings, is missing"):
         make(dataset).learn(2, folder=tmp_path, resume=True)
+
+
+def test_a_damaged_state_counts_as_none(dataset: DemonstrationDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    whole = make(dataset).learn(2)
+    make(dataset).learn(2, folder=tmp_path)
+    for content in ((tmp_path / STATE_FILE).read_bytes()[:1000], b"", b"no state"):
+        (tmp_path / STATE_FILE).write_bytes(content)
+        caplog.clear()
+        again = make(dataset).learn(2, folder=tmp_path, resume=True)
+        assert "training_state.pt is damaged" in caplog.text and "starts anew" in caplog.text
+        assert equal(parameters(again), parameters(whole))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate must be positive"),
-        ({"batch_size": 0}, "batch_size and micro_batch_size must be positive"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: it must be above 0"),
+        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"batch_size": 10_000}, "exceeds the 216 training frames"),
-        ({"ema_decay": 1.0}, "ema_decay must be between 0 and 1"),
-        ({"max_grad_norm": -1.0}, "max_grad_norm must be positive"),
-        ({"warmup_steps": -1}, "warmup_steps must be at least 0"),
-        ({"schedule": "linear"}, "schedule must be 'cosine' or 'constant'"),
-        ({"statistics": "mine"}, "statistics must be 'data' or 'checkpoint'"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0: it must be above 0 and below 1"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0: it must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: it must be at least 0"),
+        ({"schedule": "linear"}, "schedule='linear': it must be one of 'cosine', 'constant'"),
+        ({"statistics": "mine"}, "statistics='mine': it must be one of 'data', 'checkpoint'"),
         ({"validation_fraction": 0.99}, "empty split"),
         ({"policy_kwargs": {**TINY, "gripper": "none"}}, "gripper='none', the dataset gripper='libero'"),
         ({"policy_kwargs": {"checkpoint": "tiny"}, "center_images": True}, "needs lora=None"),
@@ -363,9 +379,9 @@ def test_bad_policy_and_learn_arguments(dataset: DemonstrationDataset):
     with pytest.raises(ValueError, match=r"weight_decay=0.5 has no effect .* optimizer has 0.01: pass weight_decay=0.01"):
         SFT(policy, dataset, batch_size=8, weight_decay=0.5)
     sft = make(dataset, validation_fraction=0.0)
-    with pytest.raises(ValueError, match="patience needs validation data"):
+    with pytest.raises(ValueError, match="patience=1 needs validation data"):
         sft.learn(2, patience=1)
-    with pytest.raises(ValueError, match="total_steps must be positive"):
+    with pytest.raises(ValueError, match="total_steps=0: it must be at least 1"):
         sft.learn(0)
     with pytest.raises(ValueError, match="no validation frames"):
         sft.validate()
@@ -427,7 +443,18 @@ def test_command_line(file: Path, dataset: DemonstrationDataset, tmp_path: Path,
     assert main(command) == 1 and "pass resume=True" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert main([*command, "--lora-rank", "4"]) == 1 and "needs an adapter" in capsys.readouterr().err
-    assert main([*command, "--threads", "0"]) == 1 and "--threads must be at least 1, got 0" in capsys.readouterr().err
+    assert main([*command, "--threads", "0"]) == 1 and "threads=0: it must be at least 1" in capsys.readouterr().err
+
+
+def test_flags_of_the_version_before_work_with_a_warning(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    old = ["--lr", "1e-3", "--ema", "0.9", "--validation", "0", "--max-demos", "3", "--warmup", "1", "--augment"]
+    command = ["sft", "--data", str(file), "--checkpoint", "tiny", "--steps", "1", "--batch-size", "8", "--quiet"]
+    assert main([*command, *old, "--out", str(tmp_path)]) == 0
+    assert "--ema is now --ema-decay" in capsys.readouterr().err
+    record = json.loads((tmp_path / "config.json").read_text())["sb3_tgrpo"]["sft"]
+    wanted = {"learning_rate": 1e-3, "ema_decay": 0.9, "validation_fraction": 0.0, "warmup_steps": 1, "augmentation": True}
+    assert record["demonstrations"]["n_demonstrations"] == 3
+    assert {name: record["settings"][name] for name in wanted} == wanted
 
 
 def test_command_line_takes_the_folder_for_itself(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

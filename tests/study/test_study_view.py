@@ -5,8 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sb3_tgrpo.study import view as study_view
-from sb3_tgrpo.study.view import LiveStudyView, RunningCell, StudyProgress, StudyView, make_study_view, seconds_left
+from sb3_tgrpo.study.view import RunningCell, StudyProgress, StudyView, seconds_left
 
 PROGRESS = StudyProgress(
     3,
@@ -36,9 +35,9 @@ def test_seconds_left(taken: list[float], running: list[float], waiting: int, wo
 
 def test_plain_lines_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(study_view.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("sb3_tgrpo.train.view.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
-    with StudyView(stream) as view:
+    with StudyView(stream=stream) as view:
         view.print("begins")
         for clock[0] in (0.2, 59.0, 60.5, 61.0, 119.0):
             view.refresh(PROGRESS)
@@ -49,7 +48,7 @@ def test_plain_lines_each_minute(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_live_panel() -> None:
     console = Console(file=io.StringIO(), width=110, force_terminal=False)
-    with LiveStudyView("study table1: runs/[a]", console) as view:
+    with StudyView("study table1: runs/[a]", console=console) as view:
         console.print(view.render())
         assert not console.file.getvalue().strip(), "before anything is known"  # type: ignore[attr-defined]
         view.refresh(PROGRESS)
@@ -61,10 +60,3 @@ def test_live_panel() -> None:
         "PPO [sic], libero_object-6, seed 2", "11 min 40 s", "20/50 episodes", "…", "starting", "[3/12] SFT",
     ):  # fmt: skip
         assert expected in text, text
-
-
-def test_the_panel_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
-    assert type(make_study_view("study")) is StudyView
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert type(make_study_view("study")) is LiveStudyView

@@ -13,7 +13,7 @@ from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.config import ALGORITHM_NAMES, Algo, TrainConfig
 from sb3_tgrpo.train.plots import plot_curves, plot_furthest, plot_stages, plot_success, stage_colours
 from sb3_tgrpo.train.report import LIGHT_NOTE, result_lines, write_pooled_report, write_report
-from sb3_tgrpo.train.view import LiveView, RunView, Stage, describe_update, duration, make_view, sparkline, time_split
+from sb3_tgrpo.train.view import RunView, Stage, count, describe_update, duration, make_view, sparkline, time_split
 
 PNG = b"\x89PNG"
 
@@ -28,9 +28,9 @@ def row(update: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def paired(difference: float) -> dict[str, Any]:
+def paired(difference: float, resample: str = "initial_state") -> dict[str, Any]:
     return {"difference": difference, "interval": [difference - 0.1, difference + 0.1], "p_value": 0.03, "only_before": 1,
-            "only_after": 6, "n_pairs": 10}  # fmt: skip
+            "only_after": 6, "n_pairs": 10, "resample": resample, "n_resampled": 10, "is_crude": False}  # fmt: skip
 
 
 def mode(before: int, after: int, seeds: tuple[int, ...] = (0,)) -> dict[str, Any]:
@@ -43,7 +43,9 @@ def mode(before: int, after: int, seeds: tuple[int, ...] = (0,)) -> dict[str, An
         name: {"successes": n * count, "episodes": 10 * n, "length": 90.0, "furthest": [0, 1, 2, 3, 3] * 2 * n, "n_stages": 3}
         for name, count in (("before", before), ("after", after))
     }
-    units = {"start": paired((after - before) / 10), **({"evaluation": paired((after - before) / 10)} if n > 1 else {})}
+    units = {"initial_state": paired((after - before) / 10)}
+    if n > 1:
+        units["evaluation"] = paired((after - before) / 10, "evaluation")
     return {"per_seed": each, "paired": units, **sides}
 
 
@@ -51,7 +53,7 @@ def results(seeds: tuple[int, ...] = (0,), assets: str = "light") -> dict[str, A
     return {
         "env": "LIBERO/libero_object-9-v0", "assets": assets, "image_size": 128, "reward": "libero_object-9",
         "training_starts": "drawn by LIBERO's sampler",
-        "start": "start <b>", "seed": 0, "seeds": list(seeds), "timesteps": 2000, "updates": 4,
+        "start": "start <b>", "seed": 0, "resampled_groups": 0, "seeds": list(seeds), "timesteps": 2000, "updates": 4,
         "modes": {"greedy": mode(3, 8, seeds), "T=1": mode(4, 6, seeds)}, "finished": "2026-01-01T00:00:00Z",
         "videos": {"mode": "greedy", "start": 7, "chosen": True}, "seconds": {"total": 130.0, "rollouts": 90.0},
     }  # fmt: skip
@@ -100,10 +102,17 @@ def test_report_is_self_contained(run: RunFolder) -> None:
     assert sum(target.startswith("data:image/png") for target in targets) == 3
     assert not re.search(r"https?://", page)
     text = re.sub(r"<[^>]+>", " ", page)
-    for words in ("30% → 80%", "+50 points", "8/10 = 80%", "1 / 6", "torch 9.9", "start 7, the first that failed before"):
+    for words in (
+        "30% → 80%",
+        "+50 points",
+        "8/10 = 80%",
+        "1 / 6",
+        "torch 9.9",
+        "initial state 7, the first that failed before",
+    ):
         assert words in text, words
     assert "start &lt;b&gt;" in page and "start <b>" not in page
-    assert LIGHT_NOTE in page and '"kl_coef"' in page.replace("&quot;", '"')
+    assert LIGHT_NOTE.replace("'", "&#39;") in page and '"kl_coef"' in page.replace("&#34;", '"')
     assert (run / "plots/stages.png").read_bytes().startswith(PNG)
 
 
@@ -119,7 +128,7 @@ def test_the_report_is_of_the_method_that_was_run(run: RunFolder, algo: str) -> 
 
 def test_own_pictures_are_not_called_stand_ins(run: RunFolder) -> None:
     page, _ = read(write_report(TrainConfig(), run, results(assets="full")))
-    assert LIGHT_NOTE not in page and "full (LIBERO&#x27;s own)" in page
+    assert "stand-ins" not in page and "full (LIBERO&#39;s own)" in page
 
 
 def test_report_without_stages_or_updates(tmp_path: Path) -> None:
@@ -140,9 +149,9 @@ def test_pooled_report(tmp_path: Path) -> None:
     page, targets = read(write_pooled_report(TrainConfig(), folder, pooled))
     assert {"seed_0/report.html", "seed_3/report.html"} <= set(targets)
     text = re.sub(r"<[^>]+>", " ", page)
-    assert "16/20 = 80%" in text and "with whole runs resampled instead of starts: [+40, +60] points" in text
+    assert "16/20 = 80%" in text and "with whole runs resampled instead of initial states:\n[+40, +60]" in text
     lines = "\n".join(result_lines(pooled))
-    assert "greedy   seed 3   3/10 = 30% -> 8/10 = 80%" in lines and "with seeds resampled: [+10, +30] points" in lines
+    assert "greedy   seed 3   3/10 = 30% -> 8/10 = 80%" in lines and "with seeds resampled: [+10, +30]" in lines
     assert "greedy   6/20 = 30% -> 16/20 = 80%, +50 points [+40, +60], exact McNemar p = 0.03" in lines
 
 
@@ -162,17 +171,37 @@ def test_durations_and_sparklines() -> None:
     infinity, nan = float("inf"), float("nan")
     assert sparkline([0.0, infinity, 1.0, -infinity, nan]) == "▁!█!!" and sparkline([infinity]) == "!" and sparkline([]) == ""
     assert sparkline([0.0, 5e-324]) == "▁█"  # nor do the least of numbers leave the range
-    assert time_split([row(1)]) == {"env": 0.6, "policy": 0.3, "update": 0.1} and time_split([{}]) == {}
-    assert describe_update(row(2)) == (
-        "update 2, success 50%, mixed groups 40%, reward 2.00, progress 50%, KL 0.0100, env 60% policy 30% update 10%"
+    assert time_split([row(1)]) == "simulators 60%, policy 30%, update 10%" and time_split([{}]) == ""
+    assert [count(number, "update") for number in (0, 1, 2000)] == ["0 updates", "1 update", "2,000 updates"]
+
+
+def test_numbers_of_an_update_have_a_scale_or_a_unit() -> None:
+    assert describe_update(row(2), 10.0) == (
+        "update 2: success of members 50%, mixed groups 40%, reward 2.00 of 10, progress 50%, KL of the update 0.0100 nats, "
+        "time: simulators 60%, policy 30%, update 10%"
     )
+    assert "reward 2.00, progress" in describe_update(row(2))  # of an environment whose highest return is not known
 
 
-def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_initial_states_give_no_interval() -> None:
+    few = results()
+    few["modes"]["greedy"]["paired"]["initial_state"] |= {"is_crude": True, "n_resampled": 4, "interval": [0.5, 0.5]}
+    line = result_lines(few)[0]
+    assert "+50 points (no interval: 4 initial states can't give one)" in line and "[+50, +50]" not in line
+
+
+def test_the_report_names_lost_simulators(run: RunFolder) -> None:
+    page, _ = read(write_report(TrainConfig(), run, results()))
+    assert "<tr><th>lost simulators</th><td>none</td></tr>" in page
+    page, _ = read(write_report(TrainConfig(), run, results() | {"resampled_groups": 1, "updates": 1}))
+    assert "1 group sampled again from the same initial state" in page and "in 1 update<" in page
+
+
+def test_plain_lines() -> None:
     stream = io.StringIO()
     with RunView("a run", stream) as view:
         view.skip_stage("demonstrations", "20")
-        view.begin_stage("TGRPO", 1000, "steps")
+        view.begin_stage("TGRPO", 1000, "steps", first_round=float("inf"))
         for step in range(100):  # these come too fast to be shown
             view.sampling(step, 1, 4)
         view.update(row(1))
@@ -180,7 +209,30 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     lines = stream.getvalue().splitlines()
     assert lines[0] == "a run" and lines[1].startswith("demonstrations: 20 (done before)") and "update 1" in lines[3]
     assert lines[2].startswith("TGRPO  0/1,000 steps") and lines[-1].startswith("TGRPO: 1,000 steps [") and len(lines) == 5
-    assert type(make_view("x")) is RunView  # no terminal here
+    assert make_view("x")._live is None  # no terminal here
+
+
+def test_an_update_is_printed_once_however_long_it_took() -> None:
+    stream = io.StringIO()
+    view = RunView("", stream)
+    view.interval = 0.0  # whatever changes is shown
+    view.begin_stage("TGRPO", 1000, "steps")
+    view.update(row(1))
+    view.sampling(600, 1, 4)
+    lines = stream.getvalue().splitlines()
+    assert sum("success of members" in line for line in lines) == 1 and "1 of 4 groups for update 2" in lines[-1]
+
+
+def test_the_last_update_shows_that_it_is_under_way() -> None:
+    stream = io.StringIO()
+    view = RunView("", stream)
+    view.begin_stage("TGRPO", 1000, "steps")
+    view.sampling(500, 4, 4)
+    view.updating()
+    assert "is computed" not in stream.getvalue()  # of others the line comes soon
+    view.sampling(1010, 4, 4)
+    view.updating()
+    assert stream.getvalue().splitlines()[-1].endswith("update 1 is computed")
 
 
 def test_a_part_that_failed_is_not_called_done() -> None:
@@ -191,21 +243,40 @@ def test_a_part_that_failed_is_not_called_done() -> None:
     assert "done" not in stream.getvalue()
 
 
-def test_time_left_does_not_count_what_an_earlier_run_did() -> None:
-    stage = Stage("TGRPO", total=100, done=60, first=50, started=0.0, ended=None)
-    stage.started -= 0.0
-    assert Stage("x", total=0).seconds_left is None and Stage("x", total=5).seconds_left is None
-    assert stage.seconds_left == pytest.approx(stage.seconds * 4, rel=0.01)  # 40 left, 10 done in this time
-    stage.done = stage.total + 3  # a rollout goes a little further than what was asked for
+def test_time_left_does_not_count_what_an_earlier_call_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("sb3_tgrpo.train.view.time.monotonic", lambda: clock[0])
+    stage = Stage("TGRPO", total=100, done=50, first=50)
+    assert stage.seconds_left is None and Stage("x", total=0).seconds_left is None
+    clock[0] = 10.0
+    stage.advance(60)
+    assert stage.seconds_left == pytest.approx(40.0)  # 40 to do, 10 done in 10 s
+    stage.advance(stage.total + 3)  # a rollout goes a little further than what was asked for
     assert stage.seconds_left == 0.0
+
+
+def test_time_left_does_not_count_the_start_of_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 episodes by 8 simulators, which start for 40 s: an episode takes 10 s."""
+    clock = [0.0]
+    monkeypatch.setattr("sb3_tgrpo.train.view.time.monotonic", lambda: clock[0])
+    stage = Stage("evaluate", total=50, first_round=8)
+    for done in range(1, 8):
+        clock[0] = 50.0 + 0.1 * done
+        stage.advance(done)
+        assert stage.seconds_left is None  # 49 times 50 s, an estimate would say
+    clock[0] = 51.0
+    stage.advance(8)
+    clock[0] = 61.0
+    stage.advance(16)
+    assert stage.seconds_left == pytest.approx(10 / 8 * 34)
 
 
 def test_live_panel() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=110, force_terminal=True, color_system=None)
-    with LiveView("TGRPO on libero_object-9", console) as view:
-        view.later_seconds = 120.0
+    with RunView("TGRPO on libero_object-9", console=console) as view:
+        view.later_seconds, view.highest_return = 120.0, 6.0
         view.begin_stage("evaluate before, greedy", 50, "episodes")
         view.advance(10, "3 of 10 succeeded")
         assert "3 of 10 succeeded" in shown(console, view)
@@ -214,8 +285,8 @@ def test_live_panel() -> None:
             view.update(row(k))
         view.sampling(1_700, 3, 16)
         panel = shown(console, view)
-    for words in ("TGRPO on libero_object-9", "1,700 of 60,000 steps", "●●●○", "3 of 16 for the next update", "KL of update",
-                  "mixed groups", "75%", "env 60%, policy 30%, update 10%",
+    for words in ("TGRPO on libero_object-9", "1,700 of 60,000 steps", "3 of 16 groups for update 4", "KL of the update",
+                  "mixed groups", "75%", "3.00 of 6", "0.0100 nats", "simulators 60%, policy 30%, update 10%",
                   "left (2 min 00 s for what comes after)"):  # fmt: skip
         assert words in panel, words
     output = console.file.getvalue()  # type: ignore[attr-defined]
@@ -226,18 +297,15 @@ def test_live_panel_of_a_method_without_groups() -> None:
     from rich.console import Console
 
     console = Console(file=io.StringIO(), width=110)
-    with LiveView("PPO", console) as view:
+    with RunView("PPO", console=console) as view:
         view.begin_stage("PPO", 60_000, "steps")
         assert "update" not in shown(console, view)  # nothing is known yet
         view.sampling(1_700, 23, None)
         panel = shown(console, view)
-        assert "episodes" in panel and "23 ended since the last update" in panel
-        assert "groups" not in panel and "●" not in panel
-        view.update({"update": 1, "timesteps": 2_000})
-        assert "0 ended since the last update" in shown(console, view)
+        assert "23 episodes for update 1" in panel and "groups" not in panel
 
 
-def shown(console: Any, view: LiveView) -> str:
+def shown(console: Any, view: RunView) -> str:
     with console.capture() as capture:
         console.print(view.render())
     return capture.get()

@@ -1,4 +1,4 @@
-"""``sb3-tgrpo train``: configuration, a whole run, interruption, several seeds, and what it says when something is wrong."""
+"""``sb3-tgrpo train``: configuration, a whole run, interruption, several seeds, and messages when something is wrong."""
 
 import json
 import os
@@ -19,6 +19,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from toy_envs import SignalEnv
+from vla_toy import TOY_FLAGS as TOY
 from vla_toy import Toy
 
 from sb3_tgrpo import TGRPO
@@ -27,36 +28,23 @@ from sb3_tgrpo.cli.train import config_from
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.evaluation.player import env_maker
 from sb3_tgrpo.files import JsonLines
+from sb3_tgrpo.openvla import Checkpoint
 from sb3_tgrpo.run_folder import RunFolder
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv
-from sb3_tgrpo.train.config import BUDGETS, TrainConfig, difference, flags, load_config, parse_setting, shipped_start
-from sb3_tgrpo.train.job import TrainingError, explain, has_begun, run_training
-from sb3_tgrpo.train.stages import (
-    env_kwargs,
-    evaluation_settings,
-    follow_on_wandb,
-    make_model,
-    make_policy,
-    policy_kwargs,
+from sb3_tgrpo.train.config import BUDGETS, TrainConfig, flags, load_config, parse_setting, shipped_start
+from sb3_tgrpo.train.errors import TrainingError, explain
+from sb3_tgrpo.train.job import has_begun, run_training
+from sb3_tgrpo.train.model import make_model, make_policy
+from sb3_tgrpo.train.setup import (
+    describe_initial_states,
+    evaluation_protocol,
     resolve_setup,
-    training_starts,
-    untaught,
+    task_mismatch_warning,
 )
+from sb3_tgrpo.train.stages import Run
+from sb3_tgrpo.train.view import RunView
 
 HELPERS = Path(__file__).parents[1] / "helpers"
-TOY = [
-    "--env", "vla_toy:Toy-v0", "--checkpoint", "tiny", "--eval-starts", "3", "--total-timesteps", "100", "--group-size", "2",
-    "--groups-per-update", "2", "--learning-rate", "1e-3", "--device", "cpu", "--eval-workers", "1",
-    "--update-threads", "1",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the toy."""
-    folder = tmp_path_factory.mktemp("train") / "run"
-    assert main(["train", *TOY, "--out", str(folder)]) == 0
-    return folder
 
 
 def toy_config() -> TrainConfig:
@@ -69,7 +57,7 @@ def toy_config() -> TrainConfig:
 def test_the_discount_reaches_the_algorithm(tmp_path: Path) -> None:
     """``gamma`` is the name of PPO's."""
     config = toy_config().updated({"gamma_traj": 0.9, "gamma": 0.5, "compare_ended": True})
-    setup = resolve_setup(config, str(config.start.checkpoint))
+    setup = resolve_setup(config, Checkpoint(str(config.base_policy.checkpoint)))
     env = make_group_env(Toy, 2, subprocess=False)
     model = make_model(config, setup, RunFolder(tmp_path), env)
     env.close()
@@ -84,7 +72,7 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(config.to_dict()))
     assert load_config(file) == config != TrainConfig()
-    assert set(config.to_dict()) >= {"task", "start", "algorithm", "evaluation", "seed"}
+    assert set(config.to_dict()) >= {"task", "base_policy", "algorithm", "evaluation", "seed"}
     for budget in BUDGETS.values():
         assert TrainConfig.from_dict(budget.to_dict()) == budget
 
@@ -96,22 +84,22 @@ def test_configuration_makes_a_round_trip(tmp_path: Path) -> None:
             {"algorithm": {"lerning_rate": 1.0}},
             "unknown algorithm.lerning_rate. Available: algo, total_timesteps, learning_rate",
         ),
-        ({"speed": 1}, "unknown speed. Available: task, start, algorithm, baseline, evaluation, seed"),
-        ({"seed": "one"}, "seed must be of type int, got 'one'"),
-        ({"seed": True}, "seed must be of type int, got True"),
-        ({"task": {"assets": "heavy"}}, "task.assets must be one of 'auto', 'full', 'light', got 'heavy'"),
+        ({"speed": 1}, "unknown speed. Available: task, base_policy, algorithm, baseline, evaluation, seed"),
+        ({"seed": "one"}, "seed='one': it must be of type int"),
+        ({"seed": True}, "seed=True: it must be of type int"),
+        ({"task": {"assets": "heavy"}}, "task.assets='heavy': it must be one of 'auto', 'full', 'light'"),
         ({"algorithm": 3}, "algorithm. must be an object"),
-        ({"evaluation": {"eval_temperatures": 1}}, "must be a list"),
-        ({"algorithm": {"group_size": 1}}, "group_size=1"),
-        ({"algorithm": {"learning_rate": 0}}, "learning_rate must be positive, got 0.0"),
-        ({"algorithm": {"kl_coef": -1}}, "kl_coef must not be negative"),
+        ({"evaluation": {"eval_temperatures": 1}}, "it must be a list"),
+        ({"algorithm": {"group_size": 1}}, "group_size=1: it must be at least 2"),
+        ({"algorithm": {"learning_rate": 0}}, "algorithm.learning_rate=0.0: it must be above 0"),
+        ({"algorithm": {"kl_coef": -1}}, "algorithm.kl_coef=-1.0: it must be at least 0"),
         ({"algorithm": {"groups_per_update": 3, "parallel_groups": 2}}, "must be a multiple of parallel_groups=2"),
-        ({"start": {"from_scratch": True, "checkpoint": "tiny"}}, "leave out checkpoint='tiny'"),
+        ({"base_policy": {"from_scratch": True, "checkpoint": "tiny"}}, "leave out checkpoint='tiny'"),
         ({"evaluation": {"eval_temperatures": [0, 0]}}, "must be one or more different numbers"),
-        ({"task": {"starts": "stored", "start_noise": 0.1}}, "leave it out with starts='stored'"),
+        ({"task": {"initial_states": "stored", "start_noise": 0.1}}, "leave it out with initial_states='stored'"),
         ({"algorithm": {"outcome_reward": "success", "alpha_step": 0.0, "stop_on": "success"}}, "(now 'success')"),
         ({"algorithm": {"outcome_reward": "success", "stop_on": "never"}}, "alpha_step=0 (now 0.3)"),
-        ({"algorithm": {"gamma_traj": 1.5}}, "gamma_traj=1.5 must be above 0 and at most 1"),
+        ({"algorithm": {"gamma_traj": 1.5}}, "gamma_traj=1.5: it must be above 0 and at most 1"),
         (
             {"algorithm": {"algo": "trpo"}, "evaluation": {"eval_temperatures": [0, 0.7]}},
             "of trpo has none but 0 and 1",
@@ -147,12 +135,12 @@ def test_flags_outrank_the_file_and_the_recipe(tmp_path: Path) -> None:
     assert (config.seed, config.algorithm.learning_rate, config.algorithm.target_kl) == (4, 0.25, None)
     assert config.evaluation.eval_temperatures == (0.0, 0.5)
     assert parse() == TrainConfig() and parse("--budget", "long") == BUDGETS["long"]
-    assert parse("--from-scratch", "--assets", "light").start.from_scratch
+    assert parse("--from-scratch", "--assets", "light").base_policy.from_scratch
     with pytest.raises(ValueError, match="leave one out"):
         parse("--config", str(file), "--budget", "long")
 
 
-def test_missing_start_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_base_policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sb3_tgrpo.train.config.START_FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="pass --checkpoint FOLDER, or --from-scratch"):
         shipped_start()
@@ -177,7 +165,7 @@ def test_run_folder(finished: Path) -> None:
     results = run.read("results.json")
     assert set(results["modes"]) == {"greedy", "T=1"} and results["updates"] == len(rows)
     for mode in results["modes"].values():
-        assert mode["before"]["episodes"] == mode["after"]["episodes"] == mode["paired"]["start"]["n_pairs"] == 3
+        assert mode["before"]["episodes"] == mode["after"]["episodes"] == mode["paired"]["initial_state"]["n_pairs"] == 3
     for name in ("model.zip", "checkpoint/config.json", "videos/before.mp4", "videos/after.mp4", "plots/curves.png",
                  "plots/stages.png", "plots/furthest.png", "plots/before_after.png", "report.html"):  # fmt: skip
         assert (finished / name).stat().st_size > 0, name
@@ -194,7 +182,8 @@ def test_stages_are_counted_right(finished: Path) -> None:
 
 
 def test_evaluations_are_of_the_last_policy(finished: Path) -> None:
-    from sb3_tgrpo.evaluation.protocol import Evaluation, fingerprint
+    from sb3_tgrpo.evaluation.identity import fingerprint
+    from sb3_tgrpo.evaluation.results import Evaluation
 
     model = TGRPO.load(finished / "model.zip", device="cpu")
     after = Evaluation.load(finished / "evaluations/after_greedy/evaluation.json")
@@ -208,7 +197,7 @@ def test_a_finished_run_is_shown_at_once(finished: Path, capsys: pytest.CaptureF
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
     assert main(["train", *TOY, "--out", str(finished)]) == 0
     output = capsys.readouterr().out
-    assert "greedy" in output and "points [" in output and "report.html" in output
+    assert "greedy" in output and "points (no interval: 3 initial states" in output and "report.html" in output
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
@@ -216,10 +205,9 @@ def test_other_settings_are_refused(finished: Path, capsys: pytest.CaptureFixtur
     assert main(["train", *TOY, "--kl-coef", "0.5", "--out", str(finished)]) == 1
     assert "algorithm.kl_coef was 0.0, is 0.5" in capsys.readouterr().err
     assert main(["train", *TOY, "--threads", "2", "--save-every", "3", "--out", str(finished)]) == 0  # these may change
-    assert difference({"a": {"b": 1}}, {"a": {"b": 2}}) == ["a.b was 1, is 2"]
 
 
-def test_another_start_policy_or_other_assets_are_refused(
+def test_another_base_policy_or_other_assets_are_refused(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Same settings, but what they name has changed: what was played before can't be compared with what would be now."""
@@ -227,9 +215,9 @@ def test_another_start_policy_or_other_assets_are_refused(
     (tmp_path / "results.json").unlink()
     run = RunFolder(tmp_path)
     found = run.read("setup.json")
-    assert found == {"start": "tiny", "assets": "none", "reward": None}
+    assert found == {"start": Checkpoint("tiny").identity, "assets": "none", "reward": None}
     for changed, message in (
-        ({"start": "other"}, "start was 'other', is 'tiny'"),
+        ({"start": "other"}, "start was 'other', is 'tiny-"),
         ({"assets": "full"}, "assets was 'full'"),
         ({"reward": "other"}, "reward was 'other', is None"),
     ):
@@ -238,27 +226,28 @@ def test_another_start_policy_or_other_assets_are_refused(
 
 
 def test_identity_is_of_the_content(tmp_path: Path) -> None:
-    identity = resolve_setup(TrainConfig(), str(shipped_start())).identity
+    identity = resolve_setup(TrainConfig(), Checkpoint(shipped_start())).checkpoint.identity
     copy = shutil.copytree(shipped_start(), tmp_path / "copy")
-    assert resolve_setup(TrainConfig(), str(copy)).identity == identity
+    assert resolve_setup(TrainConfig(), Checkpoint(copy)).checkpoint.identity == identity
     weights = copy / "model-00001-of-00001.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert resolve_setup(TrainConfig(), str(copy)).identity != identity
+    assert resolve_setup(TrainConfig(), Checkpoint(copy)).checkpoint.identity != identity
 
 
 def test_all_weights_are_trained_in_single_precision() -> None:
-    setup = resolve_setup(TrainConfig(), str(shipped_start()))
-    assert setup.lora is None and policy_kwargs(TrainConfig(), setup)["dtype"] == "float32"
-    assert "dtype" not in policy_kwargs(TrainConfig(), replace(setup, lora="language"))
-    saving = TrainConfig().updated({"gradient_checkpointing": True, "quantization": "4bit"})
-    assert policy_kwargs(saving, setup) | {"gradient_checkpointing": True, "quantization": "4bit"} == policy_kwargs(
-        saving, setup
-    )
+    start = Checkpoint(shipped_start())
+    kwargs = resolve_setup(TrainConfig(), start).policy_kwargs
+    assert kwargs["lora"] is None and kwargs["dtype"] == "float32"
+    saving = TrainConfig().updated({"lora": "language", "gradient_checkpointing": True, "quantization": "4bit"})
+    kwargs = resolve_setup(saving, start).policy_kwargs
+    assert "dtype" not in kwargs and kwargs["gradient_checkpointing"] and kwargs["quantization"] == "4bit"
+    with pytest.raises(ValueError, match=r"quantization='4bit': all weights of .* are trained. Set lora='language'"):
+        resolve_setup(TrainConfig().updated({"quantization": "4bit"}), start)
 
 
-def test_start_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where there are several GPUs, although what is trained there records none."""
     seen: dict[str, Any] = {}
 
@@ -269,45 +258,47 @@ def test_start_policy_is_on_the_device_that_was_asked_for(monkeypatch: pytest.Mo
         seen.update(kwargs)
         raise Stop
 
-    monkeypatch.setattr("sb3_tgrpo.openvla.policy.OpenVLAPolicy", stop)
+    monkeypatch.setattr("sb3_tgrpo.openvla.policy.OpenVLAPolicy.for_env", stop)
     config = replace(toy_config(), device="cuda:1")
     with pytest.raises(Stop):
-        make_policy(config, resolve_setup(config, "tiny"))
-    assert seen["device"] == "cuda:1" and "device" not in policy_kwargs(config, resolve_setup(config, "tiny"))
+        make_policy(config, resolve_setup(config, Checkpoint("tiny")))
+    assert seen["device"] == "cuda:1" and "device" not in resolve_setup(config, Checkpoint("tiny")).policy_kwargs
 
 
-def test_greedily_each_start_is_played_once() -> None:
+def test_greedily_each_initial_state_is_played_once() -> None:
     config = toy_config().updated({"eval_episodes": 3})
-    setup = resolve_setup(config, "tiny")
-    assert [evaluation_settings(config, setup, t)["episodes_per_start"] for t in (0.0, 1.0)] == [1, 3]
+    setup = resolve_setup(config, Checkpoint("tiny"))
+    assert [evaluation_protocol(config, setup, t).repetitions for t in (0.0, 1.0)] == [1, 3]
 
 
 def test_a_call_that_failed_at_once_does_not_bind_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("nowhere", "neither"):
-        assert main(["train", *TOY, "--checkpoint", name, "--out", str(tmp_path)]) == 1
-        assert f"checkpoint '{name}' is neither a folder nor" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=f"checkpoint '{name}' is neither a folder nor"):
+            run_training(toy_config().updated({"checkpoint": name}), tmp_path)
     run = RunFolder(tmp_path)
-    assert run.read("config.json")["start"]["checkpoint"] == "neither" and not has_begun(run)
-    (tmp_path / "evaluations").mkdir()
+    assert run.read("config.json")["base_policy"]["checkpoint"] == "neither" and not has_begun(run)
+    (tmp_path / "metrics.jsonl").write_text("")
     assert main(["train", *TOY, "--out", str(tmp_path)]) == 1
-    assert "holds a run of other settings (start.checkpoint was 'neither', is 'tiny')" in capsys.readouterr().err
+    assert "was made with other settings (base_policy.checkpoint was 'neither', is 'tiny')" in capsys.readouterr().err
 
 
-def test_a_start_policy_that_has_not_seen_the_task() -> None:
+def test_a_base_policy_that_has_not_seen_the_task() -> None:
     start = str(shipped_start())
-    assert untaught("LIBERO/libero_object-8-v0", start) is None
-    warning = untaught("LIBERO/libero_object-9-v0", start) or ""
+    assert task_mismatch_warning("LIBERO/libero_object-8-v0", start) is None
+    warning = task_mismatch_warning("LIBERO/libero_object-9-v0", start) or ""
     assert "was taught to 'pick up the chocolate pudding and place it in the basket', not to 'pick up the orange" in warning
-    assert untaught("LIBERO/libero_object-9-v0", "tiny") is None  # which has been taught nothing, and says so
-    assert untaught("CartPole-v1", start) is None
-    assert untaught("LIBERO/libero_object-9-v0", "owner/name") is None  # without a download
+    assert task_mismatch_warning("LIBERO/libero_object-9-v0", "tiny") is None  # which has been taught nothing
+    assert task_mismatch_warning("CartPole-v1", start) is None
+    assert task_mismatch_warning("LIBERO/libero_object-9-v0", "owner/name") is None  # without a download
     with pytest.raises(ValueError, match="checkpoint 'START8' is neither"):
-        untaught("LIBERO/libero_object-9-v0", "START8")
+        task_mismatch_warning("LIBERO/libero_object-9-v0", "START8")
 
 
-def test_report_says_when_evaluation_starts_were_trained_on() -> None:
-    assert training_starts(TrainConfig()) == "drawn by LIBERO's sampler"
-    assert training_starts(TrainConfig().updated({"starts": "stored"})) == "the stored starts that it is judged on"
+def test_initial_states_of_training_in_words() -> None:
+    assert describe_initial_states(TrainConfig()) == "drawn by LIBERO's sampler"
+    assert (
+        describe_initial_states(TrainConfig().updated({"initial_states": "stored"})) == "the stored ones that it is judged on"
+    )
 
 
 def assert_same_result(first: Path, second: Path) -> None:
@@ -360,8 +351,8 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
         assert [seed["seed"] for seed in mode["per_seed"]] == [0, 1] and mode["after"]["episodes"] == 6
         assert mode["before"]["episodes"] == (3 if name == "greedy" else 6)  # one evaluation, however many seeds start there
         assert mode["after"]["successes"] == sum(seed["after"]["successes"] for seed in mode["per_seed"])
-        assert set(mode["paired"]) == {"start", "evaluation"} and f"{name:<8} seed 1" in output
-    # Alone or among others, a seed gives the same; the start policy's greedy evaluation is common to both.
+        assert set(mode["paired"]) == {"initial_state", "evaluation"} and f"{name:<8} seed 1" in output
+    # Alone or among others, a seed gives the same; the base policy's greedy evaluation is common to both.
     assert_same_result(finished, tmp_path / "seed_0")
     assert (tmp_path / "evaluations/before_greedy").is_dir() and not (tmp_path / "seed_1/evaluations/before_greedy").exists()
     report = (tmp_path / "report.html").read_text()
@@ -374,11 +365,12 @@ def test_several_seeds_are_pooled(finished: Path, tmp_path: Path, capsys: pytest
 
 def test_evaluations_find_each_others_simulators() -> None:
     config = TrainConfig()
-    setup = resolve_setup(config, str(shipped_start()))
-    first, second = (cloudpickle.dumps(env_maker(config.task.env, env_kwargs(config, setup))) for _ in range(2))
+    setup = resolve_setup(config, Checkpoint(shipped_start()))
+    again = resolve_setup(config, Checkpoint(shipped_start()))
+    first, second = (cloudpickle.dumps(env_maker(config.task.env, one.env_kwargs)) for one in (setup, again))
     assert first == second
     other = replace(config, task=replace(config.task, payment="potential"))
-    assert cloudpickle.dumps(env_maker(config.task.env, env_kwargs(other, setup))) != first
+    assert cloudpickle.dumps(env_maker(config.task.env, resolve_setup(other, Checkpoint(shipped_start())).env_kwargs)) != first
 
 
 def test_measure_signal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -395,7 +387,10 @@ def test_killed_measurement_goes_on(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder = tmp_path / "killed"
     run_until(folder, "signal/rollout_0001.pt", "--measure-signal", "16")
     assert not (folder / "signal.json").exists()
-    assert main([*measured, str(folder), "--learning-rate", "0.5"]) == 1 and "of other settings" in capsys.readouterr().err
+    assert (
+        main([*measured, str(folder), "--learning-rate", "0.5"]) == 1
+        and "was made with other settings" in capsys.readouterr().err
+    )
     assert main([*measured, str(folder)]) == 0
     assert RunFolder(folder).read("signal.json") == RunFolder(tmp_path / "whole").read("signal.json")
 
@@ -430,7 +425,7 @@ def test_a_policy_that_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return 0.0
 
     monkeypatch.setattr(TGRPO, "_optimizer_step", broken)
-    config = toy_config().updated({"eval_temperatures": (0.0,), "eval_starts": 1})
+    config = toy_config().updated({"eval_temperatures": (0.0,), "eval_initial_states": 1})
     with pytest.raises(TrainingError, match=r"not finite any more.*[Ll]ower learning_rate \(now 0.001\), set target_kl"):
         run_training(config, tmp_path)
 
@@ -463,7 +458,7 @@ def test_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         raise MemoryError
 
     monkeypatch.setattr("sb3_tgrpo.train.stages.make_training_env", exhausted)
-    assert main(["train", *TOY, "--eval-temperatures", "0", "--eval-starts", "1", "--out", str(tmp_path)]) == 1
+    assert main(["train", *TOY, "--eval-temperatures", "0", "--eval-initial-states", "1", "--out", str(tmp_path)]) == 1
     assert "Lower parallel_groups (now 2; each of its 4 simulators" in capsys.readouterr().err
 
 
@@ -485,10 +480,11 @@ def test_wandb_follows_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: py
     wandb.init = lambda **kwargs: calls.append(kwargs)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = toy_config().updated({"wandb": "project"})
+    setup = resolve_setup(config, Checkpoint("tiny"))
     for place, started in (("one/run", "today"), ("one/run", "today"), ("one/run", "tomorrow"), ("another/run", "today")):
         folder = RunFolder(tmp_path / place)
         folder.write("run.json", {"started": started})
-        follow_on_wandb(config, folder)
+        Run(config, setup, folder, RunView())._on_wandb()
     assert all(call["project"] == "project" and call["config"] == config.to_dict() for call in calls)
     assert all(call["sync_tensorboard"] and call["resume"] == "allow" for call in calls)
     first, resumed, begun_anew, elsewhere = (call["id"] for call in calls)
@@ -552,10 +548,11 @@ def test_rows_cut_off_by_a_crash_are_left_out(tmp_path: Path) -> None:
 
 def test_libero_from_scratch(tmp_path: Path) -> None:
     arguments = [
-        "--from-scratch", "--assets", "light", "--demos", "2", "--sft-steps", "3", "--sft-validation", "0", "--dart", "0",
+        "--from-scratch", "--assets", "light", "--demos", "2", "--sft-steps", "3",
+        "--sft-validation-fraction", "0", "--dart", "0",
         "--sft-batch-size", "8", "--action-bins", "32", "--workers", "1", "--image-size", "64", "--total-timesteps", "12",
-        "--group-size", "2", "--groups-per-update", "2", "--max-episode-steps", "6", "--eval-starts", "1",
-        "--eval-temperatures", "0", "--eval-workers", "1", "--device", "cpu",
+        "--group-size", "2", "--groups-per-update", "2", "--max-episode-steps", "6", "--eval-initial-states", "1",
+        "--eval-temperatures", "0", "--eval-n-envs", "1", "--device", "cpu",
     ]  # fmt: skip
     assert main(["train", *arguments, "--out", str(tmp_path)]) == 0
     results = RunFolder(tmp_path).read("results.json")
@@ -576,6 +573,6 @@ def test_libero_from_scratch(tmp_path: Path) -> None:
 )
 def test_only_the_default_suite_has_a_shorter_step_limit(env: str, given: int | None, limit: int | None) -> None:
     config = TrainConfig().updated({"env": env, "max_episode_steps": given, "assets": "light"})
-    setup = resolve_setup(config, str(shipped_start()))
+    setup = resolve_setup(config, Checkpoint(shipped_start()))
     assert setup.training_steps == limit
     assert ("cut at" in setup.reward_text) == (limit is not None)

@@ -154,13 +154,13 @@ def test_interrupted_measurement_goes_on_with_the_same_result(tmp_path: Path, n_
     untouched = toy_model().learn(40, reset_num_timesteps=False)  # made later: torch has one random state for all
     for mine, other in zip(model.policy.parameters(), untouched.policy.parameters(), strict=True):
         assert th.equal(mine, other)
-    with pytest.raises(ValueError, match=r"holds another measurement .variants: .*step only.* then, .'own'. now"):
+    with pytest.raises(ValueError, match=r"made with other settings .variants was .*step only.* is .'own'."):
         measure_signal(toy_model(), 8, {"own": fused(0.3, 0.7)}, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"holds another measurement .alpha_step: 0.3 then, 0.5 now; alpha_traj"):
+    with pytest.raises(ValueError, match=r"made with other settings .alpha_step was 0.3, is 0.5; alpha_traj"):
         measure_signal(toy_model(alpha_step=0.5, alpha_traj=0.5), 8, folder=tmp_path)
     with th.no_grad():
         next(model.policy.parameters()).add_(1.0)
-    with pytest.raises(ValueError, match=r"holds another measurement .policy"):
+    with pytest.raises(ValueError, match=r"made with other settings .policy"):
         measure_signal(model, 8, folder=tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_as_trained_is_what_it_is_trained_with(tmp_path: Path) -> None:
         assert expected.any() and not np.allclose(variants["traj only"](group), expected)
         np.testing.assert_allclose(variants["as trained"](group), expected)
     measure_signal(outcome_model("success"), 4, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"holds another measurement .outcome_reward: success then, return now"):
+    with pytest.raises(ValueError, match=r"made with other settings .outcome_reward was 'success', is 'return'"):
         measure_signal(outcome_model("return"), 4, folder=tmp_path)
 
 

@@ -1,5 +1,6 @@
-"""The four numbers of a start policy."""
+"""The four numbers of a base policy."""
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -9,9 +10,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_tgrpo.evaluation.base_policy import StartPolicyReport, describe_start_policy, wilson_interval
+from sb3_tgrpo.decoding import Decoding
+from sb3_tgrpo.evaluation.base_policy import BasePolicyReport, describe_base_policy
+from sb3_tgrpo.evaluation.protocol import Protocol
 from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
+STATES = Protocol(seeds=(0, 1, 2, 5, 6), repetitions=4, decoding=Decoding(1.0))
 INSTRUCTION = b"pick up the milk".ljust(256, b"\x00")
 
 
@@ -30,7 +34,7 @@ class Coin(gym.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         self.resets.append((seed, options))
-        self.start = seed if seed is not None else options["init_state_id"]
+        self.start = (options or {}).get("init_state_id", seed)
         self.steps = 0
         return self.observe(), {"is_success": False}
 
@@ -55,7 +59,7 @@ def test_numbers(policy: OpenVLAPolicy):
     env = Coin()
     seen: list[tuple[int, str, bool, int]] = []
     state = th.get_rng_state()
-    report = describe_start_policy(policy, env, [0, 1, 2, 5, 6], on_episode=lambda *episode: seen.append(episode))
+    report = describe_base_policy(policy, env, STATES, on_episode=lambda *episode: seen.append(episode))
     assert [group == [True] * 4 for group in report.sampled[:2]] == [True, True] and report.sampled[2] == [False] * 4
     assert report.greedy[:3] == [True, True, False] and len(seen) == 25 and {length for *_, length in seen} == {2}
     assert report.mixed_groups == sum(0 < sum(group) < 4 for group in report.sampled[3:]) / 5
@@ -64,42 +68,35 @@ def test_numbers(policy: OpenVLAPolicy):
     assert all(5.0 < value < 5.56 for value in report.entropy.values()) and next(iter(report.entropy)) == "x"
     assert policy.temperature == 0.7 and th.equal(state, th.get_rng_state())
     assert [seed for seed, _ in env.resets[:10]] == [0, 1, 2, 5, 6, 0, 0, 0, 0, 1]
-    assert report == describe_start_policy(policy, Coin(), [0, 1, 2, 5, 6])
+    assert report == describe_base_policy(policy, Coin(), STATES)
 
 
 def test_numbers_do_not_depend_on_the_number_of_environments(policy: OpenVLAPolicy):
-    assert describe_start_policy(policy, Coin, [5, 6]) == describe_start_policy(policy, Coin, [5, 6], n_envs=2)
+    two = replace(STATES, seeds=(5, 6))
+    assert describe_base_policy(policy, Coin, two) == describe_base_policy(policy, Coin, two, n_envs=2)
 
 
-def test_stored_starts_and_lower_temperature(policy: OpenVLAPolicy):
+def test_stored_initial_states_and_lower_temperature(policy: OpenVLAPolicy):
     env = Coin()
-    report = describe_start_policy(policy, env, [5], stored=True, temperature=0.02, max_steps=1)
-    assert env.resets[0] == (None, {"init_state_id": 5}) and report.lengths == (1.0, 1.0)
+    protocol = Protocol(init_state_ids=[5], repetitions=4, decoding=Decoding(0.02), start_noise=0.01, seed=3)
+    report = describe_base_policy(policy, env, protocol)
+    assert env.resets[0] == (0, {"init_state_id": 5, "start_noise": 0.01, "noise_seed": 3}) and report.temperature == 0.02
     assert max(report.entropy.values()) < 5.0
 
 
 def test_report_names_shortcomings():
     mixed = [[True, False, True, False]] * 4
-    good = StartPolicyReport([True, False, True, False], mixed, {"x": 0.9}, (10.0, 10.0), 1.0)
-    assert good.shortcomings() == [] and str(good).endswith("a good start")
+    good = BasePolicyReport([True, False, True, False], mixed, {"x": 0.9}, (10.0, 10.0), 1.0)
+    assert good.shortcomings() == [] and str(good).endswith("a good base policy")
     # The first experiment of the facts: greedy far below sampled, wide distributions, whole groups alike.
-    bad = StartPolicyReport([False] * 4, [[True] * 4] * 3 + [[False] * 4], {"x": 2.1}, (10.0, 10.0), 1.0)
+    bad = BasePolicyReport([False] * 4, [[True] * 4] * 3 + [[False] * 4], {"x": 2.1}, (10.0, 10.0), 1.0)
     found = " ".join(bad.shortcomings())
-    assert all(
-        words in found for words in ("not within 30% to 60%", "differ by 75 points", "above 1 nat in x", "0% of the groups")
-    )
-
-
-def test_wilson_by_hand():
-    # 30 of 50 at z = 1.96: centre (0.6 + 3.8416 / 100) / 1.076832, half width 1.96 / 1.076832 * sqrt(0.0048 + 0.00038416).
-    assert wilson_interval(30, 50) == pytest.approx((0.46181, 0.72391), abs=1e-4)
-    assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == 1.0
+    for words in ("not within 30% to 60%", "differ by 75 percentage points", "above 1 nat in x", "0% of the groups"):
+        assert words in found
 
 
 def test_bad_input(policy: OpenVLAPolicy):
-    with pytest.raises(ValueError, match="starts must not be empty"):
-        describe_start_policy(policy, Coin(), [])
     with pytest.raises(ValueError, match="n_envs=2 needs a function"):
-        describe_start_policy(policy, Coin(), [1], n_envs=2)
-    with pytest.raises(ValueError, match="group_size at least 2"):
-        describe_start_policy(policy, Coin(), [1], group_size=1)
+        describe_base_policy(policy, Coin(), STATES, n_envs=2)
+    with pytest.raises(ValueError, match="repetitions=1 must be at least 2"):
+        describe_base_policy(policy, Coin(), Protocol(seeds=[1]))
