@@ -17,7 +17,6 @@ from typing import Literal, get_args
 
 from sb3_tgrpo.envs.libero.installation import libero_assets, user_cache  # noqa: F401  (imported from here by others)
 from sb3_tgrpo.envs.libero.light_assets import light_assets_folder
-from sb3_tgrpo.files import atomic_write as write_atomically  # noqa: F401
 
 logger = logging.getLogger(__name__)
 
