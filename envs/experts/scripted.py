@@ -22,13 +22,8 @@ from sb3_tgrpo.envs.experts.motion import (
     rotation_of,
 )
 from sb3_tgrpo.envs.experts.skills import make_skill
-from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.vocabulary import State
-
-
-def _order(atom: GoalAtom) -> int:
-    """Turning on comes first, closing last."""
-    return {"turnon": 0, "close": 2}.get(atom.predicate, 1)
 
 
 class ScriptedExpert:
@@ -65,7 +60,8 @@ class ScriptedExpert:
         rng = np.random.default_rng(seed)
         self._noise = ActionNoise(self.noise, rng)
         facts = self.task_facts
-        order = sorted(range(len(facts.goal)), key=lambda k: _order(facts.goal[k]))
+        rank = {"turnon": 0, "close": 2}  # turning on comes first, closing last
+        order = sorted(range(len(facts.goal)), key=lambda k: rank.get(facts.goal[k].predicate, 1))
         self._skills: list[tuple[int, Skill]] = [(k, make_skill(facts, k, rng, self.detour)) for k in order]
         self.stage = "start"
 

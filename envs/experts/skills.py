@@ -1,5 +1,7 @@
 """Which skill works on which atom of a goal."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sb3_tgrpo.envs.experts.fixtures import CloseDrawer, OpenDrawer, Push, TurnKnob
@@ -24,12 +26,9 @@ def make_skill(facts: TaskFacts, k: int, rng: np.random.Generator, detour: float
         if site is not None and site.joint:
             return OpenFirst(OpenDrawer(facts, k, rng, detour), place)
         return place
-    if atom.predicate == "turnon":
-        return TurnKnob(facts, k, rng, detour)
-    if atom.predicate == "open":
-        return OpenDrawer(facts, k, rng, detour)
-    if atom.predicate == "close":
-        return CloseDrawer(facts, k, rng, detour)
+    skills: dict[str, Callable[..., Skill]] = {"turnon": TurnKnob, "open": OpenDrawer, "close": CloseDrawer}
+    if atom.predicate in skills:
+        return skills[atom.predicate](facts, k, rng, detour)
     raise ValueError(f"{facts.task_id}: no skill works on {atom.predicate} {' '.join(atom.args)}.")
 
 

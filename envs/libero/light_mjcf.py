@@ -49,9 +49,7 @@ def asset_files() -> Mapping[str, bytes]:
             if name != "defaults":
                 content[object_file(kind, name)] = _to_bytes(object_mjcf(name, row, defaults))
     scenes = load_table("scenes")
-    for name in scenes:
-        if name == "defaults":
-            continue
+    for name in (name for name in scenes if name != "defaults"):
         row = _inherited(scenes, name)
         content[f"scenes/{name}.xml"] = _to_bytes(_scene(name, row, scenes["defaults"]))
         for file in row.get("textures", {}).values():

@@ -38,19 +38,12 @@ class ObservationClock:
     """
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         """As after LIBERO's reset, which takes one observation by force."""
-        self._time = 0.0
-        self._sampled = False
-        self._tick(force=True)
+        self._time, self._sampled = 0.0, False
+        self.tick(force=True)
 
-    def force(self) -> None:
-        """An observation outside a step, as in ``set_init_state``."""
-        self._tick(force=True)
-
-    def _tick(self, force: bool = False) -> bool:
+    def tick(self, force: bool = False) -> bool:
+        """Whether an observation is taken; by force if it is one outside a step, as in ``set_init_state``."""
         period = 1.0 / CONTROL_FREQ
         self._time += PHYSICS_TIMESTEP
         sample = force or (not self._sampled and period >= self._time)
@@ -70,7 +63,7 @@ class ObservationClock:
         """
         last = None
         for substep in range(SUBSTEPS):
-            if self._tick():
+            if self.tick():
                 last = substep
         return last
 
@@ -118,18 +111,14 @@ class LiberoSim:
         joint_noise: float = 0.0,
     ) -> None:
         """
-        Place everything; nothing has settled yet.
+        Place everything as :meth:`LiberoScene.reset`; nothing has settled yet. Noise is in metres and radians.
 
-        :param seed: Seed of LIBERO's sampler.
         :param start: A flattened state to restore afterwards.
-        :param start_noise: Metres.
         :param noise_seed: Seed of the noise; None = ``seed``.
-        :param earlier_resets: Argument of :meth:`LiberoScene.reset`.
-        :param joint_noise: Radians.
         """
         self.scene.reset(seed, earlier_resets)
         self.controller.reset()
-        self.clock.reset()
+        self.clock = ObservationClock()
         self.pictures = {}
         self._atoms = None
         if start is not None:
@@ -138,12 +127,12 @@ class LiberoSim:
             place_with_noise(self.scene, seed if noise_seed is None else noise_seed, start_noise)
         if joint_noise > 0:
             turn_joints(self.scene, seed if noise_seed is None else noise_seed, joint_noise)
-            self.clock.force()
+            self.clock.tick(force=True)
 
     def set_state(self, flat: np.ndarray) -> None:
         """Restore a flattened state."""
         self.scene.set_state(flat)
-        self.clock.force()
+        self.clock.tick(force=True)
         self._atoms = None
 
     def step(self, action: np.ndarray, pictures: dict[str, str]) -> None:

@@ -1,14 +1,15 @@
 """LIBERO's suites and tasks: names, sentences, BDDL files and stored initial states, without importing LIBERO."""
 
 import codecs
-import importlib.util
 import io
 import logging
 import os
 import pickle
 import re
+import runpy
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from sb3_tgrpo.envs.registration import STEP_CAPS, SUITES
 logger = logging.getLogger(__name__)
 
 _LANGUAGE = re.compile(r"\(:language\s+([^()]*)\)", re.IGNORECASE)
+_ARRAY_PARTS = {("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")}
 _NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 DEFAULT_STEP_CAP = 300
@@ -61,12 +63,7 @@ class LiberoTask:
 @cache
 def _task_names() -> dict[str, list[str]]:
     # LIBERO's own table, read as a file: importing it would import all of LIBERO and torch.
-    path = libero_root() / "benchmark" / "libero_suite_task_map.py"
-    spec = importlib.util.spec_from_file_location("_libero_suite_task_map", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.libero_task_map
+    return runpy.run_path(str(libero_root() / "benchmark" / "libero_suite_task_map.py"))["libero_task_map"]
 
 
 def instruction_of(name: str) -> str:
@@ -105,22 +102,13 @@ def get_task(suite: str, task: int = 0) -> LiberoTask:
 
 
 def bddl_language(text: str) -> str:
-    """
-    The sentence of a BDDL text, ``""`` without one. LIBERO's own files often word it otherwise than ``Task.language``.
-
-    :param text: Problem definition.
-    """
+    """The sentence of a problem definition, ``""`` without one. LIBERO's own often differ from ``Task.language``."""
     found = _LANGUAGE.search(text)
     return " ".join(found[1].split()) if found else ""
 
 
 def same_words(first: str, second: str) -> bool:
-    """
-    Whether two sentences differ in nothing but case and spaces.
-
-    :param first: A sentence.
-    :param second: Another one.
-    """
+    """Whether two sentences differ in nothing but case and spaces."""
     return first.lower().split() == second.lower().split()
 
 
@@ -133,14 +121,19 @@ def find_task(name: str, text: str, folder: str = "") -> LiberoTask | None:
     :param folder: The file's folder; the suite that it names is looked through first.
     :raises ImportError: If LIBERO is not installed.
     """
+    here = bddl_language(text)
+    for task in _namesakes(name, folder):
+        own = bddl_language(task.read_bddl())
+        if not here or same_words(own, here):
+            return task
+        logger.warning("%s is the name of %s-%d, but the file is about %r, not %r.", name, task.suite, task.index, here, own)
+    return None
+
+
+def _namesakes(name: str, folder: str = "") -> Iterator[LiberoTask]:
     for suite in sorted(SUITES, key=lambda suite: not folder.startswith(suite)):
         if name in (names := _task_names()[suite]):
-            task = get_task(suite, names.index(name))
-            own, here = bddl_language(task.read_bddl()), bddl_language(text)
-            if not here or same_words(own, here):
-                return task
-            logger.warning("%s is the name of %s-%d, but the file is about %r, not %r.", name, suite, task.index, here, own)
-    return None
+            yield get_task(suite, names.index(name))
 
 
 def task_from_bddl(path: str | os.PathLike[str], instruction: str | None = None) -> LiberoTask:
@@ -174,11 +167,8 @@ def _warn_of_another_sentence(task: LiberoTask) -> None:
     written = bddl_language(task.read_bddl())
     if not written or content(written) == content(task.instruction):
         return
-    for suite, names in _task_names().items():
-        if suite in SUITES and task.name in names:
-            own = get_task(suite, names.index(task.name)).read_bddl()
-            if bddl_language(own).lower() == written.lower():
-                return
+    if any(same_words(bddl_language(own.read_bddl()), written) for own in _namesakes(task.name)):
+        return
     warnings.warn(
         f"{task.bddl_file.name}: its name asks for {task.instruction!r}, its (:language) for {written!r}. The policy reads "
         "the former, as in LIBERO: choose with instruction=...",
@@ -197,11 +187,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):
             return codecs.encode
-        if (module.replace("numpy._core", "numpy.core"), name) in (
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-        ):
+        if (module.replace("numpy._core", "numpy.core"), name) in _ARRAY_PARTS:
             # numpy 2 has moved the module that files written by numpy 1 name.
             return super().find_class(module.replace("numpy.core", "numpy._core") if _NUMPY_2 else module, name)
         raise pickle.UnpicklingError(f"initial states may hold arrays only, found {module}.{name}.")

@@ -158,10 +158,8 @@ def _plot_rewards(program: RewardProgram, played: Sequence[tuple[Trace, Played]]
         bottom.plot(list(itertools.accumulate(result.rewards, initial=0.0)), **style)
     if "expert" in chosen:
         _stage_bands(top, chosen["expert"])
-    top.set_ylabel("level (f1 + f2)")
-    bottom.set_ylabel(f"return, paid {program.payment}")
-    bottom.set_xlabel("step")
-    top.set_title(program.task)
+    top.set(ylabel="level (f1 + f2)", title=program.task)
+    bottom.set(xlabel="step", ylabel=f"return, paid {program.payment}")
     bottom.legend(loc="upper left", fontsize=8)
     return figure
 
@@ -206,8 +204,7 @@ def _plot_returns(played: Sequence[tuple[Trace, Played]]) -> "Figure":
     top = max([*success, *failure, 1e-9])
     bins = [i * top / 30 for i in range(31)]
     axis.hist([failure, success], bins=bins, stacked=True, color=["tab:red", "tab:green"], label=["failure", "success"])
-    axis.set_xlabel("return")
-    axis.set_ylabel("episodes")
+    axis.set(xlabel="return", ylabel="episodes")
     axis.legend(fontsize=8)
     return figure
 
@@ -231,9 +228,7 @@ def _plot_stages(program: RewardProgram, played: Sequence[tuple[Trace, Played]])
     for kind in dict.fromkeys(kind for kind, _, _ in points):
         own = [(stages, total) for other, stages, total in points if other == kind]
         axis.scatter(*zip(*own, strict=True), color=_COLOURS[kind], label=kind, alpha=0.7)
-    axis.set_xlabel("most stages done")
-    axis.set_ylabel(f"return, paid {program.payment}")
-    axis.set_title(program.task)
+    axis.set(xlabel="most stages done", ylabel=f"return, paid {program.payment}", title=program.task)
     axis.legend(fontsize=8)
     return figure
 
@@ -241,6 +236,5 @@ def _plot_stages(program: RewardProgram, played: Sequence[tuple[Trace, Played]])
 def _plot_bars(counts: Mapping[str, int], unit: str, colours: Mapping[str, str], title: str) -> "Figure":
     figure, (axis,) = _figure(1, 3.2)
     axis.bar(list(counts), list(counts.values()), color=[colours.get(name, "tab:blue") for name in counts])
-    axis.set_ylabel(unit)
-    axis.set_title(title)
+    axis.set(ylabel=unit, title=title)
     return figure

@@ -13,7 +13,6 @@ _TITLES = (
     "wrong object", "goal agreement", "order of sub-goals", "cost", "mutation score",
 )  # fmt: skip
 TITLES = {f"V{number}": title for number, title in enumerate(_TITLES, start=1)}
-REPORT_ONLY = {"V20"}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sb3_tgrpo.rewards.program.compile import SpecCompiler
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.verification.checks import Verifier
 from sb3_tgrpo.rewards.verification.mutants import mutation_check
-from sb3_tgrpo.rewards.verification.report import OTHER_KINDS, REPORT_ONLY, TITLES, Check, VerificationReport
+from sb3_tgrpo.rewards.verification.report import OTHER_KINDS, TITLES, Check, VerificationReport
 from sb3_tgrpo.rewards.verification.rungs import completions
 
 __all__ = ["Check", "VerificationReport", "verify_reward"]
@@ -50,7 +50,7 @@ def verify_reward(
         raise ValueError(f"traces are of {sorted(strangers)}, the reward is for {program.task!r}.")
     verifier = Verifier(program, traces, facts, seed, other_process)
     results = {id_: verifier.check(id_) for id_ in TITLES if id_ != "V20"}
-    checks = [Check(id_, TITLES[id_], result[0], id_ not in REPORT_ONLY, *result[1:]) for id_, result in results.items()]
+    checks = [Check(id_, TITLES[id_], result[0], True, *result[1:]) for id_, result in results.items()]
     skipped = Check("V20", TITLES["V20"], None, False, {"why": "not asked for"})
     checks.append(mutation_check(program, traces, facts, seed) if mutation else skipped)
     return VerificationReport(
