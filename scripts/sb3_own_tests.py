@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import stable_baselines3
 from stable_baselines3.common import env_util, evaluation, vec_env  # noqa: F401  # keep the classes that they have imported
@@ -59,10 +60,11 @@ WITH_PPO = (
 
 
 class SeededSpace(gym.Wrapper):
-    """Resets that are seeded, for environments whose observations are samples of a space."""
+    """Seeded resets for environments that draw from a space, or from NumPy's global generator."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
+            np.random.seed(seed)
             self.unwrapped.observation_space.seed(seed)
         return self.env.reset(seed=seed) if options is None else self.env.reset(seed=seed, options=options)
 
