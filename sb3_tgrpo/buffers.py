@@ -41,11 +41,6 @@ class PagedRows:
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return sum(page.nbytes for page in self._pages)
-
     def append(self, rows: np.ndarray) -> None:
         """Add rows ``(n, ...)``, of the same shape and type as all before."""
         if len(rows) and not self._pages:
@@ -139,11 +134,6 @@ class GroupedRolloutBuffer(BaseBuffer):
     def size(self) -> int:
         """Number of transitions stored."""
         return len(self._actions)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that transitions occupy."""
-        return sum(rows.nbytes for rows in (*self._observations.values(), self._actions, self._log_probs))
 
     def add(
         self,

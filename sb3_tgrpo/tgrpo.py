@@ -398,9 +398,8 @@ class TGRPO(ResumableAlgorithm):
 
     def _sample_actions(self, active: np.ndarray, before: Decisions | None) -> Decisions:
         """
-        :param active: ``(num_envs,)`` bool, environments that need an action.
-        :param before: Latest decisions of all environments, None before the first.
-        :return: Copy of ``before`` with the rows of ``active`` replaced. Other rows are ignored, or of a step on its way.
+        A copy of the latest decisions of all environments, None before the first, with the rows of those that need an action
+        replaced. Other rows are ignored, or of a step on its way.
         """
         rows = np.flatnonzero(active)
         if len(rows) == 0:

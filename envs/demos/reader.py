@@ -97,9 +97,8 @@ def moving_steps(actions: np.ndarray) -> np.ndarray:
 
 def libero_task(name: str) -> LiberoTask:
     """
-    The task of a demonstration file.
+    The task of a demonstration file: ``libero_object-8``, its Gymnasium id, or ``libero_object-8:ketchup`` for another target.
 
-    :param name: ``libero_object-8``, its Gymnasium id, or ``libero_object-8:ketchup`` for another target.
     :raises ValueError: If there is no such task or target.
     """
     plain, _, target = name.partition(":")

@@ -70,9 +70,8 @@ class GroupVecEnv(VecEnv):
     # VecEnv's interface
     def seed(self, seed: int | None = None) -> list[int | None]:
         """
-        Seed the starts from the next reset on.
+        Seed the starts from the next reset on: group ``g`` starts with ``seed + g``. None draws a seed.
 
-        :param seed: Base seed; group ``g`` starts with ``seed + g``. None draws one.
         :return: The seed of each environment's next start.
         """
         if seed is None:

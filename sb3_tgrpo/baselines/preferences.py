@@ -133,8 +133,8 @@ class PairedRolloutBuffer(GroupedRolloutBuffer):
 
     def trajectories(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """
-        :param batch: Flat indices, see :meth:`minibatches`.
-        :return: Positions in the batch of the steps of both trajectories of each pair, in the order of time.
+        Positions in a batch (flat indices, see :meth:`minibatches`) of the steps of both trajectories of each pair, in the
+        order of time.
         """
         flat = np.full(self.mask.size, -1)
         flat[batch] = np.arange(len(batch))
@@ -192,9 +192,8 @@ class DPO(TGRPO):
 
     def preference_loss(self, log_ratio: th.Tensor, trajectories: list[tuple[np.ndarray, np.ndarray]]) -> th.Tensor:
         """
-        :param log_ratio: ``log pi_theta - log pi_ref`` of the minibatch's actions, ``(batch,)``.
-        :param trajectories: Positions in it of the steps of each pair.
-        :return: Scalar to minimise.
+        Scalar to minimise, of ``log pi_theta - log pi_ref`` of the minibatch's actions ``(batch,)`` and the positions in it of
+        the steps of each pair.
         """
         losses = []
         for chosen, rejected in trajectories:
