@@ -271,11 +271,8 @@ class GroupedRolloutBuffer(BaseBuffer):
 
     def keep_reference(self, samples: GroupedRolloutBufferSamples, ref_log_prob: th.Tensor) -> None:
         """
-        Remember the reference policy's log-probabilities: neither it nor what was sampled changes in an update, so one forward
-        pass a step is enough, however many epochs there are.
-
-        :param samples: Steps that were scored.
-        :param ref_log_prob: ``(batch, K)``.
+        Remember the reference policy's log-probabilities ``(batch, K)`` of samples: neither it nor what was sampled changes in
+        an update, so one forward pass a step is enough, however many epochs there are.
         """
         values = ref_log_prob.float().cpu().numpy()
         if self._ref_log_probs is None:

@@ -314,12 +314,9 @@ class TGRPO(ResumableAlgorithm):
         n_rollout_steps: int,
     ) -> bool:
         """
-        Sample ``groups_per_update`` whole groups and compute their advantages.
+        Sample ``groups_per_update`` whole groups and compute their advantages. ``n_rollout_steps`` is unused: a rollout is as
+        long as its groups.
 
-        :param env: The groups.
-        :param callback: Called at every step, and at the beginning and the end.
-        :param rollout_buffer: Filled with the groups.
-        :param n_rollout_steps: Unused: a rollout is as long as its groups.
         :return: False if the callback asked to stop.
         """
         self.policy.set_training_mode(False)
@@ -634,16 +631,10 @@ class TGRPO(ResumableAlgorithm):
         **kwargs: Any,
     ) -> SelfTGRPO:
         """
-        Load a model, see SB3's ``load``.
+        Load a model. Parameters that are not named here are those of SB3's ``load``.
 
         :param path: File that :meth:`save` has written.
         :param env: Groups, or what the constructor makes one group of; None for prediction only.
-        :param device: Device of the model.
-        :param custom_objects: Objects that replace saved ones, by name.
-        :param print_system_info: Whether to print versions, those saved and those of now.
-        :param force_reset: Whether ``learn`` starts new groups.
-        :param kwargs: Attributes of the model to change.
-        :return: The model.
         """
         if isinstance(env, (str, gym.Env)):
             data, *_ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)

@@ -313,20 +313,17 @@ class SyncGroupVectorEnv(VectorEnv):
         lost: set[int] = set()
         for i in np.flatnonzero(valid).tolist():
             try:
-                observation, reward, terminated, truncated, info = (
-                    self._answers.pop(i) if i in self._answers else self._receive(i)
-                )
+                answer = self._answers.pop(i) if i in self._answers else self._receive(i)
             except WorkerLostError as error:
                 lost.add(i)
                 self._workers[i].restart()
                 self._count_restart(i, error)
                 continue
-            self._observations[i], rewards[i] = observation, reward
+            self._observations[i], rewards[i], self._terminated[i], self._truncated[i], info = answer
             infos[i], self._last_infos[i] = info, dict(info)  # the caller may write into its own
             if "success" in info and "is_success" not in info and not self._told_of_success:
                 self._told_of_success = True
                 gym.logger.warn('The environment reports info["success"], but groups read info["is_success"]: report that.')
-            self._terminated[i], self._truncated[i] = terminated, truncated
         self._over |= self._terminated | self._truncated
 
         lost_groups = sorted({i // self.group_size for i in lost})

@@ -141,7 +141,7 @@ class WorkerProcess:
         self._n_envs = n_envs
 
     def connect(self) -> Connection:
-        """:return: A connection that is still free."""
+        """A connection that is still free."""
         connection = self._free.pop()
         self._arrived[connection] = deque()
         return connection

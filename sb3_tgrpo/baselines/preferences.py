@@ -69,10 +69,9 @@ def tpo_loss(chosen: Array, rejected: Array, *, beta: float = 0.1) -> Array:
 
 def success_pairs(successes: np.ndarray) -> np.ndarray:
     """
-    Each success of a group with each of its failures.
+    Each success of a group with each of its failures, as :func:`ranked_pairs` gives pairs.
 
     :param successes: ``(n_groups, group_size)``, above 0 where a member succeeded.
-    :return: ``(n_pairs, 3)``: group, preferred member, other member.
     """
     won = np.asarray(successes) > 0
     return np.argwhere(won[:, :, None] & ~won[:, None, :])
