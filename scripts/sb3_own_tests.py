@@ -4,8 +4,9 @@ Stable-Baselines3's own tests with TGRPO in PPO's place and groups in the place 
     pip download --no-binary :all: --no-deps stable-baselines3==2.9.2 && tar xf stable_baselines3-2.9.2.tar.gz
     python scripts/sb3_own_tests.py stable_baselines3-2.9.2 [pytest's arguments]
 
-Only construction is adapted: PPO's own settings are left out, one environment becomes a group of two copies, and wrappers are
-put around groups. Nothing of Stable-Baselines3 is kept here: the tests are read from the unpacked source tree.
+docs/results/sb3_own_tests.md holds the result of a whole run. Only construction is adapted: PPO's own settings are left out,
+one environment becomes a group of two copies, and wrappers are put around groups. Nothing of Stable-Baselines3 is kept here:
+the tests are read from the unpacked source tree.
 """
 
 import argparse
