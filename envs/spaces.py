@@ -34,8 +34,8 @@ class InstructionSpace(spaces.Box):
 
 def encode_instruction(instruction: str) -> np.ndarray:
     """
-    :param instruction: Sentence of at most 256 bytes in UTF-8.
-    :return: Zero-padded bytes, ``uint8`` of shape ``(256,)``.
+    A sentence as zero-padded bytes, ``uint8`` of shape ``(256,)``.
+
     :raises ValueError: If it is too long or holds a NUL character.
     """
     data = instruction.encode("utf-8")

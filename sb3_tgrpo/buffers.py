@@ -41,11 +41,6 @@ class PagedRows:
     def __len__(self) -> int:
         return self._length
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return sum(page.nbytes for page in self._pages)
-
     def append(self, rows: np.ndarray) -> None:
         """Add rows ``(n, ...)``, of the same shape and type as all before."""
         if len(rows) and not self._pages:
@@ -139,11 +134,6 @@ class GroupedRolloutBuffer(BaseBuffer):
     def size(self) -> int:
         """Number of transitions stored."""
         return len(self._actions)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that transitions occupy."""
-        return sum(rows.nbytes for rows in (*self._observations.values(), self._actions, self._log_probs))
 
     def add(
         self,
@@ -281,11 +271,8 @@ class GroupedRolloutBuffer(BaseBuffer):
 
     def keep_reference(self, samples: GroupedRolloutBufferSamples, ref_log_prob: th.Tensor) -> None:
         """
-        Remember the reference policy's log-probabilities: neither it nor what was sampled changes in an update, so one forward
-        pass a step is enough, however many epochs there are.
-
-        :param samples: Steps that were scored.
-        :param ref_log_prob: ``(batch, K)``.
+        Remember the reference policy's log-probabilities ``(batch, K)`` of samples: neither it nor what was sampled changes in
+        an update, so one forward pass a step is enough, however many epochs there are.
         """
         values = ref_log_prob.float().cpu().numpy()
         if self._ref_log_probs is None:

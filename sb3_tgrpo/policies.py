@@ -277,9 +277,9 @@ def reconcile_reference(
     Before parameters are loaded: make room for a reference that they hold; where they hold none, the policy's own stays.
 
     :param reference: The policy's frozen copy, if it has one already.
-    :param freeze: Makes one.
+    :param freeze: Function that makes one.
     :param state_dict: The parameters, completed in place.
-    :param prefix: Of the copy's names.
+    :param prefix: Prefix of the copy's names.
     """
     if any(key.startswith(prefix) for key in state_dict):
         if reference is None:

@@ -21,9 +21,8 @@ def end_with_parent(parent: int) -> None:
     """
     End this process when the one that started it is gone, whatever this one is doing.
 
-    A parent that is killed can't end its children, and a child that compiles or builds a scene does not read its pipe.
-
-    :param parent: Process id of the parent, as the parent knows it: it may have ended before this call.
+    A parent that is killed can't end its children, and a child that compiles or builds a scene does not read its pipe. The
+    parent gives its process id, as it may have ended before this call.
     """
 
     def watch() -> None:

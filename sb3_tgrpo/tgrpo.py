@@ -314,12 +314,9 @@ class TGRPO(ResumableAlgorithm):
         n_rollout_steps: int,
     ) -> bool:
         """
-        Sample ``groups_per_update`` whole groups and compute their advantages.
+        Sample ``groups_per_update`` whole groups and compute their advantages. ``n_rollout_steps`` is unused: a rollout is as
+        long as its groups.
 
-        :param env: The groups.
-        :param callback: Called at every step, and at the beginning and the end.
-        :param rollout_buffer: Filled with the groups.
-        :param n_rollout_steps: Unused: a rollout is as long as its groups.
         :return: False if the callback asked to stop.
         """
         self.policy.set_training_mode(False)
@@ -398,9 +395,8 @@ class TGRPO(ResumableAlgorithm):
 
     def _sample_actions(self, active: np.ndarray, before: Decisions | None) -> Decisions:
         """
-        :param active: ``(num_envs,)`` bool, environments that need an action.
-        :param before: Latest decisions of all environments, None before the first.
-        :return: Copy of ``before`` with the rows of ``active`` replaced. Other rows are ignored, or of a step on its way.
+        A copy of the latest decisions of all environments, None before the first, with the rows of those that need an action
+        replaced. Other rows are ignored, or of a step on its way.
         """
         rows = np.flatnonzero(active)
         if len(rows) == 0:
@@ -635,16 +631,10 @@ class TGRPO(ResumableAlgorithm):
         **kwargs: Any,
     ) -> SelfTGRPO:
         """
-        Load a model, see SB3's ``load``.
+        Load a model. Parameters that are not named here are those of SB3's ``load``.
 
         :param path: File that :meth:`save` has written.
         :param env: Groups, or what the constructor makes one group of; None for prediction only.
-        :param device: Device of the model.
-        :param custom_objects: Objects that replace saved ones, by name.
-        :param print_system_info: Whether to print versions, those saved and those of now.
-        :param force_reset: Whether ``learn`` starts new groups.
-        :param kwargs: Attributes of the model to change.
-        :return: The model.
         """
         if isinstance(env, (str, gym.Env)):
             data, *_ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)

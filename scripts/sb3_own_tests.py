@@ -4,8 +4,9 @@ Stable-Baselines3's own tests with TGRPO in PPO's place and groups in the place 
     pip download --no-binary :all: --no-deps stable-baselines3==2.9.2 && tar xf stable_baselines3-2.9.2.tar.gz
     python scripts/sb3_own_tests.py stable_baselines3-2.9.2 [pytest's arguments]
 
-Only construction is adapted: PPO's own settings are left out, one environment becomes a group of two copies, and wrappers are
-put around groups. Nothing of Stable-Baselines3 is kept here: the tests are read from the unpacked source tree.
+docs/results/sb3_own_tests.md holds the result of a whole run. Only construction is adapted: PPO's own settings are left out,
+one environment becomes a group of two copies, and wrappers are put around groups. Nothing of Stable-Baselines3 is kept here:
+the tests are read from the unpacked source tree.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import stable_baselines3
 from stable_baselines3.common import env_util, evaluation, vec_env  # noqa: F401  # keep the classes that they have imported
@@ -59,10 +61,11 @@ WITH_PPO = (
 
 
 class SeededSpace(gym.Wrapper):
-    """Resets that are seeded, for environments whose observations are samples of a space."""
+    """Seeded resets for environments that draw from a space, or from NumPy's global generator."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
+            np.random.seed(seed)
             self.unwrapped.observation_space.seed(seed)
         return self.env.reset(seed=seed) if options is None else self.env.reset(seed=seed, options=options)
 

@@ -26,7 +26,7 @@ from sb3_tgrpo.envs.libero.target_variants import target_facts
 from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
 from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.processes import end_with_parent
-from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.run_folder import RunFolder, versions
 from sb3_tgrpo.settings import REQUIRED, check_number, check_settings, setting
@@ -174,19 +174,15 @@ class _Rows:
         return RecordedDemo(**top, observations=arrays, success=success, facts=facts, model_file=model_file, record=record)
 
 
-def _task_facts(settings: CollectionSettings) -> TaskFacts:
-    """What the expert needs to know."""
-    facts = load_task_facts(settings.task)
-    return facts if settings.target is None else target_facts(facts, settings.target)
-
-
 def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | SmoothExpert":
     """The expert that demonstrates; a ``ValueError`` if it can't do the task."""
     from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
     from sb3_tgrpo.envs.experts.smooth import SmoothExpert
 
+    facts = load_task_facts(settings.task)
+    facts = facts if settings.target is None else target_facts(facts, settings.target)
     expert_class = SmoothExpert if settings.expert == "smooth" else ScriptedExpert
-    return expert_class(_task_facts(settings), detour=settings.detour, seed=seed)
+    return expert_class(facts, detour=settings.detour, seed=seed)
 
 
 def _plain(settings: CollectionSettings) -> CollectionSettings:

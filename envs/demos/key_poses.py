@@ -96,16 +96,6 @@ class KeyPoses(Sequence[KeyPose]):
         """Names in time order."""
         return tuple(pose.name for pose in self.poses)
 
-    @property
-    def world(self) -> np.ndarray:
-        """(j, 3), mean positions in the world."""
-        return np.array([pose.world for pose in self.poses]).reshape(-1, 3)
-
-    @property
-    def spread(self) -> np.ndarray:
-        """(j, 3), standard deviations."""
-        return np.array([pose.spread for pose in self.poses]).reshape(-1, 3)
-
     def to_dict(self) -> list[dict[str, Any]]:
         """The poses as a reward specification's ``key_poses`` holds them."""
         return [
@@ -134,14 +124,7 @@ class KeyPoses(Sequence[KeyPose]):
 
 @dataclass
 class _Episode:
-    """
-    An episode as key poses need it.
-
-    :param position: (T, 3) of the end effector.
-    :param closed: (T,), whether the gripper is commanded to close.
-    :param opening: (T,), metres.
-    :param states: T states in the vocabulary, None if unknown.
-    """
+    """An episode of T steps as key poses need it: ``closed`` is the gripper's command, ``states`` are None if unknown."""
 
     position: np.ndarray
     closed: np.ndarray

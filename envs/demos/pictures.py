@@ -15,13 +15,12 @@ _GAP = 2
 
 def contact_sheet(demos: Sequence[Demo], rows: int = 8, columns: int = 8, width: int = 128) -> np.ndarray:
     """
-    Pictures at equal distances in time, one row per demonstration, upright.
+    Pictures at equal distances in time, one row per demonstration, upright; uint8 (height, width, 3).
 
     :param demos: Demonstrations to show.
     :param rows: Largest number of demonstrations shown, from the first.
     :param columns: Pictures per demonstration, the first and the last included.
     :param width: Width of a picture, pixels; larger ones are thinned out.
-    :return: Picture, uint8 (height, width, 3).
     :raises ValueError: If there are no demonstrations, or one has no pictures.
     """
     if not demos:

@@ -97,9 +97,8 @@ def moving_steps(actions: np.ndarray) -> np.ndarray:
 
 def libero_task(name: str) -> LiberoTask:
     """
-    The task of a demonstration file.
+    The task of a demonstration file: ``libero_object-8``, its Gymnasium id, or ``libero_object-8:ketchup`` for another target.
 
-    :param name: ``libero_object-8``, its Gymnasium id, or ``libero_object-8:ketchup`` for another target.
     :raises ValueError: If there is no such task or target.
     """
     plain, _, target = name.partition(":")
@@ -260,11 +259,7 @@ class DemoFile:
 
     def rows(self, name: str, key: str, width: int | None = None, n_steps: int | None = None) -> np.ndarray:
         """
-        Numbers of a demonstration, one row a step.
-
-        :param width: Number of columns; None for any.
-        :param n_steps: Number of rows; None for any but 0.
-        :return: (T, width) float64, finite.
+        Numbers of a demonstration, one row a step: (T, width) float64, finite; any width and any T but 0 where None is given.
         """
         array, expected = self.array(name, key), f"({n_steps or 'T'}, {width or 'n'})"
         if array.dtype.kind not in "biuf":

@@ -167,7 +167,7 @@ class SyncGroupVectorEnv(VectorEnv):
         batched: dict[str, Any] = {}
         for i, info in enumerate(infos):
             batched = self._add_info(batched, info, i)
-        return self._batch(self._observations), batched
+        return stack_observations(self.single_observation_space, self._observations), batched
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
@@ -186,7 +186,8 @@ class SyncGroupVectorEnv(VectorEnv):
             infos = self._add_info(infos, {key: value for key, value in info.items() if key != "resampled"}, i)
         infos["valid"] = step.valid
         infos["resampled"] = np.array([info.get("resampled", False) for info in step.infos])
-        return self._batch(step.observations), step.rewards, step.terminations, step.truncations, infos
+        batch = stack_observations(self.single_observation_space, step.observations)
+        return batch, step.rewards, step.terminations, step.truncations, infos
 
     def render(self) -> tuple[Any, ...]:
         """Rendered frames of all environments."""
@@ -210,11 +211,9 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def set_attr(self, name: str, values: Any, indices: Sequence[int] | None = None) -> None:
         """
-        Set an attribute where it is defined: on the environment itself if no wrapper has it.
+        Set an attribute where it is defined: on the environment itself if no wrapper has it. ``values`` is one for all, or a
+        list or tuple of one for each environment, as in Gymnasium.
 
-        :param name: Name of the attribute.
-        :param values: A value for all environments, or a list or tuple of one for each, as in Gymnasium.
-        :param indices: Environments whose attribute is set, all by default.
         :raises ValueError: If there is another number of values than of environments.
         """
         chosen = list(range(self.num_envs) if indices is None else indices)
@@ -233,8 +232,8 @@ class SyncGroupVectorEnv(VectorEnv):
     @property
     def active(self) -> np.ndarray:
         """
-        ``(num_envs,)`` bool: members whose next action will be carried out (neither held nor in a paused group; where groups
-        take turns, of the half whose turn it is).
+        ``(num_envs,)`` bool: members whose next action will be carried out, neither held nor paused nor of the half that
+        waits.
         """
         return self._running & ~self._in_flight & (self._half == self._turn)
 
@@ -293,7 +292,6 @@ class SyncGroupVectorEnv(VectorEnv):
         """
         As :meth:`step`, on lists.
 
-        :param actions: Actions, one per environment; those of inactive ones are ignored.
         :raises ValueError: On another number of actions.
         """
         if len(actions) != self.num_envs:  # before any is sent: members must stay in step
@@ -315,18 +313,17 @@ class SyncGroupVectorEnv(VectorEnv):
         lost: set[int] = set()
         for i in np.flatnonzero(valid).tolist():
             try:
-                observation, reward, terminated, truncated, info = self._answer(i)
+                answer = self._answers.pop(i) if i in self._answers else self._receive(i)
             except WorkerLostError as error:
                 lost.add(i)
                 self._workers[i].restart()
                 self._count_restart(i, error)
                 continue
-            self._observations[i], rewards[i] = observation, reward
+            self._observations[i], rewards[i], self._terminated[i], self._truncated[i], info = answer
             infos[i], self._last_infos[i] = info, dict(info)  # the caller may write into its own
             if "success" in info and "is_success" not in info and not self._told_of_success:
                 self._told_of_success = True
                 gym.logger.warn('The environment reports info["success"], but groups read info["is_success"]: report that.')
-            self._terminated[i], self._truncated[i] = terminated, truncated
         self._over |= self._terminated | self._truncated
 
         lost_groups = sorted({i // self.group_size for i in lost})
@@ -343,7 +340,7 @@ class SyncGroupVectorEnv(VectorEnv):
         terminations, truncations = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
         final_observations, final_infos = {}, {}
         for group in ended:
-            by_success = self.stop_on == "success" and self._has_success(group, infos)
+            by_success = self.stop_on == "success" and any(succeeded(infos[i]) for i in self._members(group))
             for i in self._members(group):
                 # A success counts as an end even where the environment itself would go on.
                 terminations[i] = succeeded(infos[i]) if by_success else self._terminated[i]
@@ -374,11 +371,8 @@ class SyncGroupVectorEnv(VectorEnv):
         if all(self._over[i] for i in members):
             return True
         if self.stop_on == "success":
-            return self._has_success(group, infos)
+            return any(succeeded(infos[i]) for i in members)
         return self.stop_on == "termination" and any(self._terminated[i] for i in members)
-
-    def _has_success(self, group: int, infos: list[dict[str, Any]]) -> bool:
-        return any(succeeded(infos[i]) for i in self._members(group))
 
     def _group_seeds(self, seeds: Sequence[int | None]) -> list[int | None]:
         if len(seeds) != self.num_envs:
@@ -443,10 +437,6 @@ class SyncGroupVectorEnv(VectorEnv):
             error.add_note(f"Raised in environment {i} (member {i % self.group_size} of group {i // self.group_size}).")
             raise
 
-    def _answer(self, i: int) -> Any:
-        """The answer to the step that member ``i`` was sent."""
-        return self._answers.pop(i) if i in self._answers else self._receive(i)
-
     def _count_restart(self, i: int, error: WorkerLostError) -> None:
         group = i // self.group_size
         self._restarts[i] += 1
@@ -484,27 +474,20 @@ class SyncGroupVectorEnv(VectorEnv):
 
     def _read_spaces(self) -> None:
         descriptions = self._ask("describe")
-        self.single_observation_space, self.single_action_space, metadata, self.render_mode, self.spec, statistics = (
-            descriptions[0]
-        )
+        self.single_observation_space, self.single_action_space, metadata, *others = descriptions[0]
+        self.render_mode, self.spec, statistics = others
         if statistics is not None:
             raise ValueError(
                 f"{statistics} updates running statistics, in each member its own, so that members can't be compared: leave "
                 "it out, or set its update_running_mean to False. GroupVecNormalize normalises observations of groups."
             )
-        for i, (observation_space, action_space, *_) in enumerate(descriptions):
-            for name, space, first in (
-                ("observation", observation_space, self.single_observation_space),
-                ("action", action_space, self.single_action_space),
-            ):
+        for i, description in enumerate(descriptions):
+            for name, space, first in zip(("observation", "action"), description, descriptions[0], strict=False):
                 if space != first:
                     raise ValueError(f"Environment {i} has {name} space {space}, environment 0 {first}: all must be equal.")
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self.metadata = {**metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-
-    def _batch(self, observations: list[Any]) -> Any:
-        return stack_observations(self.single_observation_space, observations)
 
 
 def stack_observations(space: gym.Space, observations: Sequence[Any]) -> Any:

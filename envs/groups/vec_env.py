@@ -70,9 +70,8 @@ class GroupVecEnv(VecEnv):
     # VecEnv's interface
     def seed(self, seed: int | None = None) -> list[int | None]:
         """
-        Seed the starts from the next reset on.
+        Seed the starts from the next reset on: group ``g`` starts with ``seed + g``. None draws a seed.
 
-        :param seed: Base seed; group ``g`` starts with ``seed + g``. None draws one.
         :return: The seed of each environment's next start.
         """
         if seed is None:
@@ -101,9 +100,9 @@ class GroupVecEnv(VecEnv):
         self._returns += step.rewards
         self._lengths += step.valid
         dones = step.terminations | step.truncations
-        # An entry of the member's own Monitor comes at another step, and counts none where the group ends before the member.
-        infos = [{key: value for key, value in info.items() if key != "episode"} for info in step.infos]
-        for i, info in enumerate(infos):
+        for i, info in enumerate(step.infos):
+            # The member's own Monitor counts at another step, and nothing where the group ends before the member.
+            info.pop("episode", None)
             info["valid"] = bool(step.valid[i])
             if "resampled" in info:
                 self._returns[i], self._lengths[i] = 0.0, 0
@@ -117,7 +116,7 @@ class GroupVecEnv(VecEnv):
                 if "is_success" in step.final_infos[i]:  # a held member reported it when it ended
                     info["is_success"] = succeeded(step.final_infos[i])
                 self._returns[i], self._lengths[i] = 0.0, 0
-        return stack_observations(self.observation_space, step.observations), step.rewards, dones, infos
+        return stack_observations(self.observation_space, step.observations), step.rewards, dones, step.infos
 
     def close(self) -> None:
         self.groups.close()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Protocol
 
@@ -58,28 +58,22 @@ def run_command(env: gym.Env, command: str, args: tuple[Any, ...]) -> Any:
     if command == "set_attr":
         return env.set_wrapper_attr(*args)
     if command == "is_wrapped":
-        return _is_wrapped(env, *args)
+        return any(isinstance(wrapper, args) for wrapper in _wrappers(env))
     if command == "describe":
         spaces = copy.deepcopy((env.observation_space, env.action_space))  # whoever seeds them does not seed the environment's
         return *spaces, env.metadata, env.render_mode, env.spec, _running_statistics(env)
     raise ValueError(f"Unknown command {command!r}.")
 
 
-def _is_wrapped(env: gym.Env, wrapper_class: type) -> bool:
+def _wrappers(env: gym.Env) -> Iterator[gym.Wrapper]:
     while isinstance(env, gym.Wrapper):
-        if isinstance(env, wrapper_class):
-            return True
+        yield env
         env = env.env
-    return False
 
 
 def _running_statistics(env: gym.Env) -> str | None:
     """Name of a wrapper that updates running statistics, such as ``NormalizeReward``."""
-    while isinstance(env, gym.Wrapper):
-        if getattr(env, "update_running_mean", False):
-            return type(env).__name__
-        env = env.env
-    return None
+    return next((type(wrapper).__name__ for wrapper in _wrappers(env) if getattr(wrapper, "update_running_mean", False)), None)
 
 
 def _copied(value: Any) -> Any:
@@ -147,7 +141,7 @@ class WorkerProcess:
         self._n_envs = n_envs
 
     def connect(self) -> Connection:
-        """:return: A connection that is still free."""
+        """A connection that is still free."""
         connection = self._free.pop()
         self._arrived[connection] = deque()
         return connection

@@ -69,10 +69,9 @@ def tpo_loss(chosen: Array, rejected: Array, *, beta: float = 0.1) -> Array:
 
 def success_pairs(successes: np.ndarray) -> np.ndarray:
     """
-    Each success of a group with each of its failures.
+    Each success of a group with each of its failures, as :func:`ranked_pairs` gives pairs.
 
     :param successes: ``(n_groups, group_size)``, above 0 where a member succeeded.
-    :return: ``(n_pairs, 3)``: group, preferred member, other member.
     """
     won = np.asarray(successes) > 0
     return np.argwhere(won[:, :, None] & ~won[:, None, :])
@@ -133,8 +132,8 @@ class PairedRolloutBuffer(GroupedRolloutBuffer):
 
     def trajectories(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """
-        :param batch: Flat indices, see :meth:`minibatches`.
-        :return: Positions in the batch of the steps of both trajectories of each pair, in the order of time.
+        Positions in a batch (flat indices, see :meth:`minibatches`) of the steps of both trajectories of each pair, in the
+        order of time.
         """
         flat = np.full(self.mask.size, -1)
         flat[batch] = np.arange(len(batch))
@@ -192,9 +191,8 @@ class DPO(TGRPO):
 
     def preference_loss(self, log_ratio: th.Tensor, trajectories: list[tuple[np.ndarray, np.ndarray]]) -> th.Tensor:
         """
-        :param log_ratio: ``log pi_theta - log pi_ref`` of the minibatch's actions, ``(batch,)``.
-        :param trajectories: Positions in it of the steps of each pair.
-        :return: Scalar to minimise.
+        Scalar to minimise, of ``log pi_theta - log pi_ref`` of the minibatch's actions ``(batch,)`` and the positions in it of
+        the steps of each pair.
         """
         losses = []
         for chosen, rejected in trajectories:

@@ -56,6 +56,7 @@ def run_collect(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from sb3_tgrpo.envs.demos.collection import CollectionError, CollectionSettings, collect_demos
+    from sb3_tgrpo.envs.demos.files import load_demos
     from sb3_tgrpo.run_folder import cpu_count
 
     settings = CollectionSettings(**given_settings(args, CollectionSettings))
@@ -74,15 +75,8 @@ def run_collect(args: argparse.Namespace) -> int:
         except CollectionError as error:
             print(f"sb3-tgrpo: {error}", file=sys.stderr)
             return 1
-    _print_summary(path)
+    print("\n".join(_header(load_demos(path))))
     return 0
-
-
-def _print_summary(path: Path) -> None:
-    from sb3_tgrpo.envs.demos.files import load_demos
-
-    demos = load_demos(path)
-    print("\n".join(_header(demos)))
 
 
 def run_show(args: argparse.Namespace) -> int:

@@ -11,10 +11,10 @@ from sb3_tgrpo.settings import REQUIRED, settings_of
 
 def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
     """
-    Add a flag for a setting. A flag that is not given leaves no attribute in the namespace.
+    Add a flag for a setting, whose ``_`` becomes ``-``. A flag that is not given leaves no attribute in the namespace.
 
     :param group: Parser or argument group.
-    :param name: Name of the setting; ``_`` becomes ``-``.
+    :param name: Name of the setting.
     :param hint: Type of the setting: ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``tuple``, or one of them or None.
     :param default: Default value, for the help; :data:`~sb3_tgrpo.settings.REQUIRED` makes the flag required.
     :param text: Description.

@@ -22,13 +22,8 @@ _INSTRUCTION_BYTES = 256
 @dataclass(frozen=True)
 class Demonstration:
     """
-    One recorded episode.
-
-    :param file: The HDF5 file.
-    :param name: Its group in the file, such as ``demo_0``.
-    :param instruction: Sentence that the robot was told.
-    :param rows: Rows of the images used, ascending.
-    :param held_out: Whether the file keeps it for validation.
+    One recorded episode of an HDF5 file: the rows of the images used, ascending, the sentence that the robot was told, and
+    whether the file keeps the episode for validation.
     """
 
     file: Path

@@ -65,13 +65,7 @@ class ParameterEMA:
 
 
 class FrameStore:
-    """
-    Frames after :func:`~sb3_tgrpo.openvla.augment.prepare`, made on first use and kept if all fit.
-
-    :param dataset: The demonstrations.
-    :param policy: Policy that reads the frames.
-    :param max_mb: Memory for all frames, MiB.
-    """
+    """Frames after :func:`~sb3_tgrpo.openvla.augment.prepare`, made on first use and kept if all fit into ``max_mb`` MiB."""
 
     def __init__(self, dataset: DemonstrationDataset, policy: OpenVLAPolicy, max_mb: float) -> None:
         self._dataset, self._policy = dataset, policy

@@ -236,15 +236,13 @@ class SFT:
     def logger(self) -> Logger:
         """Stable-Baselines3's logger."""
         if self._logger is None:
-            self._logger = configure_logger(self.verbose if self.processes.is_main else 0, self._tensorboard(), "SFT", True)
+            self._logger = configure_logger(
+                self.verbose if self.processes.is_main else 0,
+                self.tensorboard_log if self.processes.is_main else None,
+                "SFT",
+                True,
+            )
         return self._logger
-
-    def set_logger(self, logger: Logger) -> None:
-        """Use another logger."""
-        self._logger = logger
-
-    def _tensorboard(self) -> str | None:
-        return self.tensorboard_log if self.processes.is_main else None
 
     # ------------------------------------------------------------------ training
 
@@ -340,7 +338,9 @@ class SFT:
                 metrics = self.validate()
                 self.history.append({"step": at, "seconds": self.seconds, **metrics})
                 self._best.offer(self.history[-1], self._snapshot)
-                self._log_validation(metrics)
+                for key, value in metrics.items():
+                    self.logger.record(f"val/{key}", value)
+                self.logger.dump(self.num_updates)
             if run.callback is not None and run.callback(self) is False:
                 done = True
             self.policy.set_training_mode(True)
@@ -450,11 +450,6 @@ class SFT:
             self.logger.record(f"train/{key}", float(np.mean(values)))
         self.logger.record("train/epoch", self.num_updates * self.settings.batch_size / len(self._train_frames))
         self.logger.record("time/seconds", self.seconds)
-        self.logger.dump(self.num_updates)
-
-    def _log_validation(self, metrics: dict[str, float]) -> None:
-        for key, value in metrics.items():
-            self.logger.record(f"val/{key}", value)
         self.logger.dump(self.num_updates)
 
     # ------------------------------------------------------------------ weights, states, results
