@@ -115,7 +115,9 @@ class _Slot:
     def begin(self, request: EpisodeRequest, memory: Any) -> None:
         if request.task != self.task:
             self.release()
-            self.worker = self._new_worker(self.makers[request.task])
+            make = self.makers[request.task]
+            started = SubprocessWorker if self.pool is None else self.pool.take
+            self.worker = started(make) if self.subprocess else InProcessWorker(make)
             self.task, self.fresh = request.task, True
         self.episode = PlayedEpisode(request)
         self.memory = memory
@@ -125,11 +127,6 @@ class _Slot:
             self._send("describe")
         else:
             self._reset()
-
-    def _new_worker(self, make: Callable[[], gym.Env]) -> Worker:
-        if not self.subprocess:
-            return InProcessWorker(make)
-        return SubprocessWorker(make) if self.pool is None else self.pool.take(make)
 
     def _reset(self) -> None:
         self.awaited = "reset"

@@ -31,12 +31,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 
 @dataclass(frozen=True)
 class Rate:
-    """
-    A success rate.
-
-    :param successes: Number of successes.
-    :param trials: Number of episodes.
-    """
+    """A success rate: so many successes in so many episodes."""
 
     successes: int
     trials: int
@@ -126,13 +121,10 @@ def clustered_interval(
     blocks = [np.array([index[unit] for unit in index if stratum_of[unit] == stratum]) for stratum in dict.fromkeys(strata)]
     # One row per resample: for each place in it, the block that it is drawn from and how many units that has.
     counts = np.concatenate([np.full(len(block), len(block)) for block in blocks])
-    offsets = np.concatenate([np.full(len(block), first) for block, first in zip(blocks, _firsts(blocks), strict=True)])
+    firsts = np.cumsum([0, *map(len, blocks[:-1])])
+    offsets = np.concatenate([np.full(len(block), first) for block, first in zip(blocks, firsts, strict=True)])
     drawn = np.concatenate(blocks)[offsets + np.random.default_rng(seed).integers(counts, size=(RESAMPLES, len(counts)))]
     return _middle(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-
-
-def _firsts(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    return np.cumsum([0, *map(len, blocks[:-1])])
 
 
 def _middle(values: np.ndarray) -> tuple[float, float]:

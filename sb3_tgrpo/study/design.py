@@ -106,15 +106,7 @@ def _in_common(config: TrainConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """
-    One run of a study.
-
-    :param env: Gymnasium id.
-    :param method: Name of the method in the table.
-    :param seed: Seed of training.
-    :param config: Configuration of the run.
-    :param folder_method: Name of the method whose folder the cell has.
-    """
+    """One run of a study. ``folder_method`` is the method whose folder it has: of several equal ones the first."""
 
     env: str
     method: str

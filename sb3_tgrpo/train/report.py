@@ -35,11 +35,7 @@ _SEVERAL = (("Success by seed", "success", "One line per seed."), ("Training", "
 
 
 def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -> Path:
-    """
-    Write ``report.html`` and the plots of one run.
-
-    :return: The file.
-    """
+    """Write ``report.html`` and the plots of one run; gives the file."""
     rows = JsonLines(run / "metrics.jsonl").read()
     plots = {
         "success": plot_success(results["modes"]),
@@ -58,14 +54,7 @@ def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -
 
 
 def write_pooled_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -> Path:
-    """
-    Write ``report.html`` of several seeds, with links to each of them.
-
-    :param config: Configuration that the runs have in common.
-    :param run: Folder that holds the runs' folders.
-    :param results: Results as in its ``results.json``.
-    :return: The file.
-    """
+    """Write ``report.html`` of several seeds into the folder of their folders, with links to each of them; gives the file."""
     runs = [JsonLines(run / f"seed_{seed}" / "metrics.jsonl").read() for seed in results["seeds"]]
     plots = {"success": plot_success(results["modes"]), "curves": plot_curves(runs)}
     facts = {"seeds": ", ".join(map(str, results["seeds"])), "time": duration(results["seconds"])}
