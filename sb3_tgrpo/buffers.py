@@ -47,9 +47,7 @@ class PagedRows:
         return sum(page.nbytes for page in self._pages)
 
     def append(self, rows: np.ndarray) -> None:
-        """
-        :param rows: ``(n, ...)``, of the same shape and type as all before.
-        """
+        """Add rows ``(n, ...)``, of the same shape and type as all before."""
         if len(rows) and not self._pages:
             self._page_rows = max(1, PAGE_BYTES // max(rows[:1].nbytes, 1))
         start = 0
@@ -63,10 +61,7 @@ class PagedRows:
             start += count
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """
-        :param indices: ``(n,)``.
-        :return: Copies of these rows, in this order.
-        """
+        """Copies of the rows with these indices ``(n,)``, in this order."""
         pages, offsets = np.divmod(indices, self._page_rows)
         used = np.unique(pages)
         if len(used) == 1:

@@ -16,54 +16,32 @@ class GroupEnv(Protocol):
     ``episode`` and, where the environment reports it, ``is_success`` of each member.
     """
 
-    @property
-    def group_size(self) -> int:
-        """Members per group."""
-        ...
-
-    @property
-    def n_groups(self) -> int:
-        """Number of groups."""
-        ...
-
-    @property
-    def stop_on(self) -> str:
-        """Rule by which a group ends."""
-        ...
-
-    @property
-    def restarts(self) -> bool:
-        """Whether an environment that is lost is started anew, and its group sampled again."""
-        ...
-
-    @property
-    def n_moves(self) -> int:
-        """Resets and steps so far, by which one user notices those of another."""
-        ...
-
-    @property
-    def active(self) -> np.ndarray:
-        """``(num_envs,)`` bool: members whose next action will be carried out."""
-        ...
-
+    group_size: int
+    """Members per group."""
+    n_groups: int
+    """Number of groups."""
+    stop_on: str
+    """Rule by which a group ends."""
+    restarts: bool
+    """Whether an environment that is lost is started anew, and its group sampled again."""
+    n_moves: int
+    """Resets and steps so far, by which one user notices those of another."""
+    active: np.ndarray
+    """``(num_envs,)`` bool: members whose next action will be carried out."""
     valid: np.ndarray
     """``(num_envs,)`` bool: members whose latest step counts."""
 
     def pause(self, groups: Sequence[int]) -> None:
         """Let groups stand still."""
-        ...
 
     def resume(self) -> None:
         """Let all groups go on."""
-        ...
 
     def start_state(self) -> dict[str, Any]:
         """Position in the sequence of starts; the current start counts as not yet taken."""
-        ...
 
     def set_start_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved position at the next reset."""
-        ...
 
 
 def groups_of(env: VecEnv) -> GroupEnv:

@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch as th
@@ -43,7 +43,6 @@ class GroupPolicy(Protocol):
 
     def set_training_mode(self, mode: bool) -> None:
         """Training mode (True) in updates, evaluation mode in rollouts. The reference stays in evaluation mode."""
-        ...
 
     def sample_actions(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -52,7 +51,6 @@ class GroupPolicy(Protocol):
         :param obs: Observations as ``obs_as_tensor`` gives them, batch first (images stay uint8).
         :return: Actions ``(batch, *stored_action_shape)`` and their float32 log-probabilities ``(batch, K)``.
         """
-        ...
 
     def action_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -60,7 +58,6 @@ class GroupPolicy(Protocol):
 
         :return: Log-probabilities ``(batch, K)`` and the entropy of each action's distribution ``(batch,)``, both float32.
         """
-        ...
 
     def reference_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -68,11 +65,9 @@ class GroupPolicy(Protocol):
         started from: with LoRA the same weights with the adapter disabled, otherwise a frozen copy. No gradient. Asked
         once for each step of a rollout, so it must not depend on the epoch.
         """
-        ...
 
     def freeze_reference(self) -> None:
         """Make the current parameters the reference. TGRPO calls it once, when the first ``learn`` starts."""
-        ...
 
 
 class Decisions(NamedTuple):
@@ -113,13 +108,15 @@ class ActorPolicy(BasePolicy):
     :param ortho_init: Orthogonal initialisation, as SB3's on-policy algorithms use it.
     :param log_std_init: Initial log standard deviation of a Gaussian.
     :param temperature: Sampling temperature T: actions are sampled from, and scored under, density ``p^(1/T)`` (normalised).
-    :param features_extractor_class: Features extractor.
+    :param features_extractor_class: Features extractor; None: :attr:`default_features_extractor`.
     :param features_extractor_kwargs: Keyword arguments of the features extractor.
     :param normalize_images: Whether to divide images by 255.
     :param optimizer_class: Optimizer, AdamW by default (paper, section V-A).
     :param optimizer_kwargs: Keyword arguments of the optimizer, excluding the learning rate.
     :param use_sde: Not available; SB3 passes the argument to every policy.
     """
+
+    default_features_extractor: ClassVar[type[BaseFeaturesExtractor]] = FlattenExtractor
 
     def __init__(
         self,
@@ -131,7 +128,7 @@ class ActorPolicy(BasePolicy):
         ortho_init: bool = True,
         log_std_init: float = 0.0,
         temperature: float = 1.0,
-        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.AdamW,
@@ -143,7 +140,7 @@ class ActorPolicy(BasePolicy):
         super().__init__(
             observation_space,
             action_space,
-            features_extractor_class,
+            features_extractor_class or self.default_features_extractor,
             features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
@@ -156,7 +153,9 @@ class ActorPolicy(BasePolicy):
             net_arch = net_arch[0]
         if isinstance(net_arch, dict):
             net_arch = net_arch.get("pi", [])
-        self.net_arch = [64, 64] if net_arch is None else net_arch
+        if net_arch is None:  # NatureCNN already ends in a layer of 512 units
+            net_arch = [] if self.features_extractor_class is NatureCNN else [64, 64]
+        self.net_arch = net_arch
         self.activation_fn = activation_fn
         self.ortho_init = ortho_init
         self.log_std_init = log_std_init
@@ -204,11 +203,7 @@ class ActorPolicy(BasePolicy):
         self.reference = copy.deepcopy(self.actor).requires_grad_(False).eval()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor]:
-        """
-        :param obs: Observations.
-        :param deterministic: The mode instead of a sample.
-        :return: Actions and their log-probabilities ``(batch, 1)``.
-        """
+        """Actions, or the mode of their distribution, and their log-probabilities ``(batch, 1)``."""
         distribution = self._distribution(self.actor, obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions.reshape((-1, *self.action_space.shape)), self._log_prob(distribution, actions)  # type: ignore[misc]
@@ -296,37 +291,13 @@ def reconcile_reference(
 class ActorCnnPolicy(ActorPolicy):
     """:class:`ActorPolicy` for images: the features extractor is SB3's ``NatureCNN``. See there for the parameters."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
-        **kwargs: Any,
-    ) -> None:
-        # NatureCNN already ends in a layer of 512 units
-        net_arch = [] if net_arch is None and features_extractor_class is NatureCNN else net_arch
-        super().__init__(
-            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
-        )
+    default_features_extractor = NatureCNN
 
 
 class ActorMultiInputPolicy(ActorPolicy):
     """:class:`ActorPolicy` for dict observations: the features extractor is SB3's ``CombinedExtractor``."""
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        lr_schedule: Schedule,
-        net_arch: list[int] | None = None,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, net_arch, features_extractor_class=features_extractor_class, **kwargs
-        )
+    default_features_extractor = CombinedExtractor
 
 
 GROUP_POLICY_METHODS = (

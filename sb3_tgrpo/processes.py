@@ -59,22 +59,13 @@ class Processes:
         return self.rank == 0
 
     def share(self, n: int, chunk: int | None) -> list[slice]:
-        """
-        This process's part of ``n`` rows, in pieces.
-
-        :param n: Number of rows.
-        :param chunk: Rows per piece; None: one piece per process.
-        """
+        """This process's part of ``n`` rows, in pieces of ``chunk`` rows; None: one piece per process."""
         chunk = chunk or math.ceil(n / self.world)
         pieces = [slice(begin, min(begin + chunk, n)) for begin in range(0, n, chunk)]
         return pieces[self.rank :: self.world]
 
     def sum_(self, tensor: "th.Tensor") -> None:
-        """
-        Add a tensor over all processes, in place.
-
-        :param tensor: Tensor on this process's device.
-        """
+        """Add a tensor over all processes, in place."""
         if self.world > 1:
             import torch as th
 
@@ -82,9 +73,8 @@ class Processes:
 
     def sum_gradients(self, parameters: Sequence[Any]) -> None:
         """
-        Add gradients over all processes. A parameter that none of them used keeps none: AdamW would decay it otherwise.
-
-        :param parameters: Parameters, in the same order in every process.
+        Add the gradients of parameters, which have the same order in every process, over all processes. A parameter that none
+        of them used keeps none: AdamW would decay it otherwise.
         """
         if self.world == 1:
             return

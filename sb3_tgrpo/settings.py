@@ -1,5 +1,7 @@
-"""Fields of settings: a description, which is also the help of the field's flag, and the values that are allowed."""
+"""Settings: their descriptions, which are also the help of flags, and the values that are allowed."""
 
+import math
+import numbers
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING, field, fields, is_dataclass
@@ -32,14 +34,7 @@ def setting(
 
 
 class Setting(NamedTuple):
-    """
-    A field made by :func:`setting`.
-
-    :param name: Name of the field.
-    :param hint: Type.
-    :param default: Default value, or :data:`REQUIRED`.
-    :param text: Description.
-    """
+    """A field made by :func:`setting`; a default of :data:`REQUIRED` is none."""
 
     name: str
     hint: Any
@@ -48,11 +43,7 @@ class Setting(NamedTuple):
 
 
 def settings_of(owner: type) -> list[Setting]:
-    """
-    The fields of a dataclass that :func:`setting` made, in order.
-
-    :param owner: The dataclass.
-    """
+    """The fields of a dataclass that :func:`setting` made, in order."""
     hints = get_type_hints(owner)
     described = [item for item in fields(owner) if "help" in item.metadata]
     return [Setting(item.name, hints[item.name], item.default, item.metadata["help"]) for item in described]
@@ -76,6 +67,39 @@ def check_settings(config: Any, where: str = "") -> None:
             for one in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
                 if one is not None and (problem := _out_of_bounds(one, *item.metadata["bounds"])):
                     raise ValueError(f"{where}{item.name}={value!r}: it must be {problem}.")
+
+
+def check_number(
+    name: str,
+    value: Any,
+    kind: type[int] | type[float] = float,
+    *,
+    positive: bool = False,
+    high: float | None = None,
+    optional: bool = False,
+    why: str = "",
+) -> None:
+    """
+    Refuse an argument that is no whole number of at least 1, or no finite number from 0.
+
+    :param name: Name of the argument.
+    :param value: Value of the argument.
+    :param kind: ``int`` for a whole number.
+    :param positive: Whether 0 is refused as well.
+    :param high: Largest allowed value.
+    :param optional: Whether None is allowed.
+    :param why: Reason, appended to the message.
+    :raises TypeError: If the value is no such number.
+    :raises ValueError: If the value is out of range, infinite or NaN.
+    """
+    if value is None and optional:
+        return
+    none = ", or None" if optional else ""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if kind is int else numbers.Real):
+        raise TypeError(f"{name}={value!r}: it must be a {'whole ' if kind is int else ''}number{none}.")
+    problem = _out_of_bounds(value, positive, 1 if kind is int else 0, high, None)
+    if problem or not math.isfinite(value):
+        raise ValueError(f"{name}={value}: it must be {problem or 'finite'}{none}{why}.")
 
 
 def _out_of_bounds(value: Any, positive: bool, low: float | None, high: float | None, below: float | None) -> str:

@@ -5,7 +5,7 @@ import os
 import pathlib
 import time
 from collections import defaultdict
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,12 +22,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_tgrpo import defaults
 from sb3_tgrpo.advantages import MIN_SPREAD
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
-from sb3_tgrpo.checks import check_number, check_whole
 from sb3_tgrpo.group_env import check_wrappers, groups_of
 from sb3_tgrpo.losses import k3_kl, ratio_statistics, tgrpo_loss
 from sb3_tgrpo.policies import GROUP_POLICY_METHODS, ActorCnnPolicy, ActorMultiInputPolicy, ActorPolicy, Decisions, GroupPolicy
 from sb3_tgrpo.progress_bar import ValidStepsProgressBar
 from sb3_tgrpo.resumable import ResumableAlgorithm
+from sb3_tgrpo.settings import check_number, typed
 
 SelfTGRPO = TypeVar("SelfTGRPO", bound="TGRPO")
 
@@ -224,25 +224,24 @@ class TGRPO(ResumableAlgorithm):
     def _check_settings(self) -> None:
         if "temperature" in self.policy_kwargs:
             raise ValueError("policy_kwargs={'temperature': ...}: pass temperature to TGRPO itself, which sets the policy's.")
-        check_whole("n_epochs", self.n_epochs)
+        check_number("n_epochs", self.n_epochs, int)
         for name in ("batch_size", "micro_batch_size", "groups_per_update", "group_size"):
-            check_whole(name, getattr(self, name), optional=True)
+            check_number(name, getattr(self, name), int, optional=True)
         for name in ("temperature", "max_grad_norm"):
             check_number(name, getattr(self, name), positive=True)
         for name in ("target_kl", "clip_range_high"):
             check_number(name, getattr(self, name), positive=True, optional=True)
         for name in ("kl_coef", "alpha_step", "alpha_traj", "min_spread"):
             check_number(name, getattr(self, name))
-        check_number("gamma", self.gamma, positive=True, most=1.0, why=", which does not discount")
+        check_number("gamma", self.gamma, positive=True, high=1.0, why=", which does not discount")
         if not callable(self.clip_range):
             check_number("clip_range", self.clip_range, positive=True, why=": with 0 nothing is learned")
         if not callable(self.learning_rate):
             check_number("learning_rate", self.learning_rate)
         if self.alpha_step == self.alpha_traj == 0.0:
             raise ValueError("alpha_step=0 and alpha_traj=0 leave no advantage: give one of the two levels a weight.")
-        for name, choices in (("ratio_level", get_args(RatioLevel)), ("outcome_reward", (*get_args(OutcomeReward), None))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {choices}.")
+        typed(RatioLevel, self.ratio_level, "ratio_level")
+        typed(Literal[OutcomeReward, None], self.outcome_reward, "outcome_reward")
         if self.outcome_reward is not None and self.alpha_step != 0.0:
             raise ValueError(
                 f"outcome_reward={self.outcome_reward!r} leaves no rewards of steps to compare: set alpha_step=0 "
@@ -440,9 +439,7 @@ class TGRPO(ResumableAlgorithm):
         return np.array([float(info["is_success"]) for info in infos])
 
     def _record_rollout(self, successes: np.ndarray, valid_fraction: float, seconds: float) -> None:
-        """
-        :param successes: ``(n_groups, group_size)``, nan where the environment does not report success.
-        """
+        """Log a rollout; ``successes`` ``(n_groups, group_size)`` are nan where the environment does not report success."""
         buffer = self.rollout_buffer
         spread = buffer.compared_returns.std(axis=-1, ddof=1)
         self.logger.record("rollout/group_rew_std", float(spread.mean()))
@@ -675,7 +672,7 @@ def _make_groups(env: GymEnv | str | None, group_size: int | None, n_envs: int |
         return env  # type: ignore[return-value]
     from sb3_tgrpo.envs import make_group_env  # the one place where the algorithm reaches for an environment
 
-    check_whole("group_size", group_size, optional=True)
+    check_number("group_size", group_size, int, optional=True)
     size = group_size or defaults.GROUP_SIZE
     return make_group_env(maker, size, 1 if n_envs is None else n_envs // size)
 

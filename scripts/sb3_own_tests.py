@@ -21,6 +21,7 @@ import gymnasium as gym
 import pytest
 import stable_baselines3
 from stable_baselines3.common import env_util, evaluation, vec_env  # noqa: F401  # keep the classes that they have imported
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -31,6 +32,7 @@ from stable_baselines3.common.vec_env import (
     VecMonitor,
     VecNormalize,
     VecTransposeImage,
+    VecVideoRecorder,
 )
 
 from sb3_tgrpo import TGRPO
@@ -61,8 +63,8 @@ class SeededSpace(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
-            self.env.observation_space.seed(seed)
-        return self.env.reset(seed=seed, options=options)
+            self.unwrapped.observation_space.seed(seed)
+        return self.env.reset(seed=seed) if options is None else self.env.reset(seed=seed, options=options)
 
 
 def _seeded(env_fn: Callable[[], gym.Env]) -> gym.Env:
@@ -85,6 +87,11 @@ class Groups(GroupVecEnv):
         makers = [partial(_seeded, env_fn) for env_fn in env_fns]
         super().__init__(SyncGroupVectorEnv(makers, len(makers), stop_on="never", subprocess=self.subprocess))
 
+    def step_async(self, actions: Any) -> None:
+        if not self.n_moves:  # a DummyVecEnv can be stepped before its first reset
+            self.reset()
+        super().step_async(actions)
+
     @property
     def envs(self) -> list[gym.Env]:
         return [worker.env for worker in self.groups._workers]  # type: ignore[attr-defined]
@@ -103,6 +110,8 @@ def as_groups(env: Any) -> Any:
     if isinstance(env, GroupVecEnv) or env is None:
         return env
     if isinstance(env, gym.Env):
+        if isinstance(env, Monitor):  # groups report their episodes themselves, and its file can't be copied
+            env = env.env
         return Groups([lambda: copy.deepcopy(env)] * 2)
     if isinstance(env, DummyVecEnv):
         return Groups([lambda: copy.deepcopy(env.envs[0])] * max(2, env.num_envs))
@@ -117,6 +126,9 @@ def as_groups(env: Any) -> Any:
         return GroupVecNormalize(inner, **{name: getattr(env, name) for name in names})
     if isinstance(env, VecFrameStack):
         return env if inner is env.venv else VecFrameStack(inner, env.stacked_obs.n_stack)
+    if isinstance(env, VecVideoRecorder):
+        settings = {"video_length": env.video_length, "name_prefix": env.name_prefix}
+        return VecVideoRecorder(inner, env.video_folder, env.record_video_trigger, **settings)
     if isinstance(env, VecMonitor):  # groups report their episodes themselves
         return inner
     if isinstance(env, VecExtractDictObs):
@@ -133,6 +145,9 @@ class PPO(TGRPO):
             name: value for name, value in (kwargs.get("policy_kwargs") or {}).items() if name not in CRITICS_OWN
         }
         super().__init__(policy, as_groups(env), *args, **{"learning_rate": 3e-4, "n_epochs": 4, "batch_size": 64, **given})
+
+    def learn(self, *args: Any, tb_log_name: str = "PPO", **kwargs: Any) -> Any:
+        return super().learn(*args, tb_log_name=tb_log_name, **kwargs)
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         super().set_env(as_groups(env), force_reset)

@@ -7,10 +7,14 @@ to be out of reach or to pay for nothing. With ``--check``, compares with the fi
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from spec_templates import write_spec
 
 from sb3_tgrpo.files import atomic_write
 from sb3_tgrpo.rewards.episodes.kinematic import task_traces
@@ -18,7 +22,6 @@ from sb3_tgrpo.rewards.episodes.measure import Measurements, measure
 from sb3_tgrpo.rewards.episodes.play import play
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, load_task_facts
-from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.program.program import RewardProgram
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.verification.rungs import SpecPart, idle_parts, missed_rungs
@@ -54,6 +57,15 @@ def fit(spec: RewardSpec, facts: TaskFacts, traces: Sequence[Trace]) -> RewardSp
     return spec
 
 
+def _plain(value: object) -> object:
+    """JSON values, NaN as None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 4)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def write_task(task: str) -> tuple[RewardSpec, VerificationReport, dict[str, Any]]:
     """
     The spec of a task, its report, and what goes into the report's file.
@@ -78,7 +90,7 @@ def write_task(task: str) -> tuple[RewardSpec, VerificationReport, dict[str, Any
         **report.to_dict(),
         "provenance": {"origin": ORIGIN, "command": f"python scripts/write_specs.py {task}"},
         "episodes": sorted({f"{trace.kind} ({trace.source})" for trace in traces}),
-        "measurements": measured.to_dict(),
+        "measurements": _plain(asdict(measured)),
         "other_payments": others,
     }
     for check in document["checks"]:

@@ -20,6 +20,7 @@ from sb3_tgrpo.envs.demos.files import RecordedDemo, write_demos
 from sb3_tgrpo.envs.demos.reader import OWN, libero_task, moving_steps
 from sb3_tgrpo.envs.experts.disturbances import Disturbance
 from sb3_tgrpo.envs.experts.motion import ActionNoise
+from sb3_tgrpo.envs.groups.worker import described, restored
 from sb3_tgrpo.envs.libero.assets import resolve_assets
 from sb3_tgrpo.envs.libero.target_variants import target_facts
 from sb3_tgrpo.envs.libero.tasks import get_task, stored_starts
@@ -28,7 +29,7 @@ from sb3_tgrpo.processes import end_with_parent
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.run_folder import RunFolder, versions
-from sb3_tgrpo.settings import REQUIRED, check_settings, setting
+from sb3_tgrpo.settings import REQUIRED, check_number, check_settings, setting
 from sb3_tgrpo.version import __version__
 
 if TYPE_CHECKING:
@@ -180,11 +181,7 @@ def _task_facts(settings: CollectionSettings) -> TaskFacts:
 
 
 def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | SmoothExpert":
-    """
-    The expert that demonstrates.
-
-    :raises ValueError: If the expert can't do the task.
-    """
+    """The expert that demonstrates; a ``ValueError`` if it can't do the task."""
     from sb3_tgrpo.envs.experts.scripted import ScriptedExpert
     from sb3_tgrpo.envs.experts.smooth import SmoothExpert
 
@@ -193,11 +190,7 @@ def _make_expert(settings: CollectionSettings, seed: int) -> "ScriptedExpert | S
 
 
 def _plain(settings: CollectionSettings) -> CollectionSettings:
-    """
-    The same settings with one name for each thing: no gym id, no instance's name, no target that is the task's own.
-
-    :raises ValueError: For an unknown task or target.
-    """
+    """The same settings with one name for each thing: no gym id, no instance's name, no target that is the task's own."""
     name = TaskName.parse(settings.task)
     target = None
     if libero_task(settings.name) != get_task(*name):
@@ -234,8 +227,17 @@ def _outcome(folder: Path, index: int) -> Path:
     return folder / f"episode_{index:05d}.json"
 
 
+def _try_one(settings: CollectionSettings, folder: Path, index: int) -> tuple[str, str, bytes | None] | None:
+    """In a worker: :func:`_collect_one`. Returns its exception, which the pool's own pickling can lose or be broken by."""
+    try:
+        _collect_one(settings, folder, index)
+    except Exception as error:
+        return described(error)
+    return None
+
+
 def _collect_one(settings: CollectionSettings, folder: Path, index: int) -> None:
-    """In a worker: play an episode, and store it if it is to be kept. The outcome's file comes last."""
+    """Play an episode, and store it if it is to be kept. The outcome's file comes last."""
     global _worker_env
     if _worker_env is None:
         _worker_env = _make_env(settings)
@@ -285,11 +287,7 @@ def _chosen(settings: CollectionSettings, outcomes: Outcomes) -> list[int] | Non
 
 
 def _claim(folder: RunFolder, settings: CollectionSettings) -> Outcomes:
-    """
-    Bind a folder of finished episodes to settings, all but the number of demonstrations.
-
-    :raises ValueError: If it holds episodes of other settings.
-    """
+    """Bind a folder of finished episodes to settings, all but the number of demonstrations."""
     wanted = {**dataclasses.asdict(settings), "version": __version__}
     folder.claim("settings.json", wanted, results=["episode_*.json"], may_change=("demos",))
     return _read_outcomes(folder.path, settings.keep_failures)
@@ -319,8 +317,7 @@ def collect_demos(
     :raises OSError: If another process collects into the file.
     :raises CollectionError: If the expert fails too often, or a process dies.
     """
-    if workers < 1:
-        raise ValueError(f"workers={workers}: it must be at least 1.")
+    check_number("workers", workers, int)
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"out={out} is a folder: name a file in it, such as {out / 'demos.hdf5'}.")
@@ -351,24 +348,25 @@ def _fill(
     """Play attempts in order until enough of them count."""
     attempts = iter(index for index in range(settings.max_attempts) if index not in outcomes)
     context = multiprocessing.get_context("spawn")
-    pending: dict[Future[None], int] = {}
+    pending: dict[Future[Any], int] = {}
     with ProcessPoolExecutor(workers, context, end_with_parent, (os.getpid(),)) as pool:
         try:
             while _chosen(settings, outcomes) is None:
                 enough = settings.demos - sum(o["success"] or settings.keep_failures for o in outcomes.values())
                 # Not more attempts than could still be needed: each costs its time even when it is not used.
                 while len(pending) < min(2 * workers, max(enough, 1)) and (index := next(attempts, None)) is not None:
-                    pending[pool.submit(_collect_one, settings, folder, index)] = index
+                    pending[pool.submit(_try_one, settings, folder, index)] = index
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     index = pending.pop(future)
-                    future.result()
+                    if (error := future.result()) is not None:
+                        raise restored(*error)
                     outcomes[index] = json.loads(_outcome(folder, index).read_text())
                 if progress:
                     progress(outcomes)
-        except BrokenProcessPool as error:
+        except BrokenProcessPool as broken:
             raise CollectionError(
                 f"A process died (out of memory?). Finished episodes are kept in {folder}: the same command continues."
-            ) from error
+            ) from broken
         finally:
             for future in pending:
                 future.cancel()

@@ -25,13 +25,14 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from sb3_tgrpo.envs.demos.reader import OWN, DemoFile, import_h5py, open_demos
 from sb3_tgrpo.files import atomic_path
 from sb3_tgrpo.rewards.facts.task_name import TaskName
+from sb3_tgrpo.settings import check_number, typed
 
 _IMAGES = {"image": "agentview_rgb", "wrist_image": "eye_in_hand_rgb"}
 _LOW_DIM = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2, "joint_states": 7}
@@ -160,8 +161,7 @@ class Demo:
         :return: Pictures, uint8 (T, H, W, 3), as stored: upside down.
         :raises ValueError: If the file has none of this camera.
         """
-        if camera not in _IMAGES:
-            raise ValueError(f"camera={camera!r}. Available: {', '.join(_IMAGES)}.")
+        typed(Literal["image", "wrist_image"], camera, "camera")
         with open_demos(self.path) as file:
             pictures = file.images(self.name, f"obs/{_IMAGES[camera]}", len(self) + self.lag)
             first, last, stride = (steps or slice(None)).indices(len(self))
@@ -213,8 +213,7 @@ def load_demos(
     :raises ValueError: If the file is empty or truncated, lacks a key, or holds another task, pictures of another size,
         actions of another convention, or arrays whose lengths differ; if ``max_demos`` is less than 1.
     """
-    if max_demos is not None and max_demos < 1:
-        raise ValueError(f"max_demos={max_demos}: it must be at least 1.")
+    check_number("max_demos", max_demos, int, optional=True)
     wanted = ""
     if task is not None:
         name, colon, target = task.partition(":")

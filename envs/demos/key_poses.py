@@ -22,6 +22,7 @@ from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.facts.vocabulary import State
+from sb3_tgrpo.settings import typed
 
 if TYPE_CHECKING:
     from sb3_tgrpo.rewards.program.program import RewardProgram
@@ -374,8 +375,7 @@ def key_poses(
     :param share: Smallest share of the demonstrations in which a pose must occur.
     :raises ValueError: If there is no successful demonstration, if they are of several tasks, or the program is of another.
     """
-    if axes not in ("world", "frame"):
-        raise ValueError(f"axes={axes!r}: it must be 'world' or 'frame'.")
+    typed(Literal["world", "frame"], axes, "axes")
     episodes, task, kept = _collect(demos)
     steps = [critical_steps(episode.position, episode.closed, episode.opening) for episode in episodes]
     facts = _known_facts(task)
@@ -446,6 +446,3 @@ def _local(episode: _Episode, step: int, frame: str, axes: str) -> np.ndarray:
     if axes == "frame" and f"{frame}_quat" in state:
         offset = rotation_of(state[f"{frame}_quat"]).T @ offset  # type: ignore[arg-type]
     return offset
-
-
-__all__ = ["KeyPose", "KeyPoses", "critical_steps", "key_poses"]

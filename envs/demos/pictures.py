@@ -39,12 +39,8 @@ def contact_sheet(demos: Sequence[Demo], rows: int = 8, columns: int = 8, width:
 
 def write_contact_sheet(demos: Sequence[Demo], path: str | os.PathLike[str], rows: int = 8, columns: int = 8) -> None:
     """
-    Write :func:`contact_sheet` to a picture file.
+    Write :func:`contact_sheet` to a picture file, whose suffix decides the format, such as ``.png``.
 
-    :param demos: Demonstrations to show.
-    :param path: File to write; its suffix decides the format, such as ``.png``.
-    :param rows: Largest number of demonstrations shown.
-    :param columns: Pictures per demonstration.
     :raises ValueError: If there are no demonstrations, one has no pictures, or the suffix is of no format.
     """
     imageio = _imageio()
@@ -58,11 +54,8 @@ def write_contact_sheet(demos: Sequence[Demo], path: str | os.PathLike[str], row
 
 def write_video(demos: Sequence[Demo], path: str | os.PathLike[str], fps: int = _FPS) -> None:
     """
-    Write demonstrations one after the other as a video, upright.
+    Write demonstrations one after the other as a video, upright, in real time by default.
 
-    :param demos: Demonstrations to show.
-    :param path: File to write, such as ``demos.mp4``.
-    :param fps: Pictures per second; 20 is real time.
     :raises ValueError: If there are no demonstrations, or one has no pictures.
     """
     if not demos:
@@ -72,11 +65,8 @@ def write_video(demos: Sequence[Demo], path: str | os.PathLike[str], fps: int = 
 
 def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str], fps: int = _FPS) -> None:
     """
-    Write pictures as a video; the file appears when it is complete.
+    Write pictures, uint8 (height, width, 3) each, as a video; the file appears when it is complete.
 
-    :param pictures: Pictures, uint8 (height, width, 3) each.
-    :param path: File to write, such as ``episode.mp4``.
-    :param fps: Pictures per second; 20 is real time.
     :raises ValueError: If the suffix is of no format.
     """
     imageio = _imageio()
@@ -92,12 +82,7 @@ def write_pictures(pictures: Iterable[np.ndarray], path: str | os.PathLike[str],
 
 
 def read_pictures(path: str | os.PathLike[str]) -> list[np.ndarray]:
-    """
-    The pictures of a video.
-
-    :param path: Video that :func:`write_pictures` wrote.
-    :return: Pictures, uint8 (height, width, 3) each.
-    """
+    """The pictures, uint8 (height, width, 3) each, of a video that :func:`write_pictures` wrote."""
     with _imageio().get_reader(Path(path)) as reader:
         return [np.asarray(picture) for picture in reader]
 

@@ -47,11 +47,7 @@ class DemoFileError(ValueError):
 
 
 def import_h5py() -> Any:
-    """
-    The module h5py.
-
-    :raises ImportError: If it is not installed.
-    """
+    """The module h5py, or an ``ImportError`` with the remedy."""
     try:
         import h5py
     except ImportError as error:
@@ -93,12 +89,7 @@ def open_demos(path: str | os.PathLike[str]) -> Iterator["DemoFile"]:
 
 
 def moving_steps(actions: np.ndarray) -> np.ndarray:
-    """
-    Steps that OpenVLA's preparation of LIBERO's data keeps: they move, or change the gripper's command.
-
-    :param actions: (T, 7).
-    :return: Indices of the steps that are kept, ascending.
-    """
+    """Indices of the steps that OpenVLA's preparation of LIBERO's data keeps: they move, or change the gripper's command."""
     moves = np.linalg.norm(actions[:, :-1], axis=1) >= NOOP_NORM
     changes = np.diff(actions[:, -1], prepend=actions[:1, -1]) != 0  # what is left out commands what the last kept step does
     return np.flatnonzero(moves | (changes & np.logical_or.accumulate(moves)))
@@ -397,11 +388,7 @@ class DemoFile:
 
 
 def json_object(text: Any) -> dict[str, Any]:
-    """
-    A JSON object, empty if the text is none.
-
-    :param text: Text, such as an attribute of a file; None is allowed.
-    """
+    """The JSON object in a text, such as an attribute of a file; empty if there is none."""
     try:
         return _mapping(json.loads(text))
     except (TypeError, ValueError):

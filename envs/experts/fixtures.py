@@ -20,12 +20,8 @@ _HOLLOW, _PRESS = 0.006, 0.006
 
 def handle_of(facts: TaskFacts, name: str) -> tuple[HandleFacts, JointFacts]:
     """Handle and joint behind an atom's argument, a region or a fixture; ValueError if it has none."""
-    site = next((site for site in facts.sites if site.name == name), None)
-    for joint in facts.joints:
-        if joint.name == (site.joint if site is not None else "") or joint.fixture == name:
-            handle = next(handle for handle in facts.handles if handle.joint == joint.name)
-            return handle, joint
-    raise ValueError(f"{facts.task_id}: {name} has no joint to move.")
+    joint = facts.joint_of(name)
+    return next(handle for handle in facts.handles if handle.joint == joint.name), joint
 
 
 def opening_direction(facts: TaskFacts, handle: HandleFacts) -> Vector:
@@ -55,11 +51,12 @@ class _Handle:
         self._closing = 0
 
     def finished(self, state: State) -> bool:
-        """The gripper has let go of the handle."""
-        if not self._left:
-            away = float(np.linalg.norm(np.array(state["eef_pos"]) - np.array(state[f"{self.handle.name}_pos"])))
-            self._left = not state[f"{self.handle.name}_touched"] and away > 0.07
+        """The gripper has let go of the handle and is out of the way."""
+        self._left = self._left or (not state[f"{self.handle.name}_touched"] and self._clear(state))
         return self._left
+
+    def _clear(self, state: State) -> bool:
+        return float(np.linalg.norm(np.array(state["eef_pos"]) - np.array(state[f"{self.handle.name}_pos"]))) > 0.07
 
     def _position(self, state: State) -> Vector:
         return np.array(state[f"{self.handle.name}_pos"]) + self._offset
@@ -130,12 +127,9 @@ class OpenDrawer(_Handle):
             return not self.shut(state)
         return self.opened(state) and self.finished(state)
 
-    def finished(self, state: State) -> bool:
-        """The gripper is out of the way of what is to come."""
-        if not self._left:
-            way = np.array(state["eef_pos"]) - self._position(state)
-            self._left = not state[f"{self.handle.name}_touched"] and float(way[2]) > 0.08
-        return self._left
+    def _clear(self, state: State) -> bool:
+        """Above what is to come."""
+        return float((np.array(state["eef_pos"]) - self._position(state))[2]) > 0.08
 
     def command(self, state: State) -> Command:
         eef, bar = np.array(state["eef_pos"]), self._position(state)

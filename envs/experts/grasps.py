@@ -95,10 +95,8 @@ class Grasp:
 
     def place(self, pos: Vector, rotation: Vector, near_yaw: float) -> tuple[Vector, float]:
         """
-        :param pos: The object's position.
-        :param rotation: The object's rotation (3, 3).
-        :param near_yaw: Yaw that decides between the two solutions, which are half a turn apart.
-        :return: The point in the world, and the gripper's yaw.
+        The point in the world, and the gripper's yaw, for an object's position and rotation (3, 3): of the two solutions,
+        which are half a turn apart, the one that is nearer to ``near_yaw``.
         """
         return pos + rotation @ self.point, finger_yaw(rotation @ self.axis, near_yaw)
 

@@ -60,15 +60,9 @@ def rotation_vector(matrix: Vector) -> Vector:
     return column * (angle / max(float(np.linalg.norm(column)), 1e-9))
 
 
-def gripper_down(yaw: float, tilt: float = 0.0) -> Vector:
-    """
-    A gripper that points down.
-
-    :param yaw: Turn about the vertical; at 0 the fingers open along the world's y axis.
-    :param tilt: Then turned about the axis along which the fingers open, radians.
-    :return: Rotation matrix (3, 3).
-    """
-    return about(2, yaw) @ about(1, tilt) @ np.diag([1.0, -1.0, -1.0])
+def gripper_down(yaw: float) -> Vector:
+    """Rotation matrix (3, 3) of a gripper that points down; at ``yaw`` 0 the fingers open along the world's y axis."""
+    return about(2, yaw) @ np.diag([1.0, -1.0, -1.0])
 
 
 def lean(target: Vector, eef_start: Vector) -> Vector:

@@ -53,10 +53,7 @@ class Place:
     Held or not, and where it is, decide what happens: above the object, down, close, lift, across, down, open, away. Only
     three things are remembered: the grasp chosen, for how long the gripper has been closing, and how long ago it let go.
 
-    :param facts: The task.
-    :param k: Index of the atom.
-    :param rng: Generator of this episode's variation.
-    :param detour: Its size, metres.
+    :param detour: Size of this episode's variation, metres.
     :raises ValueError: If the object is too wide for the gripper.
     """
 
@@ -100,8 +97,6 @@ class Place:
         self._aim = 0.01 * size * rng.uniform(-1, 1, 2)
         self._speed = 1.0 - 0.25 * size * float(rng.uniform(0, 1))
 
-    # ------------------------------------------------------------------ what is where
-
     def _holds(self, state: State) -> bool:
         """Debounced: contact flags of a held rim drop out for single steps."""
         if state[f"{self.thing.name}_grasped"]:
@@ -112,12 +107,10 @@ class Place:
 
     def _surface(self, state: State) -> tuple[Vector, float]:
         """Where the object is to go: a point, and the height above which nothing of the target stands."""
-        if self.site is not None:
-            pos, rotation = pose(state, self.target)
-            top = float(pos[2] + np.abs(rotation[2]) @ np.array(self.site.half_size))
-            return pos, top
-        assert self.target_object is not None
         pos, rotation = pose(state, self.target)
+        if self.site is not None:
+            return pos, float(pos[2] + np.abs(rotation[2]) @ np.array(self.site.half_size))
+        assert self.target_object is not None
         return pos, float(pos[2] + heights(self.target_object, rotation)[1])
 
     def goal(self, state: State) -> tuple[Vector, float]:
@@ -131,12 +124,11 @@ class Place:
             aim[2] = top - 0.02 if self._narrow is not None else top + 0.022
             # The walls of LIBERO's fixtures stand above their regions.
             return aim, top + (0.02 if self._parent_is_object else 0.05)
-        else:
-            aim[2] = top + below + 0.008
-            if self._slot:
-                half = box_of(self.thing)[1]
-                narrow = rotation[:, min((0, 1), key=lambda axis: half[axis])] * [1, 1, 0]
-                aim += self._slot * (2 * min(half[:2]) + 0.008) * narrow * np.sign(narrow[:2].sum())
+        aim[2] = top + below + 0.008
+        if self._slot:
+            half = box_of(self.thing)[1]
+            narrow = rotation[:, min((0, 1), key=lambda axis: half[axis])] * [1, 1, 0]
+            aim += self._slot * (2 * min(half[:2]) + 0.008) * narrow * np.sign(narrow[:2].sum())
         return aim, top + 0.02
 
     def _fitting_yaw(self, state: State) -> float:
@@ -184,8 +176,6 @@ class Place:
             return down
         axis = np.array([-way[1], way[0], 0.0]) / far
         return about_axis(axis, min(far / _HAND_HEIGHT, _MOST_LEAN)) @ down
-
-    # ------------------------------------------------------------------ what to do
 
     def finished(self, state: State) -> bool:
         """The object is where it belongs and the gripper has been clear of it."""

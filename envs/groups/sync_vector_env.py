@@ -1,7 +1,7 @@
 """Groups of environments that start from one identical state and step together (arXiv 2506.08440, section IV-C)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from sb3_tgrpo.envs.groups.worker import InProcessWorker, SubprocessWorker, Worker, WorkerLostError, WorkerProcess
+from sb3_tgrpo.settings import check_number, typed
 
 StopOn = Literal["success", "termination", "never"]
 StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
@@ -106,12 +107,9 @@ class SyncGroupVectorEnv(VectorEnv):
             raise ValueError(f"group_size={group_size}: a group compares its members, so it needs at least 2.")
         if len(env_fns) == 0 or len(env_fns) % group_size != 0:
             raise ValueError(f"{len(env_fns)} environments do not make up whole groups of group_size={group_size}.")
-        if stop_on not in get_args(StopOn):
-            raise ValueError(f"stop_on={stop_on!r} is unknown: choose one of {', '.join(map(repr, get_args(StopOn)))}.")
-        if processes is not None and processes < 1:
-            raise ValueError(f"processes={processes} must be at least 1, or None for one per environment.")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout={timeout} must be a positive number of seconds, or None to wait forever.")
+        typed(StopOn, stop_on, "stop_on")
+        check_number("processes", processes, int, optional=True, why=" for one per environment")
+        check_number("timeout", timeout, positive=True, optional=True, why=" to wait forever, in seconds")
         self.group_size = group_size
         self.num_envs = len(env_fns)
         self.n_groups = self.num_envs // group_size

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_tgrpo.defaults import GROUP_SIZE
 from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions, StopOn, SyncGroupVectorEnv, stack_observations, succeeded
+from sb3_tgrpo.settings import check_number
 
 
 class GroupVecEnv(VecEnv):
@@ -31,6 +32,10 @@ class GroupVecEnv(VecEnv):
 
     def __init__(self, groups: SyncGroupVectorEnv) -> None:
         self.groups = groups
+        # What TGRPO needs of a group environment beside VecEnv's interface, see sb3_tgrpo.group_env.GroupEnv
+        self.group_size, self.n_groups, self.stop_on = groups.group_size, groups.n_groups, groups.stop_on
+        self.alternate, self.restarts = groups.alternate, groups.restarts
+        self.pause, self.resume = groups.pause, groups.resume
         super().__init__(groups.num_envs, groups.single_observation_space, groups.single_action_space)
         self.metadata = {**groups.metadata, **self.metadata}
         self._next_seed: int | None = None
@@ -39,32 +44,6 @@ class GroupVecEnv(VecEnv):
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._start_time = time.time()
         self.valid = np.zeros(self.num_envs, dtype=bool)
-
-    # What TGRPO needs of a group environment beside VecEnv's interface
-    @property
-    def group_size(self) -> int:
-        """Members per group."""
-        return self.groups.group_size
-
-    @property
-    def n_groups(self) -> int:
-        """Number of groups."""
-        return self.groups.n_groups
-
-    @property
-    def stop_on(self) -> StopOn:
-        """Rule by which a group ends."""
-        return self.groups.stop_on
-
-    @property
-    def alternate(self) -> bool:
-        """Whether halves of the groups take turns."""
-        return self.groups.alternate
-
-    @property
-    def restarts(self) -> bool:
-        """Whether an environment that is lost is started anew: those in processes are."""
-        return self.groups.restarts
 
     @property
     def n_moves(self) -> int:
@@ -75,14 +54,6 @@ class GroupVecEnv(VecEnv):
     def active(self) -> np.ndarray:
         """``(num_envs,)`` bool: members whose next action will be carried out."""
         return self.groups.active
-
-    def pause(self, groups: Sequence[int]) -> None:
-        """Let groups stand still until :meth:`resume` or a reset."""
-        self.groups.pause(groups)
-
-    def resume(self) -> None:
-        """Let all groups go on."""
-        self.groups.resume()
 
     def start_state(self) -> dict[str, Any]:
         """See :meth:`SyncGroupVectorEnv.start_state`. A seed for the next reset is where the sequence is already."""
@@ -215,8 +186,7 @@ def make_group_env(
     :raises TypeError: If ``env_id`` is none of these.
     :raises ValueError: On bad numbers, an empty list of ids, or environments that do not fit together.
     """
-    if n_groups < 1:
-        raise ValueError(f"n_groups={n_groups} must be at least 1.")
+    check_number("n_groups", n_groups, int)
     kwargs = dict(env_kwargs or {})
     single = isinstance(env_id, str) or callable(env_id) or not isinstance(env_id, Iterable)
     makers = [_env_fn(item, kwargs) for item in ([env_id] if single else cast(Iterable[Any], env_id))]
@@ -246,11 +216,7 @@ def _env_fn(item: Any, kwargs: dict[str, Any]) -> Callable[[], gym.Env]:
 
 def find_spec(env_id: str) -> EnvSpec:
     """
-    Specification that is registered in Gymnasium under an id.
-
-    :param env_id: Id such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
-    :raises gymnasium.error.Error: If there is none.
-    :raises ImportError: If there is no such module.
+    Specification registered in Gymnasium under an id such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported.
     """
     module, _, name = env_id.rpartition(":")
     if module:

@@ -99,8 +99,6 @@ class InProcessWorker:
     """
     The environment in this process: no start-up, and no protection from a crash or a hang. Steps and resets share no array
     and no dictionary with the environment, as if it were in another process.
-
-    :param env_fn: Function that makes the environment.
     """
 
     def __init__(self, env_fn: Callable[[], gym.Env]) -> None:
@@ -127,11 +125,7 @@ class InProcessWorker:
 
 
 class WorkerProcess:
-    """
-    A process that serves environments, one after the other, over a connection each.
-
-    :param n_envs: Number of environments that will run in it.
-    """
+    """A process that serves ``n_envs`` environments, one after the other, over a connection each."""
 
     def __init__(self, n_envs: int = 1) -> None:
         if os.name != "posix":
@@ -247,7 +241,7 @@ class SubprocessWorker:
                 raise WorkerLostError(f"ended unexpectedly, exit status {self.process.popen.wait()}") from error
             request, succeeded, answer = cloudpickle.loads(message)
             if not succeeded and request in (0, self._request):
-                raise _restored(*answer)
+                raise restored(*answer)
             if request == self._request:
                 self._starting = self._starting and self._command != "reset"
                 return answer
@@ -283,11 +277,7 @@ class WorkerPool:
         self._idle: list[SubprocessWorker] = []
 
     def take(self, env_fn: Callable[[], gym.Env]) -> SubprocessWorker:
-        """
-        An idle process with this environment, or a new one.
-
-        :param env_fn: Function that makes the environment.
-        """
+        """An idle process with this environment, or a new one."""
         pickled = cloudpickle.dumps(env_fn)
         for worker in self._idle:
             if worker.pickled == pickled:
@@ -296,11 +286,7 @@ class WorkerPool:
         return SubprocessWorker(env_fn)
 
     def give(self, worker: SubprocessWorker) -> None:
-        """
-        Keep a process.
-
-        :param worker: Worker with every command answered; its environment is reset by the next user.
-        """
+        """Keep a process with every command answered; its environment is reset by the next user."""
         self._idle.append(worker)
 
     def close(self) -> None:
@@ -338,11 +324,7 @@ def serve(filenos: Sequence[int]) -> None:
 
 
 def _serve_one(connection: Connection, envs: dict[Connection, gym.Env | None]) -> bool:
-    """
-    Answer one command.
-
-    :return: False if there will be no other: told to close, or the caller is gone.
-    """
+    """Answer one command. Returns False if there will be no other: told to close, or the caller is gone."""
     try:
         request, command, args = cloudpickle.loads(connection.recv_bytes())
         if command == "close":
@@ -356,15 +338,15 @@ def _serve_one(connection: Connection, envs: dict[Connection, gym.Env | None]) -
                 answer = run_command(env, command, args)
             reply = cloudpickle.dumps((request, True, answer))
         except BaseException as error:  # also SystemExit, which would end this process without its text
-            reply = cloudpickle.dumps((request, False, _described(error)))
+            reply = cloudpickle.dumps((request, False, described(error)))
         connection.send_bytes(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return False
     return True
 
 
-def _described(error: BaseException) -> tuple[str, str, bytes | None]:
-    """An exception as text (its class and message), traceback, and pickled if it can be."""
+def described(error: BaseException) -> tuple[str, str, bytes | None]:
+    """An exception that is being handled, for :func:`restored`: class and message, traceback, and pickle if there is one."""
     text, trace = f"{type(error).__name__}: {error}", traceback.format_exc()
     try:
         return text, trace, cloudpickle.dumps(error.with_traceback(None))
@@ -372,8 +354,8 @@ def _described(error: BaseException) -> tuple[str, str, bytes | None]:
         return text, trace, None
 
 
-def _restored(text: str, trace: str, pickled: bytes | None) -> Exception:
-    """The exception of :func:`_described`; a ``RuntimeError`` with its text where its class can't be built from a pickle."""
+def restored(text: str, trace: str, pickled: bytes | None) -> Exception:
+    """The exception of :func:`described`; a ``RuntimeError`` with its text where its class can't be built from a pickle."""
     error: Any = None
     try:
         error = pickled and cloudpickle.loads(pickled)

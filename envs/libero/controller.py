@@ -271,23 +271,6 @@ class ArmController:
         self._grip_sign = float(np.sign(action[6]))
 
     def advance(self, n_substeps: int, first: bool) -> None:
-        """
-        Run physics.
-
-        :param n_substeps: Physics steps of 2 ms.
-        :param first: These are the first ones under the current action.
-        """
-        model, data = self._addresses
-        _advance(
-            model,
-            data,
-            n_substeps,
-            first,
-            self._delta,
-            self._rotation,
-            self._grip_sign,
-            self._views,
-            self._arm,
-            self._command,
-            self._sensed,
-        )
+        """Run ``n_substeps`` physics steps of 2 ms; ``first``: they are the first ones under the current action."""
+        arrays: Any = (self._views, self._arm, self._command, self._sensed)
+        _advance(*self._addresses, n_substeps, first, self._delta, self._rotation, self._grip_sign, *arrays)

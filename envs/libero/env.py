@@ -96,7 +96,9 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         known = suite if isinstance(suite, LiberoTask) else get_task(suite, task)
         self.task = known if target is None else target_variant(known, target)
         self.suite, self.task_index, self.instruction = self.task.suite, self.task.index, self.task.instruction
-        self.image_size = _image_size(image_size)
+        if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
+            raise ValueError(f"image_size must be a positive integer (pixels), got {image_size!r}.")
+        self.image_size = image_size
         self.observations = _observations(observations)
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode={render_mode!r}. Available: None, {', '.join(self.metadata['render_modes'])}.")
@@ -142,8 +144,6 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         :raises FileNotFoundError: If there is no such file.
         """
         return cls(task_from_bddl(path, instruction), **settings)
-
-    # ------------------------------------------------------------------ simulator
 
     @property
     def sim(self) -> "LiberoSim":
@@ -209,8 +209,6 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         """
         self._check_started("set_state")
         self.sim.set_state(flat)
-
-    # ------------------------------------------------------------------ Gymnasium
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """
@@ -304,8 +302,6 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
         self._sim = None
         self._phase = "new"
 
-    # ------------------------------------------------------------------ helpers
-
     def _pictures(self) -> dict[str, str]:
         return {name: CAMERAS[name] for name in self.observations if name in CAMERAS}
 
@@ -342,12 +338,6 @@ class LiberoEnv(gym.Env[Observation, np.ndarray]):
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
                 raise ValueError(f"{name} must be an integer of at least 0, got {value!r}.")
         return int(state_id), options
-
-
-def _image_size(size: Any) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"image_size must be a positive integer (pixels), got {size!r}.")
-    return size
 
 
 def _observations(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -174,11 +174,11 @@ class FactsReader:
         self._labels = (label, grip, self._pos, self._quat, self._touch)
 
         # The end effector's position is that of a site, its orientation that of a body, as in LIBERO's observations.
-        posed = list(entities.objects + entities.fixtures)
-        self._pose_keys = [(f"{name}_pos", f"{name}_quat") for name in posed]
-        self._site_keys = [(f"{name}_pos", f"{name}_quat") for name in entities.sites]
-        self._eef_row = len(posed)
-        self._handle_keys = [(f"{handle.name}_pos", f"{handle.name}_touched") for handle in entities.handles]
+        self._eef_row = eef = len(entities.objects + entities.fixtures)
+        posed = [*enumerate(entities.objects + entities.fixtures), *enumerate(entities.sites, eef + 2)]
+        self._pose_keys = [(row, f"{name}_pos", f"{name}_quat") for row, name in posed]
+        handles = enumerate(entities.handles, eef + 1 + len(sites))
+        self._handle_keys = [(row, f"{handle.name}_pos", f"{handle.name}_touched") for row, handle in handles]
         self._touch_keys = [
             (f"{name}_left_pad", f"{name}_right_pad", f"{name}_grasped", f"{name}_touched") for name in entities.objects
         ]
@@ -197,23 +197,17 @@ class FactsReader:
             "eef_quat": tuple(quat[eef]),
             "gripper_opening": float(qpos[self._fingers[0]] - qpos[self._fingers[1]]),
         }
-        for row, (pos_key, quat_key) in enumerate(self._pose_keys):
+        for row, pos_key, quat_key in self._pose_keys:
             state[pos_key] = tuple(pos[row])
             state[quat_key] = tuple(quat[row])
-        row = eef + 2
-        for pos_key, quat_key in self._site_keys:
-            state[pos_key] = tuple(pos[row])
-            state[quat_key] = tuple(quat[row])
-            row += 1
         for bits, (left, right, grasped, touched) in zip(touch, self._touch_keys, strict=False):
             state[left] = bits & _LEFT_PAD != 0
             state[right] = bits & _RIGHT_PAD != 0
             state[grasped] = bits & 3 == 3
             state[touched] = bits != 0
-        for bits, (pos_key, touched) in zip(touch[len(self._touch_keys) :], self._handle_keys, strict=True):
+        for bits, (row, pos_key, touched) in zip(touch[len(self._touch_keys) :], self._handle_keys, strict=True):
             state[pos_key] = tuple(pos[row])
             state[touched] = bits != 0
-            row += 1
         for key, address in zip(self._joint_keys, self._joints, strict=True):
             state[key] = float(qpos[address])
         for key, value in zip(self._goal_keys, atoms, strict=True):

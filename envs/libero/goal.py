@@ -19,7 +19,6 @@ class GoalPredicates:
     ``In`` takes the absolute value of the rotated size, and ``Close`` of a drawer is strict, so that one which rests
     closed is not.
 
-    :param scene: The scene.
     :raises ValueError: If LIBERO does not define a predicate, or can't judge its arguments.
     """
 

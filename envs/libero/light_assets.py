@@ -61,8 +61,6 @@ def lighten_model(xml: str) -> str:
     the first ones of a body become its primitives, the rest are hidden. Meshes, materials and textures that nothing uses any
     more are dropped, which also makes compiling faster. Round primitives are drawn with fewer facets than MuJoCo's default.
 
-    :param xml: MJCF of a LIBERO task.
-    :return: The same model without visual meshes.
     :raises ValueError: If a visual mesh belongs to a body that ``data/light_assets/robot.toml`` has no primitives for.
     """
     root = ET.fromstring(xml)
@@ -121,12 +119,7 @@ def _drop_unused_assets(root: ET.Element) -> None:
 
 
 def require_light(bddl_file: str | os.PathLike[str]) -> None:
-    """
-    Check that light assets cover a task.
-
-    :param bddl_file: The task's BDDL file.
-    :raises ValueError: If something is not in the tables, with its name and the remedy.
-    """
+    """Check that light assets cover a task; ValueError if something is not in the tables, with its name and the remedy."""
     import_libero()
     from libero.libero.envs.bddl_utils import robosuite_parse_problem
 

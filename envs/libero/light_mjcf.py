@@ -3,10 +3,9 @@
 A table row gives an object's physics as figures and its looks as primitives; see ``docs/light_assets.md``.
 """
 
+import base64
 import math
-import struct
 import tomllib
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -23,6 +22,8 @@ _COLLISION = {"group": 0}
 _BOUNDS = {"bottom": "bottom_site", "top": "top_site", "radius": "horizontal_radius_site"}
 _BODY_LISTS = ("joints", "geoms", "visual", "collision", "sites", "bodies", "lights", "cameras")
 _BODY_ATTRIBUTES = ("name", "pos", "quat", "euler")
+# A PNG of one pixel, (128, 128, 128): the textures that a scene's file must name.
+_GREY_PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNoaGgAAAMEAYFL09IQAAAAAElFTkSuQmCC")
 
 
 @cache
@@ -54,7 +55,7 @@ def asset_files() -> Mapping[str, bytes]:
         row = _inherited(scenes, name)
         content[f"scenes/{name}.xml"] = _to_bytes(_scene(name, row, scenes["defaults"]))
         for file in row.get("textures", {}).values():
-            content[f"textures/{file}"] = _single_pixel_png()
+            content[f"textures/{file}"] = _GREY_PIXEL
     return content
 
 
@@ -77,8 +78,6 @@ def expand(visuals: Iterable[Row]) -> Iterator[Row]:
     """
     Visuals with each ring written out: ``ring = 12`` repeats a primitive 12 times around the vertical axis through
     ``about = [x, y]`` (the body's origin, if left out).
-
-    :param visuals: The ``visual`` list of a row.
     """
     for row in visuals:
         if "ring" not in row:
@@ -131,12 +130,8 @@ def _fill_body(name: str, body: ET.Element, row: Row, defaults: Row, visual: Ite
         raise ValueError(f"Light assets: unknown key(s) {sorted(unknown)} in the row of {name}.")
     if "inertial" in row:
         body.append(_element("inertial", row["inertial"]))
-    for joint in row.get("joints", ()):
-        body.append(_element("joint", joint))
-    for light in row.get("lights", ()):
-        body.append(_element("light", light))
-    for camera in row.get("cameras", ()):
-        body.append(_element("camera", camera))
+    for tag in ("joint", "light", "camera"):
+        body.extend(_element(tag, attributes) for attributes in row.get(f"{tag}s", ()))
     for shape in expand(row.get("visual", ())):
         body.append(primitive(shape, name=next(visual)))
     for geom in row.get("geoms", ()):
@@ -155,14 +150,7 @@ def _fill_body(name: str, body: ET.Element, row: Row, defaults: Row, visual: Ite
 
 
 def object_mjcf(name: str, row: Row, defaults: Row) -> ET.Element:
-    """
-    An object's MJCF document, in the form that LIBERO's object classes expect.
-
-    :param name: The object's name.
-    :param row: Its row.
-    :param defaults: The table's ``defaults``.
-    :raises ValueError: If the row has an unknown key.
-    """
+    """An object's MJCF document, in the form that LIBERO's object classes expect; ValueError if its row has an unknown key."""
     root = ET.Element("mujoco", {"model": name})
     outer = ET.SubElement(ET.SubElement(root, "worldbody"), "body")
     body = ET.SubElement(outer, "body", {"name": "object"})
@@ -196,12 +184,3 @@ def _scene(name: str, row: Row, defaults: Row) -> ET.Element:
 def _to_bytes(root: ET.Element) -> bytes:
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8") + b"\n"
-
-
-def _single_pixel_png() -> bytes:
-    def chunk(tag: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
-
-    header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
-    pixel = zlib.compress(b"\x00\x80\x80\x80")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")

@@ -31,12 +31,7 @@ class OffscreenRenderer:
     """
     Renders fixed cameras into arrays, visual geoms only, as LIBERO does.
 
-    The OpenGL context is created on first use, in the process that uses it.
-
-    :param model: MuJoCo model.
-    :param data: MuJoCo data.
-    :param height: Height of the pictures in pixels.
-    :param width: Width of the pictures in pixels.
+    The OpenGL context is created on first use, in the process that uses it. Sizes are in pixels.
     """
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int) -> None:

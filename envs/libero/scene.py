@@ -102,14 +102,12 @@ class LiberoScene:
     """The model of a task, its data, and the placement of everything in it."""
 
     def __init__(self, task: LiberoTask, assets: Assets) -> None:
-        process_xml: Callable[[str], str] | None = None
         self.task = task
         with _definition_on_disk(task) as readable:
             domain = _problem_class(readable)
             if assets.kind == "light":
                 require_light(readable.bddl_file)
-                process_xml = lighten_model
-            self.problem = _build_problem(domain, readable, assets, process_xml)
+            self.problem = _build_problem(domain, readable, assets, lighten_model if assets.kind == "light" else None)
         # As LIBERO's reset does: hide the sites that mark grasp points and regions.
         self.problem.visualize({name: False for name in self.problem._visualizations})
         self.model: mujoco.MjModel = self.problem.sim.model._model

@@ -56,7 +56,6 @@ def place_with_noise(scene: LiberoScene, seed: int | Sequence[int], start_noise:
 
     :param scene: Scene right after its ``reset``.
     :param seed: Number or several; the noise follows from it alone.
-    :param start_noise: Metres.
     :raises RuntimeError: If no shift without collision is found: the noise is too large for the scene.
     """
     model, data = scene.model, scene.data

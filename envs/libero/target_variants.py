@@ -55,8 +55,7 @@ def target_variant(task: LiberoTask, target: str) -> LiberoTask:
         return task
     words = _spaced(kinds[old]), _spaced(kinds[new])
     name = _swapped(task.name, kinds[old], kinds[new], task.name)
-    sections = ((_GOAL, old, new), (_INTEREST, old, new), (_LANGUAGE, *words))
-    for pattern, before, after in sections:
+    for pattern, before, after in ((_GOAL, old, new), (_INTEREST, old, new), (_LANGUAGE, *words)):
         found = pattern.search(text)
         if found is not None:
             text = text[: found.start()] + _swapped(found[0], before, after, task.name) + text[found.end() :]
@@ -65,26 +64,17 @@ def target_variant(task: LiberoTask, target: str) -> LiberoTask:
 
 def write_target_variant(task: LiberoTask, target: str, folder: str | os.PathLike[str]) -> Path:
     """
-    Write the BDDL file of a variant, to look at or to change further; :meth:`LiberoEnv.from_bddl` reads it.
+    Write the BDDL file of a :func:`target_variant`, to look at or to change further; :meth:`LiberoEnv.from_bddl` reads it.
 
-    :param task: Task, as for :func:`target_variant`.
-    :param target: Object to ask for, as for :func:`target_variant`.
     :param folder: Folder, made if needed. The file's name is the instruction, as in LIBERO.
     :return: The file.
-    :raises ValueError: See :func:`target_variant`.
     """
     variant = target_variant(task, target)
     return atomic_write(Path(folder) / f"{variant.name}.bddl", variant.read_bddl())
 
 
 def target_facts(facts: TaskFacts, target: str) -> TaskFacts:
-    """
-    The facts of a variant, from the task's facts, for an expert.
-
-    :param facts: Facts of the task.
-    :param target: Object to ask for, as for :func:`target_variant`.
-    :raises ValueError: See :func:`target_variant`.
-    """
+    """The facts of a :func:`target_variant`, from the task's facts, for an expert."""
     if len(facts.goal) != 1 or len(facts.goal[0].args) != 2:
         raise ValueError(_other_goal(facts.task_id))
     atom = facts.goal[0]
@@ -101,9 +91,6 @@ def target_facts(facts: TaskFacts, target: str) -> TaskFacts:
         bddl_instruction=_swapped(facts.bddl_instruction, _spaced(kinds[old]), _spaced(kinds[new]), facts.task_id),
         goal=(replace(atom, args=(new, place)),),
     )
-
-
-# ---------------------------------------------------------------------- BDDL
 
 
 def _goal(text: str, where: str) -> tuple[str, str]:

@@ -9,44 +9,19 @@ from sb3_tgrpo.envs.libero.geometry import box_of_geoms, geom_mask
 from sb3_tgrpo.envs.libero.scene import CONTROL_FREQ, LiberoScene
 from sb3_tgrpo.envs.libero.sim import LiberoSim
 from sb3_tgrpo.envs.libero.tasks import LiberoTask
-from sb3_tgrpo.rewards.facts.task_facts import (
-    FixtureFacts,
-    GoalAtom,
-    HandleFacts,
-    JointFacts,
-    JointThreshold,
-    ObjectFacts,
-    Quat,
-    SiteFacts,
-    TaskFacts,
-    Vec3,
-)
+from sb3_tgrpo.rewards.facts import task_facts as facts
 from sb3_tgrpo.rewards.facts.vocabulary import State
 
 _DIGITS = 5
 _GRIPPER_STEPS = 40
 
 
-def _rounded(values: Any) -> tuple[float, ...]:
+def _rounded(values: Any) -> Any:
     return tuple(round(float(value), _DIGITS) + 0.0 for value in values)
 
 
-def _vec3(values: Any) -> Vec3:
-    x, y, z = _rounded(values)
-    return (x, y, z)
-
-
-def _quat(values: Any) -> Quat:
-    x, y, z, w = _rounded(values)
-    return (x, y, z, w)
-
-
-def object_aabb(scene: LiberoScene, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Box of an object's collision geoms in its own frame, relative to its origin: lower and upper corner, each (3,)."""
-    model, data = scene.model, scene.data
-    body = scene.problem.obj_body_id[name]
-    geoms = np.flatnonzero(geom_mask(model, scene.problem.objects_dict[name].contact_geoms))
-    return box_of_geoms(model, data, geoms.tolist(), body)
+def _pose(state: State, name: str) -> tuple[Any, Any]:
+    return _rounded(state[f"{name}_pos"]), _rounded(state[f"{name}_quat"])
 
 
 def _support_z(scene: LiberoScene) -> float:
@@ -73,18 +48,16 @@ def _support_z(scene: LiberoScene) -> float:
     return float(np.median(heights))
 
 
-def _thresholds(owner: Any) -> tuple[JointThreshold, ...]:
+def _thresholds(owner: Any) -> tuple[facts.JointThreshold, ...]:
     """What LIBERO's predicates ask of an articulated object's joints."""
     ranges = owner.object_properties["articulation"]
-    found: list[JointThreshold] = []
+    found: list[facts.JointThreshold] = []
     for predicate, method in (("open", "is_open"), ("close", "is_close"), ("turnon", "turn_on"), ("turnoff", "turn_off")):
         bounds = ranges.get(f"default_{predicate}_ranges")
         if not bounds or not hasattr(owner, method):
             continue
-        if getattr(owner, method)(np.inf):
-            found.append(JointThreshold(predicate, "above", float(min(bounds))))
-        else:
-            found.append(JointThreshold(predicate, "below", float(max(bounds))))
+        above = getattr(owner, method)(np.inf)
+        found.append(facts.JointThreshold(predicate, "above" if above else "below", float((min if above else max)(bounds))))
     return tuple(found)
 
 
@@ -98,75 +71,64 @@ def _gripper_range(sim: LiberoSim) -> tuple[float, float]:
     return openings[0], openings[1]
 
 
-def measure_task_facts(task: LiberoTask, sim: LiberoSim) -> TaskFacts:
+def measure_task_facts(task: LiberoTask, sim: LiberoSim) -> facts.TaskFacts:
     """Facts about a task at an initial state."""
     scene, state, entities, problem = sim.scene, sim.facts(), sim.facts_reader.entities, sim.scene.problem
     goal = tuple(
-        GoalAtom(atom[0].lower(), tuple(atom[1:]), true) for atom, true in zip(sim.goal.atoms, sim.goal_atoms(), strict=True)
+        facts.GoalAtom(atom[0].lower(), tuple(atom[1:]), true)
+        for atom, true in zip(sim.goal.atoms, sim.goal_atoms(), strict=True)
     )
-    support_z = round(_support_z(scene), 3) + 0.0
-    return TaskFacts(
+    words = problem.parsed_problem["language_instruction"]
+    return facts.TaskFacts(
         suite=task.suite,
         index=task.index,
         name=task.name,
         instruction=task.instruction,
-        bddl_instruction=_bddl_instruction(problem),
+        bddl_instruction=words if isinstance(words, str) else " ".join(words),
         goal=goal,
         objects=tuple(_object_facts(scene, name, state) for name in entities.objects),
         sites=tuple(_site_facts(scene, name, state) for name in entities.sites),
         fixtures=tuple(
-            FixtureFacts(
-                name, problem.fixtures_dict[name].category_name, _vec3(state[f"{name}_pos"]), _quat(state[f"{name}_quat"])
-            )
+            facts.FixtureFacts(name, problem.fixtures_dict[name].category_name, *_pose(state, name))
             for name in entities.fixtures
         ),
         joints=tuple(_joint_facts(scene, handle.joint, handle.fixture, state) for handle in entities.handles),
         handles=tuple(
-            HandleFacts(handle.name, handle.fixture, handle.joint, _vec3(state[f"{handle.name}_pos"]))
+            facts.HandleFacts(handle.name, handle.fixture, handle.joint, _rounded(state[f"{handle.name}_pos"]))
             for handle in entities.handles
         ),
-        support_z=support_z,
-        eef_start_pos=_vec3(state["eef_pos"]),
-        eef_start_quat=_quat(state["eef_quat"]),
+        support_z=round(_support_z(scene), 3) + 0.0,
+        eef_start_pos=_rounded(state["eef_pos"]),
+        eef_start_quat=_rounded(state["eef_quat"]),
         gripper_range=_gripper_range(sim),
         horizon=task.step_cap,
         control_freq=CONTROL_FREQ,
     )
 
 
-def _bddl_instruction(problem: Any) -> str:
-    words = problem.parsed_problem["language_instruction"]
-    return words if isinstance(words, str) else " ".join(words)
+def _object_facts(scene: LiberoScene, name: str, state: State) -> facts.ObjectFacts:
+    """The box is that of the object's collision geoms in its own frame, relative to its origin."""
+    thing, body = scene.problem.objects_dict[name], scene.problem.obj_body_id[name]
+    geoms = np.flatnonzero(geom_mask(scene.model, thing.contact_geoms))
+    low, high = box_of_geoms(scene.model, scene.data, geoms.tolist(), body)
+    return facts.ObjectFacts(name, thing.category_name, _rounded(low), _rounded(high), *_pose(state, name))
 
 
-def _object_facts(scene: LiberoScene, name: str, state: State) -> ObjectFacts:
-    low, high = object_aabb(scene, name)
-    kind = scene.problem.objects_dict[name].category_name
-    return ObjectFacts(name, kind, _vec3(low), _vec3(high), _vec3(state[f"{name}_pos"]), _quat(state[f"{name}_quat"]))
-
-
-def _site_facts(scene: LiberoScene, name: str, state: State) -> SiteFacts:
+def _site_facts(scene: LiberoScene, name: str, state: State) -> facts.SiteFacts:
     site = scene.problem.object_sites_dict[name]
-    return SiteFacts(
-        name=name,
-        half_size=_vec3(site.size),
-        start_pos=_vec3(state[f"{name}_pos"]),
-        start_quat=_quat(state[f"{name}_quat"]),
-        parent=site.parent_name or "",
-        joint=next(iter(site.joints or []), ""),
-    )
+    joint = next(iter(site.joints or []), "")
+    return facts.SiteFacts(name, _rounded(site.size), *_pose(state, name), site.parent_name or "", joint)
 
 
-def _joint_facts(scene: LiberoScene, joint: str, fixture: str, state: State) -> JointFacts:
+def _joint_facts(scene: LiberoScene, joint: str, fixture: str, state: State) -> facts.JointFacts:
     model = scene.model
     joint_id = model.joint(joint).id
-    low, high = _rounded(model.jnt_range[joint_id])
     hinge = model.jnt_type[joint_id] == mujoco.mjtJoint.mjJNT_HINGE
-    return JointFacts(
+    return facts.JointFacts(
         name=joint,
         fixture=fixture,
         type="hinge" if hinge else "slide",
-        range=(low, high),
+        range=_rounded(model.jnt_range[joint_id]),
         start=_rounded([state[f"{joint}_qpos"]])[0],
         thresholds=_thresholds(scene.problem.get_object(fixture)),
     )

@@ -20,6 +20,7 @@ SPEED = 0.02
 """Metres a step: 0.4 m/s at 20 Hz."""
 _CARRY = 0.16
 _WAIT = 60
+_CONTACTS = ("left_pad", "right_pad", "grasped", "touched")
 
 
 class _World:
@@ -65,8 +66,7 @@ class _World:
         for opening in (0.06, 0.045, 0.03):
             self.state["gripper_opening"] = opening
             yield self.now()
-        for key in ("left_pad", "right_pad", "grasped", "touched"):
-            self.state[f"{name}_{key}"] = True
+        self.state.update({f"{name}_{key}": True for key in _CONTACTS})
         self.held, self.grip = name, sub(point, self.at(name))
         yield from self.wait(5)
 
@@ -81,8 +81,7 @@ class _World:
         name = self.held
         yield from self.go(add(add(place, self.grip), (0.0, 0.0, 0.02)))
         self.held = ""
-        for key in ("left_pad", "right_pad", "grasped", "touched"):
-            self.state[f"{name}_{key}"] = False
+        self.state.update({f"{name}_{key}": False for key in _CONTACTS})
         self.state["gripper_opening"] = self.facts.gripper_range[1]
         self.state[f"{name}_pos"] = place
         if goal is not None:
@@ -143,7 +142,7 @@ def _perform(world: _World, k: int, atom: GoalAtom, upto: str = "") -> Iterator[
     """Reach one goal atom; ``upto`` names the part after which to stop."""
     facts = world.facts
     if atom.predicate in ("open", "close", "turnon"):
-        joint = _joint(facts, atom.args[0])
+        joint = facts.joint_of(atom.args[0])
         threshold = next(t for t in joint.thresholds if t.predicate == atom.predicate)
         beyond = threshold.value + (0.004 if threshold.op == "above" else -0.004)
         yield from world.turn(joint, beyond, None if upto else k)
@@ -151,7 +150,7 @@ def _perform(world: _World, k: int, atom: GoalAtom, upto: str = "") -> Iterator[
     name, target = atom.args
     site = next((site for site in facts.sites if site.name == target), None)
     if site is not None and site.joint:
-        joint = _joint(facts, target)
+        joint = facts.joint_of(target)
         opened = next(t for t in joint.thresholds if t.predicate == "open")
         if joint.start > opened.value + 0.02:
             yield from world.turn(joint, opened.value - 0.01, None)
@@ -167,17 +166,6 @@ def _perform(world: _World, k: int, atom: GoalAtom, upto: str = "") -> Iterator[
         return
     yield from world.drop(world.place_of(name, target), k)
     yield from world.retreat()
-
-
-def _joint(facts: TaskFacts, name: str) -> JointFacts:
-    joints = {site.name: site.joint for site in facts.sites}
-    return next(j for j in facts.joints if j.name == joints.get(name, "") or j.fixture == name)
-
-
-def _order(facts: TaskFacts) -> list[int]:
-    """Goal atoms that are still to be earned, closing last."""
-    wanted = [k for k, atom in enumerate(facts.goal) if not atom.true_at_start]
-    return sorted(wanted, key=lambda k: facts.goal[k].predicate == "close")
 
 
 def _wrong_object(world: _World, order: list[int]) -> Iterator[State]:
@@ -199,12 +187,12 @@ def kinematic_traces(facts: TaskFacts, n_experts: int = 3, seed: int = 0) -> lis
     """
     Episodes of every kind.
 
-    :param facts: The task.
     :param n_experts: Successful episodes, from initial states that differ by up to 2 cm.
     :param seed: Seed of the initial states and of the random episode.
     """
     rng = np.random.default_rng(seed)
-    order = _order(facts)
+    wanted = [k for k, atom in enumerate(facts.goal) if not atom.true_at_start]
+    order = sorted(wanted, key=lambda k: facts.goal[k].predicate == "close")
     traces: list[Trace] = []
 
     def record(kind: TraceKind, script: Callable[[_World], Iterator[State]], label: str = "", jitter: float = 0.0) -> None:

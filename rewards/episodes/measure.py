@@ -6,8 +6,9 @@ can be reached, how high an object is lifted or where the gripper is at release 
 """
 
 import math
+import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from sb3_tgrpo.rewards.episodes.traces import Trace
 from sb3_tgrpo.rewards.facts import helpers
@@ -62,18 +63,6 @@ class Measurements:
     releases: dict[int, Release]
     reaches: dict[str, Reach]
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain JSON values, NaN as None."""
-
-        def plain(value: object) -> object:
-            if isinstance(value, dict):
-                return {str(key): plain(item) for key, item in value.items()}
-            if isinstance(value, float):
-                return None if math.isnan(value) else round(value, 4)
-            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-        return {key: plain(value) for key, value in asdict(self).items()}
-
 
 def world_box(thing: ObjectFacts) -> tuple[Vec3, Vec3]:
     """Corners of an object's collision box along the world's axes, relative to its origin, as it stands at the start."""
@@ -104,9 +93,9 @@ def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
             grasps[thing.name] = guess_grasp(thing)
             continue
         grasps[thing.name] = MeasuredGrasp(
-            height=_median([g.height for g in seen]),
+            height=statistics.median([g.height for g in seen]),
             radius=max(g.radius for g in seen),
-            opening=_median([g.opening for g in seen]),
+            opening=statistics.median([g.opening for g in seen]),
             lift=min(g.lift for g in seen),
             episodes=len(seen),
         )
@@ -114,19 +103,13 @@ def measure(facts: TaskFacts, traces: Sequence[Trace]) -> Measurements:
     for k, atom in enumerate(facts.goal):
         found = [r for r in (_release(trace.states, k, atom.args) for trace in experts) if r is not None]
         if found:
-            x, y, z = (_median([r.offset[axis] for r in found]) for axis in range(3))
-            releases[k] = Release((x, y, z), _median([r.height for r in found]), len(found))
+            x, y, z = (statistics.median([r.offset[axis] for r in found]) for axis in range(3))
+            releases[k] = Release((x, y, z), statistics.median([r.height for r in found]), len(found))
     reaches = {}
     for handle in facts.handles:
         near = [d for d in (_reach(trace.states, handle.name, f"{handle.joint}_qpos") for trace in experts) if d is not None]
         reaches[handle.name] = Reach(max(near), len(near)) if near else Reach(0.03)
     return Measurements(grasps, releases, reaches)
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else 0.5 * (ordered[middle - 1] + ordered[middle])
 
 
 def _grasp(states: Sequence[State], name: str) -> MeasuredGrasp | None:
@@ -142,7 +125,7 @@ def _grasp(states: Sequence[State], name: str) -> MeasuredGrasp | None:
         return None
     x, y, z = helpers.sub(states[t]["eef_pos"], states[t][f"{name}_pos"])  # type: ignore[arg-type]
     carried = [float(state["gripper_opening"]) for state, h in zip(states, held, strict=True) if h]  # type: ignore[arg-type]
-    return MeasuredGrasp(z, math.hypot(x, y), _median(carried), lift, 1)
+    return MeasuredGrasp(z, math.hypot(x, y), statistics.median(carried), lift, 1)
 
 
 def _release(states: Sequence[State], k: int, args: tuple[str, ...]) -> Release | None:

@@ -79,11 +79,6 @@ def exchange(states: Sequence[State], one: str, other: str, facts: TaskFacts) ->
     return [{key: False if key in lost else state[pairs.get(key, key)] for key in state} for state in states]
 
 
-def change(states: Sequence[State], edit: Callable[[State], State]) -> list[State]:
-    """A copy with every state edited."""
-    return [edit(dict(state)) for state in states]
-
-
 def flicker(states: Sequence[State], rng: np.random.Generator, rate: float = 0.04) -> list[State]:
     """Contacts that drop out, or appear, for one or two steps at random."""
     keys = [key for key in states[0] if key.endswith(("_grasped", "_left_pad", "_right_pad", "_touched"))]
@@ -208,8 +203,7 @@ def swap_order(trace: Trace, first: str, second: str, k_first: int, k_second: in
         new.append({**part(state, first, states[0]), f"goal_{k_first}": False, "success": False})
     for state in states[1 : cut + 1]:
         late = part(state, second, states[-1])
-        goals = {f"goal_{k_second}": True}
         done = bool(state[f"goal_{k_first}"])
         others = all(states[-1][f"goal_{k}"] for k in range(len(facts.goal)) if k not in (k_first, k_second))
-        new.append({**late, **goals, "success": done and others})
+        new.append({**late, f"goal_{k_second}": True, "success": done and others})
     return new

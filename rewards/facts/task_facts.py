@@ -179,6 +179,14 @@ class TaskFacts:
         """Names of one kind of thing, in the file's order."""
         return tuple(thing.name for thing in getattr(self, f"{group}s"))
 
+    def joint_of(self, name: str) -> JointFacts:
+        """The joint that moves a region or a fixture; ValueError if there is none."""
+        own = {site.name: site.joint for site in self.sites}.get(name, "")
+        for joint in self.joints:
+            if own == joint.name or joint.fixture == name:
+                return joint
+        raise ValueError(f"{self.task_id}: {name} has no joint to move.")
+
     @functools.cached_property
     def state_types(self) -> dict[str, ValueType]:
         """Every state key of this task with its type: the vocabulary with the names filled in."""

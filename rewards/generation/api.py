@@ -9,7 +9,7 @@ environment (or the caller's client) at call time and are never stored.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sb3_tgrpo.rewards.facts.errors import RewardError
@@ -51,10 +51,6 @@ class Answer:
     refusal: str | None = None
     cost_usd: float | None = None
     attempts: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
 
 def make_client() -> Any:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 
 PRICES_AS_OF = "2026-11-20"
-
-
 PRICES: dict[str, tuple[float, float]] = {
     "claude-fable-5-1": (10.0, 50.0),
     "claude-opus-5-5": (4.0, 20.0),

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.verification.verify import VerificationReport, verify_reward
 
 DEFAULT_MODEL = "claude-opus-5-5"
+_TOKENS = ("input_tokens", "output_tokens", "cache_read_input_tokens")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,7 @@ def generate_reward(
     :param candidates: Independent attempts; there is no temperature to set, so their difference is the model's own.
     :param max_rounds: Answers per candidate; each after the first has seen the verifier's table of the one before.
     :param facts: Facts of the task, for one that ships none: ``TaskFacts.from_dict(LiberoEnv(...).task_facts())``.
-    :param traces: Recorded episodes to verify on; None = the shipped ones, or kinematic ones
-        where none ships.
+    :param traces: Recorded episodes to verify on; None = the shipped ones, or kinematic ones where none ships.
     :param out: Folder for raw answers, reports and the result. A run that finds its own earlier answers there (same
         task, model and prompt) uses them instead of asking again. None = nothing is kept.
     :param again: Ask even so; the earlier answers stay in the folder.
@@ -169,8 +169,11 @@ class _Run:
             answer = self.answer(name, messages)
             attempt = self.judge(candidate, round_, answer)
             attempts.append(attempt)
-            self.write(f"{name}.verdict.json", _verdict(attempt))
-            cost = _dollars([a.answer for a in attempts])
+            report = attempt.report.to_dict() if attempt.report else None
+            verdict = {"outcome": attempt.outcome, "problems": list(attempt.problems), "report": report}
+            self.write(f"{name}.verdict.json", verdict)
+            dollars = _cost([a.answer for a in attempts])
+            cost = "cost unknown" if dollars is None else f"${dollars:.3f}"
             self.tell(f"candidate {candidate}, answer {round_} of at most {max_rounds}: {attempt.verdict}; {cost} so far")
             if attempt.outcome in ("verified", "refused"):
                 return
@@ -199,11 +202,8 @@ class _Run:
         def keep(answer: api.Answer) -> None:
             came.append(answer)
             n = number + len(came)
-            document = {
-                "question": key,
-                "complete": answer.stop_reason not in (None, "max_tokens"),
-                "answer": answer.to_dict(),
-            }
+            complete = answer.stop_reason not in (None, "max_tokens")
+            document = {"question": key, "complete": complete, "answer": asdict(answer)}
             self.write(f"{name}.answer.json" if n == 1 else f"{name}.answer-{n}.json", document)
 
         try:
@@ -230,7 +230,9 @@ class _Run:
             return Attempt(candidate, round_, "cut off", answer, problems=(problem,))
         try:
             # Bytes are always a document: an answer must not be taken for a path.
-            program = RewardProgram.from_spec(_strip_fence(answer.text).encode(), facts=self.facts, payment=self.payment)
+            fenced = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", answer.text, re.DOTALL)
+            text = fenced[1] if fenced else answer.text
+            program = RewardProgram.from_spec(text.encode(), facts=self.facts, payment=self.payment)
         except RewardError as error:
             return Attempt(candidate, round_, "invalid", answer, problems=tuple(map(str, error.problems)))
         report = verify_reward(program, self.traces, facts=self.facts, other_process=False)
@@ -245,8 +247,7 @@ class _Run:
         provenance = self.provenance(attempts, answers, cost)
         if not good:
             problems = [] if failure is None else list(failure.problems)
-            for a in attempts:
-                problems.append(Problem(f"candidate {a.candidate} round {a.round}", "", a.verdict))
+            problems += [Problem(f"candidate {a.candidate} round {a.round}", "", a.verdict) for a in attempts]
             # A suite stops at a wrong key, and goes on after a deadline or failed candidates.
             error = api.FatalAPIError if isinstance(failure, api.FatalAPIError) else RewardError
             raise error(problems or "no answer was obtained")
@@ -260,10 +261,6 @@ class _Run:
 
     def provenance(self, attempts: list[Attempt], answers: list[api.Answer], cost: float | None) -> dict[str, Any]:
         """Who wrote it, with what, at what price."""
-
-        def tokens(kind: str) -> int:
-            return sum(answer.usage.get(kind, 0) for answer in answers)
-
         from importlib.metadata import PackageNotFoundError, version
 
         try:
@@ -277,17 +274,14 @@ class _Run:
             "prompt_sha256": prompt.prompt_hash(),
             "sdk": f"anthropic {sdk}",
             "attempts": [f"candidate {a.candidate} round {a.round}: {a.outcome}" for a in attempts],
-            "input_tokens": tokens("input_tokens"),
-            "output_tokens": tokens("output_tokens"),
-            "cache_read_input_tokens": tokens("cache_read_input_tokens"),
+            **{kind: sum(answer.usage.get(kind, 0) for answer in answers) for kind in _TOKENS},
             "estimated_cost_usd": cost,
         }
 
     def write(self, name: str, document: Any) -> None:
         """Atomically, if there is a folder."""
-        if self.folder is None:
-            return
-        atomic_write(self.folder / name, json.dumps(document, indent=1) + "\n")
+        if self.folder is not None:
+            atomic_write(self.folder / name, json.dumps(document, indent=1) + "\n")
 
 
 def _cost(answers: Sequence[api.Answer]) -> float | None:
@@ -296,21 +290,11 @@ def _cost(answers: Sequence[api.Answer]) -> float | None:
     return sum(costs) if len(costs) == len(answers) else None
 
 
-def _dollars(answers: Sequence[api.Answer]) -> str:
-    cost = _cost(answers)
-    return "cost unknown" if cost is None else f"${cost:.3f}"
-
-
 def output_schema() -> dict[str, Any]:
     """The spec's schema as the API wants it; bounds that its grammar cannot hold become descriptions, and are checked here."""
     import anthropic
 
     return anthropic.transform_schema(RewardSpec)
-
-
-def _strip_fence(text: str) -> str:
-    match = re.fullmatch(r"\s*```(?:json)?\s*\n(.*?)\n?```\s*", text, re.DOTALL)
-    return match[1] if match else text
 
 
 def _number(path: Path) -> int:
@@ -327,11 +311,3 @@ def _read_answer(path: Path, question: str) -> api.Answer | None:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is no kept answer, or damaged ({reason}): delete it and it is asked for again.") from error
-
-
-def _verdict(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "outcome": attempt.outcome,
-        "problems": list(attempt.problems),
-        "report": attempt.report.to_dict() if attempt.report else None,
-    }

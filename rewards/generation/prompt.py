@@ -9,7 +9,7 @@ import json
 import math
 
 from sb3_tgrpo.rewards.episodes.measure import Measurements, measure, world_box
-from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, TaskFacts, load_task_facts
+from sb3_tgrpo.rewards.facts.task_facts import GoalAtom, TaskFacts, data_folder, load_task_facts
 from sb3_tgrpo.rewards.program.spec import DEBOUNCE_STEPS, RewardSpec
 
 EXAMPLES = ("libero_goal-7", "libero_object-4")
@@ -51,30 +51,13 @@ Rules that are checked; a document that breaks one is rejected
 """
 
 
-def example_specs() -> list[RewardSpec]:
-    """The worked examples: the shipped specs of two tasks, or what the templates give where they are not there yet."""
-    from sb3_tgrpo.rewards.generation.templates import write_spec
-    from sb3_tgrpo.rewards.program.program import load_reward
-
-    specs = []
-    for task in EXAMPLES:
-        try:
-            spec = load_reward(task).spec
-        except ValueError:
-            facts = load_task_facts(task)
-            spec = write_spec(facts, measure(facts, []))
-        if spec is not None:
-            specs.append(spec)
-    return specs
-
-
 @functools.lru_cache(maxsize=1)
 def system_prompt() -> str:
     """The fixed block."""
     schema = json.dumps(RewardSpec.model_json_schema(), separators=(",", ":"), sort_keys=True)
     parts = [_RULES, "The JSON schema of a document:", schema]
-    for i, spec in enumerate(example_specs(), start=1):
-        facts = load_task_facts(spec.task)
+    for i, task in enumerate(EXAMPLES, start=1):
+        facts, spec = load_task_facts(task), RewardSpec.parse(data_folder("specs").joinpath(f"{task}.json").read_text("utf-8"))
         parts += [f"Worked example {i}. Facts:", facts_block(facts, measure(facts, [])), "Document:", spec.to_json()]
     parts.append("Answer with one JSON document for the task below and nothing else.")
     return "\n\n".join(parts)

@@ -22,8 +22,6 @@ class _Printer:
     def put(self, indent: int, *lines: str) -> None:
         self.lines += ["    " * indent + line if line else "" for line in lines]
 
-    # expressions
-
     def point(self, name: str) -> str:
         return f"pose_{name}" if name in self.poses else f'state["{name}_pos"]'
 
@@ -57,8 +55,6 @@ class _Printer:
 
     def all(self, conditions: Sequence[Any]) -> str:
         return " and ".join(map(self.condition, conditions))
-
-    # statements
 
     def program(self) -> str:
         spec = self.spec

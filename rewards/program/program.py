@@ -235,14 +235,8 @@ class RewardProgram:
         }
         for name, at in value.at:
             terms[f"stage_{name}"] = float(at)
-        step = RewardStep(
-            float(reward),
-            value.stage,
-            self.n_stages,
-            float(progress),
-            float(reward if self.payment == "per_step" else progress),
-            terms,
-        )
+        signal = reward if self.payment == "per_step" else progress
+        step = RewardStep(float(reward), value.stage, self.n_stages, float(progress), float(signal), terms)
         return step, RewardMemory(value.core, start, best, level, memory.succeeded or success, memory.failures)
 
     def _failed(self, memory: RewardMemory) -> tuple[RewardStep, RewardMemory]:

@@ -25,13 +25,7 @@ _FORBIDDEN = tuple(
 
 
 def compile_python(source: str, facts: TaskFacts) -> Compiled:
-    """
-    Check and compile Python source.
-
-    :param source: One ``def compute_reward(state, info)``.
-    :param facts: Facts of its task.
-    :raises RewardError: If it is not allowed, naming the line, what was found and what is allowed.
-    """
+    """Check and compile the source of one ``def compute_reward(state, info)``; RewardError as in :func:`check_source`."""
     checked = check_source(source, facts)
     module = compile(checked.tree, FILENAME, "exec", dont_inherit=True, optimize=2)
     code = next(const for const in module.co_consts if isinstance(const, types.CodeType))

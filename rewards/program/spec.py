@@ -215,9 +215,7 @@ class Stage(_Model):
 
 
 class Track(_Model):
-    """
-    A sub-goal: it is complete while its goal atoms hold, and pays nothing before the tracks in ``after`` are complete.
-    """
+    """A sub-goal: it is complete while its goal atoms hold, and pays nothing before the tracks in ``after`` are complete."""
 
     name: Label
     goal: Annotated[tuple[Index, ...], Field(min_length=1, max_length=4)]

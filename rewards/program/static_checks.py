@@ -11,13 +11,7 @@ _RESERVED = {"eef", "gripper", "goal", "success", "step", "state", "info", "stag
 
 
 def check_spec(spec: s.RewardSpec, facts: TaskFacts) -> list[Problem]:
-    """
-    Names and payments of a spec (checks V1 and V2).
-
-    :param spec: A parsed spec.
-    :param facts: Facts of the task it names.
-    :return: Everything found wrong, empty if the spec can be compiled.
-    """
+    """All that is wrong with names and payments of a parsed spec (checks V1 and V2), empty if the spec can be compiled."""
     return check_names(spec, facts) + check_payments(spec, facts)
 
 

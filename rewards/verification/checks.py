@@ -5,9 +5,10 @@ import os
 import pickle
 import subprocess
 import sys
-import time
+import timeit
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,6 @@ class Verifier:
         """A generator of its own for each check: leaving one out changes no other."""
         return np.random.default_rng([self.seed, check])
 
-    # static
-
     def check_names(self) -> Result:
         if self.program.spec is None:
             return True, {"source": "python"}, ""
@@ -68,13 +67,9 @@ class Verifier:
         """Finishing pays more than lingering to the horizon at the highest level, whatever the episode does."""
         length = max((trace.n_steps for trace, _ in self.experts), default=self.facts.horizon)
         bonus = self.program.success_points
-        if self.program.payment == "per_step":
-            needed = self.program.max_level * max(self.facts.horizon - length, 0)
-        else:
-            needed = 0.0
+        lingering = self.program.max_level * max(self.facts.horizon - length, 0)
+        needed = lingering if self.program.payment == "per_step" else 0.0
         return bonus > needed, {"success bonus": bonus, "needed": needed, "expert steps": length}, ""
-
-    # run
 
     def check_finite_and_bounded(self) -> Result:
         rng = self.rng(4)
@@ -86,7 +81,8 @@ class Verifier:
                 memory = self.program.reset()
             step, memory = self.program(state, {"step": i % 50}, memory)
             if type(step.reward) is not float or not abs(step.reward) <= self.program.bound or step.terms["failures"]:
-                text = f"reward {step.reward!r}, failures {step.terms['failures']:g}: {_brief(state)}"
+                brief = ", ".join(f"{key}={value}" for key, value in list(state.items())[:6])
+                text = f"reward {step.reward!r}, failures {step.terms['failures']:g}: {brief}"
                 return False, {"states": i + 1}, text
             worst = max(worst, abs(step.reward))
         failures = sum(played.steps[-1].terms["failures"] for played in self.played)
@@ -139,8 +135,6 @@ class Verifier:
             return False, numbers, f"{worst[0].name}: level {worst[1]:g} at reset"
         return (True if noops else None), numbers if noops else {"why": "no noop episode"}, ""
 
-    # episodes
-
     def check_expert_replay(self) -> Result:
         if not self.experts:
             return False, {"experts": 0}, "there is no expert episode to replay"
@@ -183,11 +177,8 @@ class Verifier:
         if not self.experts or not self.others:
             return None, {"why": "needs expert and other episodes"}, ""
         trace, best = max(self.others, key=lambda item: item[1].total)
-        numbers = {
-            "least expert": self.least,
-            "largest other": best.total,
-            "margin": (self.least - best.total) / abs(self.least or 1.0),
-        }
+        margin = (self.least - best.total) / abs(self.least or 1.0)
+        numbers = {"least expert": self.least, "largest other": best.total, "margin": margin}
         ok = self.least > best.total
         return ok, numbers, "" if ok else f"{trace.name} earns {best.total:.3f}, an expert {self.least:.3f}"
 
@@ -293,7 +284,7 @@ class Verifier:
         edits = {"-q for q": negative, "the scene moved": shifted, "distractors moved": cluttered}
         for trace, played in self.experts[:1] or self.others[:1]:
             for name, edit in edits.items():
-                other = play(self.program, episodes.change(trace.states, edit))
+                other = play(self.program, list(map(edit, trace.states)))
                 for t, (a, b) in enumerate(zip(played.steps, other.steps, strict=True)):
                     if abs(a.reward - b.reward) > 1e-6:
                         return False, {}, f"{trace.name} step {t}: {name}, {a.reward:g} became {b.reward:g}"
@@ -343,7 +334,8 @@ class Verifier:
     def check_order_of_sub_goals(self) -> Result:
         spec = self.program.spec
         free = [t for t in spec.tracks if not t.after and len(t.goal) == 1] if spec else []
-        moved = [(track.goal[0], name) for track in free if (name := self._object(track.goal[0]))]
+        things = [(track.goal[0], self.facts.goal[track.goal[0]].args[0]) for track in free]
+        moved = [(k, name) for k, name in things if name in self.facts.names("object")]
         pairs = [(a, b) for a in moved for b in moved if a[1] != b[1]]
         done = 0
         for trace, played in self.experts:
@@ -359,10 +351,6 @@ class Verifier:
             return None, {"why": "no two sub-goals of free order in an episode"}, ""
         return True, {"swaps": done}, ""
 
-    def _object(self, k: int) -> str:
-        name = self.facts.goal[k].args[0]
-        return name if name in self.facts.names("object") else ""
-
     def check_cost(self) -> Result:
         trace, _ = (self.experts or self.others)[0]
         calls = []
@@ -370,24 +358,13 @@ class Verifier:
         for t, state in enumerate(trace.states):
             calls.append((state, {"step": t}, memory))
             memory = self.program(*calls[-1])[1]
-        best = []
-        for call in calls[:300]:
-            spans = []
-            for _ in range(5):
-                start = time.perf_counter()
-                self.program(*call)
-                spans.append(time.perf_counter() - start)
-            best.append(min(spans) * 1e6)
+        best = [min(timeit.repeat(partial(self.program, *call), number=1, repeat=5)) * 1e6 for call in calls[:300]]
         p50, p99 = float(np.percentile(best, 50)), float(np.percentile(best, 99))
         return p99 < 100.0, {"p50 us": p50, "p99 us": p99}, ""
 
 
 def _first_goal(trace: Trace, k: int) -> int:
     return next((t for t, state in enumerate(trace.states) if state[f"goal_{k}"]), len(trace.states))
-
-
-def _brief(state: State) -> str:
-    return ", ".join(f"{key}={value}" for key, value in list(state.items())[:6])
 
 
 def _random_state(keys: Sequence[str], facts: TaskFacts, rng: np.random.Generator, extreme: bool) -> State:

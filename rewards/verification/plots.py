@@ -6,6 +6,7 @@ What a picture shows is computed by functions of its own (:func:`occupancy`, :fu
 :func:`reject_reasons`), so that the numbers can be had without it.
 """
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -58,8 +59,6 @@ def plot_report(
     """
     PNG files for one task.
 
-    :param program: The reward.
-    :param traces: Its episodes.
     :param folder: Output folder, made if needed.
     :param facts: Facts of the task; None = the shipped ones.
     :param mutation: Outcome of V20, :func:`~sb3_tgrpo.rewards.verification.mutants.mutation_check`; None = no picture of it.
@@ -80,12 +79,9 @@ def plot_report(
     }
     if mutation is not None and (bars := mutation_bars(mutation)):
         figures["mutants"] = _plot_bars(bars, "mutants", {"survived": "tab:red"}, f"{program.task}: what rejects mutants")
-    paths = []
     for name, figure in figures.items():
-        path = folder / f"{program.task}_{name}.png"
-        figure.savefig(path, dpi=110)
-        paths.append(path)
-    return paths
+        figure.savefig(folder / f"{program.task}_{name}.png", dpi=110)
+    return [folder / f"{program.task}_{name}.png" for name in figures]
 
 
 def plot_rejects(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
@@ -106,13 +102,7 @@ def plot_rejects(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -
 
 
 def occupancy(program: RewardProgram, played: Sequence[tuple[Trace, Played]]) -> np.ndarray:
-    """
-    Where episodes spend their time.
-
-    :param program: The reward.
-    :param played: Episodes and what the reward made of them.
-    :return: (n_episodes, n_stages + 1): share of the states at which so many stages are done; rows sum to 1.
-    """
+    """Share of an episode's states at which so many stages are done, (n_episodes, n_stages + 1); rows sum to 1."""
     counts = [np.bincount([step.stage for step in result.steps], minlength=program.n_stages + 1) for _, result in played]
     return np.array([row / row.sum() for row in counts])
 
@@ -123,11 +113,7 @@ def stage_returns(played: Sequence[tuple[Trace, Played]]) -> list[tuple[str, int
 
 
 def mutation_bars(check: Check) -> dict[str, int]:
-    """
-    How many mutants each check rejects, and how many survive; empty if V20 was not run.
-
-    :param check: V20, with its numbers.
-    """
+    """How many mutants each check rejects, and how many survive, from V20's numbers; empty if V20 was not run."""
     killed = check.numbers.get("killed by")
     if killed is None:
         return {}
@@ -139,7 +125,6 @@ def reject_reasons(folder: str | os.PathLike[str]) -> dict[str, int]:
     """
     Why answers of the language model were rejected.
 
-    :param folder: ``--out`` of ``sb3-tgrpo reward generate``.
     :return: Answers by outcome (``verified``, ``invalid``, ``refused``, ``cut off``) or failed hard check (``V8``), most
         frequent first; an answer that fails several checks counts for each.
     :raises ValueError: If the folder holds no answers.
@@ -170,11 +155,7 @@ def _plot_rewards(program: RewardProgram, played: Sequence[tuple[Trace, Played]]
     for kind, result in chosen.items():
         style = {"color": _COLOURS[kind], "linewidth": 2.0 if kind == "expert" else 1.2, "label": kind}
         top.plot([step.terms["level"] for step in result.steps], **style)
-        total, sums = 0.0, [0.0]
-        for reward in result.rewards:
-            total += reward
-            sums.append(total)
-        bottom.plot(sums, **style)
+        bottom.plot(list(itertools.accumulate(result.rewards, initial=0.0)), **style)
     if "expert" in chosen:
         _stage_bands(top, chosen["expert"])
     top.set_ylabel("level (f1 + f2)")

@@ -100,12 +100,9 @@ class VerificationReport:
         lines += [f"  margin {self.margin:.3f}", ""]
         for check in self.checks:
             mark = "-" if check.passed is None else "ok" if check.passed else "FAIL" if check.hard else "low"
-            numbers = ", ".join(f"{key} {_short(value)}" for key, value in check.numbers.items())
+            items = ((key, f"{x:.4g}" if isinstance(x, float) else x) for key, x in check.numbers.items())
+            numbers = ", ".join(f"{key} {value}" for key, value in items)
             lines.append(f"  {check.id:<4} {check.title:<20} {mark:<5} {numbers}")
             if check.counterexample:
                 lines.append(f"       {check.counterexample}")
         return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

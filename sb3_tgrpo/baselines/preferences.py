@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from sb3_tgrpo.advantages import trajectory_advantages
 from sb3_tgrpo.buffers import GroupedRolloutBuffer, GroupedRolloutBufferSamples
-from sb3_tgrpo.checks import check_number
 from sb3_tgrpo.losses import ratio_statistics
+from sb3_tgrpo.settings import check_number
 from sb3_tgrpo.tgrpo import TGRPO
 
 Array = TypeVar("Array", np.ndarray, th.Tensor)
@@ -46,19 +46,11 @@ def dpo_loss(chosen: Array, rejected: Array, *, beta: float = 0.1) -> Array:
         return dpo_loss(th.as_tensor(chosen), th.as_tensor(rejected), beta=beta).numpy()
     if chosen.shape != rejected.shape or not chosen.numel():
         raise ValueError(f"chosen has shape {tuple(chosen.shape)}, rejected {tuple(rejected.shape)}: they must be pairs.")
-    if not beta > 0:
-        raise ValueError(f"beta={beta} must be positive.")
+    check_number("beta", beta, positive=True)
     return -F.logsigmoid(beta * (chosen - rejected)).mean()
 
 
-def tpo_loss(
-    chosen: Array,
-    rejected: Array,
-    *,
-    beta: float = 0.1,
-    chosen_mask: Array | None = None,
-    rejected_mask: Array | None = None,
-) -> Array:
+def tpo_loss(chosen: Array, rejected: Array, *, beta: float = 0.1) -> Array:
     """
     GRAPE's trajectory-wise objective (arXiv 2411.19309, section 3): as :func:`dpo_loss`, but a trajectory is one answer. Its
     log-ratio is the sum over its steps, within the sigmoid.
@@ -66,15 +58,9 @@ def tpo_loss(
     :param chosen: ``log pi_theta - log pi_ref`` of the steps of the preferred trajectories, ``(n_pairs, n_steps)``.
     :param rejected: Log-ratios of the other trajectories, which may differ in length.
     :param beta: Strength of the preference. The smaller it is, the further the policy may go from its reference.
-    :param chosen_mask: True where a step counts; None = everywhere.
-    :param rejected_mask: True where a step of the other trajectories counts; None = everywhere.
     :return: Scalar to minimise.
     :raises ValueError: On what :func:`dpo_loss` refuses.
     """
-    if chosen_mask is not None:
-        chosen = chosen * chosen_mask
-    if rejected_mask is not None:
-        rejected = rejected * rejected_mask
     return dpo_loss(chosen.sum(1), rejected.sum(1), beta=beta)
 
 

@@ -21,19 +21,18 @@ from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
 
+from sb3_tgrpo.envs.groups.sync_vector_env import StartOptions
+
 GROUPED = ("tgrpo", "dpo", "tpo")
 """Methods that sample groups."""
 REFERENCES = ("trpo", "recurrent_ppo")
 """Methods with a policy of their own, which starts from nothing."""
 
-StartOptions = Callable[[np.random.Generator], dict[str, Any] | None]
-
 
 def algorithm_class(algo: str) -> type[OnPolicyAlgorithm]:
     """
-    The class that trains.
+    The class that trains, by the name in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
 
-    :param algo: Name of the method, as in :class:`~sb3_tgrpo.train.config.AlgorithmConfig`.
     :raises ImportError: If the package of the method is not installed.
     """
     if algo in REFERENCES:
@@ -78,13 +77,7 @@ class DrawnStarts(gym.Wrapper):
 
 
 def make_ungrouped_env(make: Callable[[], gym.Env], n_envs: int, start_options: StartOptions | None = None) -> VecEnv:
-    """
-    Environments that each go their own way, in processes of their own.
-
-    :param make: Function that makes one environment, also in another process.
-    :param n_envs: Number of environments.
-    :param start_options: Reset options of each start, see :class:`DrawnStarts`.
-    """
+    """Environments that each go their own way, in processes of their own; ``make`` also works in another process."""
 
     def one(place: int) -> gym.Env:
         import sb3_tgrpo  # noqa: F401  # registers the LIBERO ids in the process that makes the environment
@@ -100,9 +93,6 @@ def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
     """
     Steps per environment and rollout, near what is wanted, such that whole rollouts make up the budget: methods that only
     stop between rollouts then spend what the others spend, give or take a step per rollout and environment.
-
-    :param total_timesteps: Budget of steps over all environments.
-    :param wanted: Steps per environment and rollout.
     """
     n_rollouts = max(1, round(total_timesteps / (n_envs * wanted)))
     return max(2, -(-total_timesteps // (n_envs * n_rollouts)))
@@ -110,11 +100,8 @@ def rollout_steps(total_timesteps: int, n_envs: int, wanted: int) -> int:
 
 def even_batch_size(n_steps: int, wanted: int) -> int:
     """
-    Steps per minibatch such that no small rest makes an optimizer step of its own, with an advantage normalisation and a KL
-    estimate of its own.
-
-    :param n_steps: Steps of a rollout, over all environments.
-    :param wanted: Most steps per minibatch.
+    Steps per minibatch, at most ``wanted``, such that no small rest of a rollout's ``n_steps`` makes an optimizer step of its
+    own, with an advantage normalisation and a KL estimate of its own.
     """
     n_minibatches = -(-n_steps // wanted)
     even = -(-n_steps // n_minibatches)
@@ -129,9 +116,7 @@ def even_batch_size(n_steps: int, wanted: int) -> int:
 class SceneExtractor(CombinedExtractor):
     """
     SB3's ``CombinedExtractor`` without the instruction, whose bytes are the same in every step of a task, and with larger
-    pictures reduced to the 84 pixels that its network was made for (Mnih et al., 2015).
-
-    :param observation_space: The environment's observation space, pictures channel-first.
+    channel-first pictures reduced to the 84 pixels that its network was made for (Mnih et al., 2015).
     """
 
     SIDE = 84

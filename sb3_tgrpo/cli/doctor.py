@@ -112,12 +112,7 @@ def describe(args: argparse.Namespace) -> "BasePolicyReport":
 
 
 def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[], gym.Env]:
-    """
-    A function that makes the environment, its drawn initial states widened as in training.
-
-    :param args: Arguments of the command.
-    :param shown: Keyword arguments of the environment that concern its pictures.
-    """
+    """A function that makes the environment, its initial states widened as in training and in evaluations."""
     from sb3_tgrpo.envs.registration import env_id
     from sb3_tgrpo.evaluation.player import env_maker
 
@@ -130,11 +125,7 @@ _COLOURS = {"ok": "green", "failed": "red", "note": "yellow", "not checked": "di
 
 
 def print_findings(findings: "Sequence[Finding]") -> None:
-    """
-    A row per check, remedies under the failed ones.
-
-    :param findings: What the checks found.
-    """
+    """A row per check, remedies under the failed ones."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table

@@ -40,25 +40,14 @@ def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
 
 
 def add_flags(group: Any, owner: type, names: Sequence[str] | None = None) -> None:
-    """
-    Add a flag for each setting of a dataclass.
-
-    :param group: Parser or argument group.
-    :param owner: Dataclass with fields made by :func:`~sb3_tgrpo.settings.setting`.
-    :param names: Settings that get a flag, in this order; None for all.
-    """
+    """Add a flag for each setting of a dataclass, or for those named, in this order."""
     described = {item.name: item for item in settings_of(owner)}
     for name in described if names is None else names:
         add_flag(group, *described[name])
 
 
 def given_settings(args: argparse.Namespace, owner: type) -> dict[str, Any]:
-    """
-    The settings that flags gave, by their names.
-
-    :param args: Parsed arguments.
-    :param owner: Dataclass whose flags :func:`add_flags` added.
-    """
+    """The settings of a dataclass that flags, which :func:`add_flags` added, gave."""
     values = {item.name: getattr(args, item.name) for item in settings_of(owner) if hasattr(args, item.name)}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
@@ -72,12 +61,7 @@ def _optional(kind: type) -> Any:
 
 
 def rename_flags(arguments: Sequence[str], renamed: Mapping[str, str]) -> list[str]:
-    """
-    Arguments in which flags of the version before have their new names, with one warning each.
-
-    :param arguments: Arguments of a subcommand.
-    :param renamed: New flags by their old names, both with their dashes.
-    """
+    """Arguments in which flags of the version before (keys of ``renamed``) have their new names, with one warning each."""
     new = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")

@@ -10,8 +10,6 @@ from sb3_tgrpo.rewards.facts.task_name import TaskName
 from sb3_tgrpo.rewards.program.level import Payment
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.rewards.episodes.traces import Trace
-    from sb3_tgrpo.rewards.program.program import RewardProgram
     from sb3_tgrpo.rewards.verification.report import VerificationReport
 
 PAYMENTS = get_args(Payment)
@@ -139,14 +137,15 @@ def _generate(args: argparse.Namespace, tasks: list[str]) -> int:
 
 def run_verify(args: argparse.Namespace) -> int:
     """A full table for one reward, a line each for several."""
-    from sb3_tgrpo.rewards import load_reward, verify_reward
+    from sb3_tgrpo.rewards import load_reward, load_task_facts, load_traces, verify_reward
+    from sb3_tgrpo.rewards.episodes.kinematic import task_traces
 
     _check_files(args)
     reports: list[VerificationReport] = []
     names = expand(args.rewards)
     for name in names:
         program = load_reward(name, payment=args.payment)
-        traces = _traces(program, args.traces)
+        traces = load_traces(args.traces) if args.traces else task_traces(load_task_facts(program.task))
         report = verify_reward(program, traces, mutation=args.mutation, seed=args.seed)
         reports.append(report)
         if len(names) == 1:
@@ -178,14 +177,6 @@ def _check_files(args: argparse.Namespace) -> None:
         raise ValueError(f"--json {args.json} is a folder: name a file in it, such as {args.json / 'report.json'}.")
     if args.json is not None and not args.json.parent.is_dir():
         raise ValueError(f"--json {args.json}: there is no folder {args.json.parent}; make it, or name a file elsewhere.")
-
-
-def _traces(program: "RewardProgram", path: Path | None) -> "list[Trace]":
-    from sb3_tgrpo.rewards.episodes.kinematic import task_traces
-    from sb3_tgrpo.rewards.episodes.traces import load_traces
-    from sb3_tgrpo.rewards.facts.task_facts import load_task_facts
-
-    return load_traces(path) if path is not None else task_traces(load_task_facts(program.task))
 
 
 def run_show(args: argparse.Namespace) -> int:

@@ -133,12 +133,7 @@ def _train(args: argparse.Namespace, dataset: Any) -> None:
 
 
 def make_sft(args: argparse.Namespace, dataset: Any) -> "SFT":
-    """
-    The training that the arguments describe.
-
-    :param args: Parsed arguments.
-    :param dataset: The demonstrations.
-    """
+    """The training on a dataset that the parsed arguments describe."""
     from sb3_tgrpo.sft.trainer import SFT
 
     policy = _settings(args, _Policy)

@@ -103,12 +103,7 @@ class DoctorContext:
         return resolve_assets(self.assets)
 
     def make_env(self, task: TaskName, **kwargs: Any) -> "LiberoEnv":
-        """
-        An environment.
-
-        :param task: LIBERO task.
-        :param kwargs: Further arguments of :class:`~sb3_tgrpo.envs.LiberoEnv`.
-        """
+        """An environment of a task; ``kwargs`` are further arguments of :class:`~sb3_tgrpo.envs.LiberoEnv`."""
         from sb3_tgrpo.envs import LiberoEnv
 
         return LiberoEnv(*task, assets=self.found_assets.kind, **kwargs)
@@ -123,22 +118,28 @@ class DoctorContext:
         return OpenVLAPolicy.for_env(env, self.checkpoint, unnorm_key=self.unnorm_key, device=self.device, temperature=0.7)
 
 
-Check = Callable[[DoctorContext], Finding]
+Found = tuple[Status, str, str]
+"""Status, facts and remedy."""
 
 
-def carry_out(name: str, check: Check, context: DoctorContext) -> Finding:
+@dataclass(frozen=True)
+class Check:
     """
-    A check's finding; whatever it raises becomes a failed one, so that the other checks go on.
+    A check. Whatever it raises becomes a failed finding, so that the other checks go on.
 
-    :param name: Name of the check.
-    :param check: The check.
-    :param context: What is checked.
+    :param name: Name of its row.
+    :param function: What it does.
     """
-    try:
-        return check(context)
-    except Exception as error:
-        remedy = getattr(error, "remedy", "Read the message; another row may name the cause.")
-        return Finding(name, "failed", f"{type(error).__name__}: {error}", remedy)
+
+    name: str
+    function: Callable[[DoctorContext], Found]
+
+    def __call__(self, context: DoctorContext) -> Finding:
+        try:
+            return Finding(self.name, *self.function(context))
+        except Exception as error:
+            remedy = getattr(error, "remedy", "Read the message; another row may name the cause.")
+            return Finding(self.name, "failed", f"{type(error).__name__}: {error}", remedy)
 
 
 def to_dict(findings: Sequence[Finding]) -> dict[str, Any]:

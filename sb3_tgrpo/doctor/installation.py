@@ -3,21 +3,21 @@
 import importlib
 import importlib.util
 import os
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from sb3_tgrpo.doctor.finding import Check, DoctorContext, Finding
+from sb3_tgrpo.doctor.finding import Check, DoctorContext, Found
 
 HF_LIBERO = "0.1.4"
 """Pinned in the installation rather than in the package's metadata, as it is installed without its requirements."""
 
 
-def check_versions(context: DoctorContext) -> Finding:
+@partial(Check, "versions")
+def check_versions(context: DoctorContext) -> Found:
     """Installed packages against the pins of this package's metadata."""
     from packaging.requirements import Requirement
 
-    wrong: list[str] = []
-    right: list[str] = []
-    absent: list[str] = []
+    right, wrong, absent = 0, list[str](), list[str]()
     pins = [*(requires("sb3-tgrpo") or []), f"hf-libero=={HF_LIBERO}; extra == 'libero'"]
     for text in dict.fromkeys(pins):
         requirement = Requirement(text)
@@ -31,17 +31,18 @@ def check_versions(context: DoctorContext) -> Finding:
         except PackageNotFoundError:
             (absent if marker else wrong).append(f"{requirement.name} is not installed")
             continue
-        fits = requirement.specifier.contains(installed, prereleases=True)
-        (right if fits else wrong).append(
-            f"{requirement.name} {installed}" + ("" if fits else f", needed {requirement.specifier}")
-        )
+        if requirement.specifier.contains(installed, prereleases=True):
+            right += 1
+        else:
+            wrong.append(f"{requirement.name} {installed}, needed {requirement.specifier}")
     if wrong:
-        return Finding("versions", "failed", "; ".join(wrong), 'pip install -c constraints.txt "sb3-tgrpo[all]"')
-    found = f"{len(right)} packages within their pins" + (f"; {'; '.join(absent)}" if absent else "")
-    return Finding("versions", "note" if absent else "ok", found, "Install the extras that you need." if absent else "")
+        return "failed", "; ".join(wrong), 'pip install -c constraints.txt "sb3-tgrpo[all]"'
+    found = f"{right} packages within their pins" + (f"; {'; '.join(absent)}" if absent else "")
+    return "note" if absent else "ok", found, "Install the extras that you need." if absent else ""
 
 
-def check_mujoco(context: DoctorContext) -> Finding:
+@partial(Check, "MuJoCo")
+def check_mujoco(context: DoctorContext) -> Found:
     """The version that LIBERO's pictures and dynamics were recorded with."""
     from sb3_tgrpo.envs.libero.gl import choose_gl
 
@@ -51,8 +52,8 @@ def check_mujoco(context: DoctorContext) -> Finding:
     pinned = _pinned("mujoco")
     remedy = f"pip install mujoco=={pinned}: other versions draw LIBERO's scenes darker, which a policy has never seen."
     if mujoco.__version__ != pinned:
-        return Finding("MuJoCo", "failed", f"{mujoco.__version__}, LIBERO's results are of {pinned}", remedy)
-    return Finding("MuJoCo", "ok", mujoco.__version__)
+        return "failed", f"{mujoco.__version__}, LIBERO's results are of {pinned}", remedy
+    return "ok", mujoco.__version__, ""
 
 
 def _pinned(package: str) -> str:
@@ -63,7 +64,8 @@ def _pinned(package: str) -> str:
     raise LookupError(f"sb3-tgrpo's metadata do not pin {package}: install it again (pip install -e .).")
 
 
-def check_gl(context: DoctorContext) -> Finding:
+@partial(Check, "OpenGL")
+def check_gl(context: DoctorContext) -> Found:
     """The OpenGL backend."""
     from sb3_tgrpo.envs.libero.gl import MISSING_GL, choose_gl
 
@@ -71,40 +73,33 @@ def check_gl(context: DoctorContext) -> Finding:
     try:
         backend = choose_gl()
     except RuntimeError as error:
-        return Finding("OpenGL", "failed", str(error), MISSING_GL)
+        return "failed", str(error), MISSING_GL
     how = "by MUJOCO_GL" if named else "chosen"
-    return Finding("OpenGL", "ok", f"{backend or 'of the system'} ({how})")
+    return "ok", f"{backend or 'of the system'} ({how})", ""
 
 
-def check_torchvision(context: DoctorContext) -> Finding:
+@partial(Check, "torchvision, timm")
+def check_torchvision(context: DoctorContext) -> Found:
     """A torchvision built for another torch makes transformers fail or fall back silently."""
-    name = "torchvision, timm"
     present = [package for package in ("torchvision", "timm") if importlib.util.find_spec(package) is not None]
     if not present:
-        return Finding(name, "ok", "not installed, not needed")
+        return "ok", "not installed, not needed", ""
     try:
         for package in present:
             importlib.import_module(package)
     except Exception as error:  # an operator missing from a mismatched build, for instance
-        return Finding(
-            name, "failed", f"{package} does not import beside this torch ({error})", f"pip uninstall {' '.join(present)}"
-        )
+        return "failed", f"{package} does not import beside this torch ({error})", f"pip uninstall {' '.join(present)}"
     found = ", ".join(f"{package} {version(package)}" for package in present)
-    return Finding(name, "note", f"{found}: installed, not used here")
+    return "note", f"{found}: installed, not used here", ""
 
 
-def check_api_key(context: DoctorContext) -> Finding:
+@partial(Check, "API key")
+def check_api_key(context: DoctorContext) -> Found:
     """Whether rewards can be written by a language model; the key itself is never shown."""
     if os.environ.get("ANTHROPIC_API_KEY"):
-        return Finding("API key", "ok", "ANTHROPIC_API_KEY is set")
+        return "ok", "ANTHROPIC_API_KEY is set", ""
     remedy = "Only `sb3-tgrpo reward generate` needs it: export ANTHROPIC_API_KEY=..."
-    return Finding("API key", "note", "ANTHROPIC_API_KEY is not set", remedy)
+    return "note", "ANTHROPIC_API_KEY is not set", remedy
 
 
-INSTALLATION_CHECKS: tuple[tuple[str, Check], ...] = (
-    ("versions", check_versions),
-    ("OpenGL", check_gl),
-    ("MuJoCo", check_mujoco),
-    ("torchvision, timm", check_torchvision),
-    ("API key", check_api_key),
-)
+INSTALLATION_CHECKS = (check_versions, check_gl, check_mujoco, check_torchvision, check_api_key)

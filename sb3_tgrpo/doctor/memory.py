@@ -1,11 +1,11 @@
 """An estimate of the memory that a training run takes."""
 
-from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 
-from sb3_tgrpo.doctor.finding import Check, DoctorContext, Finding, MemoryPlan
+from sb3_tgrpo.doctor.finding import Check, DoctorContext, Found, MemoryPlan
 from sb3_tgrpo.envs.registration import STEP_CAPS
 
 if TYPE_CHECKING:
@@ -23,14 +23,7 @@ def free_memory(device: str) -> tuple[float, str]:
 
 
 def memory_parts(config: "OpenVLAConfig", plan: MemoryPlan, device: str, suite: str) -> dict[str, float]:
-    """
-    Bytes that a training run takes, from shapes; what allocators and contexts add is left out.
-
-    :param config: Of the checkpoint.
-    :param plan: The run.
-    :param device: ``"cpu"``, ``"cuda"`` or ``"auto"``.
-    :param suite: LIBERO suite, for the length of its episodes.
-    """
+    """Bytes that a training run in a suite takes, from shapes; what allocators and contexts add is left out."""
     from sb3_tgrpo.openvla.loading import build_empty, resolve_device, resolve_dtype
 
     width = resolve_dtype(plan.dtype, resolve_device(device)).itemsize
@@ -43,19 +36,20 @@ def memory_parts(config: "OpenVLAConfig", plan: MemoryPlan, device: str, suite: 
     if plan.quantization == "4bit":
         linear = sum(m.weight.numel() for m in model.language_model.model.modules() if isinstance(m, th.nn.Linear))
         weights -= linear * (width - 0.52)  # four bits, and a scale of half a byte per 64 weights, itself quantised
-    sees = trains_vision(model, plan.lora)
+    adapted = None if plan.lora is None else adapted_modules(model, plan.lora)
+    sees = adapted is None or any(not name.startswith("language_model") for name in adapted)
     members = plan.group_size * plan.parallel_groups
     steps = plan.n_steps if plan.n_steps is not None else STEP_CAPS.get(suite, 300)
     batch = plan.micro_batch_size if plan.micro_batch_size is not None else plan.group_size * steps
     per_layer = float(batch * length * (10 * hidden + 6 * inner) * width)
     kept = 1 if plan.gradient_checkpointing else layers
-    if plan.lora is None:
+    if adapted is None:
         state = 3.0 * n_parameters * width  # gradient and AdamW's two moments, like the weights that are trained in place
     else:
-        state = 16.0 * adapter_size(model, plan.lora)  # float32 weight, gradient and two moments
+        state = 16.0 * sum(adapted.values())  # float32 weight, gradient and two moments
     # With a trained vision side, preprocessed pictures are cached instead of their embeddings.
     frame = 3 * config.image_size**2 if sees else config.n_visual_tokens * hidden * width
-    parts = {
+    return {
         "weights": weights,
         "training state": state,
         "reference copy": 0.0 if plan.lora is not None else weights,
@@ -64,14 +58,10 @@ def memory_parts(config: "OpenVLAConfig", plan: MemoryPlan, device: str, suite: 
         "activations": per_layer * kept + (batch * length * hidden * layers * width if plan.gradient_checkpointing else 0.0),
         "vision activations": float(batch * vision_activations(model) * width) if sees else 0.0,
     }
-    return parts
 
 
 def vision_activations(model: "OpenVLA") -> int:
-    """
-    Numbers per picture that towers and projector keep for the backward pass when they are trained; gradient checkpointing
-    is of the language model only.
-    """
+    """Numbers per picture that trained towers and projector keep for the backward pass, with gradient checkpointing too."""
     total = 0
     for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
         length = tower.pos_embed.shape[1] + tower.n_prefix
@@ -84,51 +74,40 @@ def vision_activations(model: "OpenVLA") -> int:
     return total + model.config.n_visual_tokens * widths
 
 
-def trains_vision(model: th.nn.Module, lora: str | None) -> bool:
-    """Whether towers or projector are trained."""
-    return lora is None or any(not name.startswith("language_model") for name, _ in _adapted(model, lora))
-
-
-def adapter_size(model: th.nn.Module, lora: str) -> int:
-    """Parameters of an adapter, without attaching it, which takes PEFT seconds at full size."""
-    from sb3_tgrpo.openvla.lora import lora_config
-
-    rank = lora_config(lora).r
-    return sum(rank * (module.weight[0].numel() + module.weight.shape[0]) for _, module in _adapted(model, lora))
-
-
-def _adapted(model: th.nn.Module, lora: str) -> Iterator[tuple[str, th.nn.Linear | th.nn.Conv2d]]:
-    """Modules that get an adapter, by name."""
+def adapted_modules(model: th.nn.Module, lora: str) -> dict[str, int]:
+    """Parameters of an adapter by the names of the modules that get one. Attaching it takes PEFT seconds at full size."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     from sb3_tgrpo.openvla.lora import lora_config
 
     config = lora_config(lora)
-    for name, module in model.named_modules():
-        if isinstance(module, th.nn.Linear | th.nn.Conv2d) and check_target_module_exists(config, name):
-            yield name, module
+    return {
+        name: config.r * (module.weight[0].numel() + module.weight.shape[0])
+        for name, module in model.named_modules()
+        if isinstance(module, th.nn.Linear | th.nn.Conv2d) and check_target_module_exists(config, name)
+    }
 
 
-def check_memory(context: DoctorContext) -> Finding:
+@partial(Check, "memory")
+def check_memory(context: DoctorContext) -> Found:
     """Free memory against an estimate for the planned run."""
-    name = "memory"
     free, where = free_memory(context.device)
     if context.plan is None or context.checkpoint is None:
-        return Finding(name, "not checked", f"{where} has {free / 1e9:.1f} GB free", "--plan and --checkpoint estimate a run")
+        return "not checked", f"{where} has {free / 1e9:.1f} GB free", "--plan and --checkpoint estimate a run"
     if context.checkpoint.is_here:
         config = context.checkpoint.config
     elif context.checkpoint.is_upstream:
         config = upstream_config()
     else:
-        return Finding(name, "not checked", f"{context.checkpoint} is not on this machine yet: its sizes are not known")
+        return "not checked", f"{context.checkpoint} is not on this machine yet: its sizes are not known", ""
     parts = memory_parts(config, context.plan, context.device, context.task.suite)
     total = sum(parts.values())
     listed = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in parts.items() if size >= 5e7)
     found = f"about {total / 1e9:.1f} GB ({listed}); {where} has {free / 1e9:.1f} GB free"
     if total <= free:
-        return Finding(name, "ok", found)
+        return "ok", found, ""
     remedy = "Smaller micro_batch_size, gradient_checkpointing=True, dtype='bfloat16', quantization='4bit', lora='language'."
-    return Finding(name, "failed", found, remedy)
+    return "failed", found, remedy
 
 
 def upstream_config() -> "OpenVLAConfig":
@@ -139,6 +118,3 @@ def upstream_config() -> "OpenVLAConfig":
     text = {"model_type": "llama", "pad_token_id": 32000, "vocab_size": 32064}
     raw = {"n_action_bins": 256, "pad_to_multiple_of": 64, "text_config": text, "timm_model_ids": towers}
     return OpenVLAConfig.from_dict(raw, "OpenVLA-7B")
-
-
-MEMORY_CHECKS: tuple[tuple[str, Check], ...] = (("memory", check_memory),)

@@ -1,26 +1,21 @@
 """Checks of a checkpoint and of the policy made from it."""
 
-import functools
-import json
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
 
-from sb3_tgrpo.doctor.finding import Check, DoctorContext, Finding, MemoryPlan, Status
+from sb3_tgrpo.doctor.finding import Check, DoctorContext, Found, MemoryPlan
 from sb3_tgrpo.doctor.memory import free_memory, memory_parts
 from sb3_tgrpo.envs.libero.tasks import get_task
 from sb3_tgrpo.envs.spaces import encode_instruction
 from sb3_tgrpo.openvla.checkpoint import Checkpoint
-from sb3_tgrpo.openvla.folder import weight_files
-from sb3_tgrpo.openvla.prompt import decode_instruction, prompt_token_ids
+from sb3_tgrpo.openvla.folder import open_shard, weight_files
+from sb3_tgrpo.openvla.prompt import prompt_token_ids
 
 MAX_RATIO_ERROR = {th.float32: 1e-4, th.float64: 1e-4, th.bfloat16: 0.15}
 _FRAMES = 4
-_AGAIN = "Download the checkpoint again."
 _DOWNLOAD = "It is downloaded (15 GB at full size) when it is first used."
 _BLACK_WHITE = 1e-3
 
@@ -35,59 +30,30 @@ GOLDEN_IDS = {
 }  # fmt: skip
 
 
-def shard_problem(path: Path) -> str:
-    """
-    What is wrong with a safetensors file by its header, without reading the weights.
-
-    :return: ``""`` if nothing is.
-    """
-    if not path.is_file():
-        return f"{path.name} is missing"
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            return f"{path.name} is truncated in its header"
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            return f"{path.name} has a damaged header"
-    end = max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-    if size != 8 + length + end:
-        return f"{path.name} has {size} bytes, by its header it should have {8 + length + end}"
-    return ""
-
-
-Found = tuple[Status, str, str]
-
-
 def _of_checkpoint(
     name: str, files: bool = True, plays: bool = False
 ) -> Callable[[Callable[[DoctorContext, Checkpoint], Found]], Check]:
     """
     Carry a check out where there is a usable checkpoint.
 
-    :param name: Name of the check.
     :param files: Whether it reads files of the checkpoint; else upstream's checkpoints need not be on this machine.
     :param plays: Whether it loads the model, which must fit into memory.
     """
 
     def decorate(check: Callable[[DoctorContext, Checkpoint], Found]) -> Check:
-        @functools.wraps(check)
-        def run(context: DoctorContext) -> Finding:
-            if context.checkpoint is None:
-                return Finding(name, "not checked", "no checkpoint was named", "pass --checkpoint to check one")
-            problem = problem_of(context.checkpoint)
+        def run(context: DoctorContext) -> Found:
+            if (checkpoint := context.checkpoint) is None:
+                return "not checked", "no checkpoint was named", "pass --checkpoint to check one"
+            problem = problem_of(checkpoint)
             if problem and name != "checkpoint":
-                return Finding(name, "not checked", "see the row of the checkpoint")
-            if not (problem or context.checkpoint.is_here or (context.checkpoint.is_upstream and not files)):
-                return Finding(name, "not checked", f"{context.checkpoint} is not on this machine yet", _DOWNLOAD)
-            if plays and (reason := _too_large(context, context.checkpoint)):
-                return Finding(name, "not checked", reason, "Check it on the machine that it will run on.")
-            return Finding(name, *check(context, context.checkpoint))
+                return "not checked", "see the row of the checkpoint", ""
+            if not (problem or checkpoint.is_here or (checkpoint.is_upstream and not files)):
+                return "not checked", f"{checkpoint} is not on this machine yet", _DOWNLOAD
+            if plays and (reason := _too_large(context, checkpoint)):
+                return "not checked", reason, "Check it on the machine that it will run on."
+            return check(context, checkpoint)
 
-        return run
+        return Check(name, run)
 
     return decorate
 
@@ -99,29 +65,21 @@ def _too_large(context: DoctorContext, checkpoint: Checkpoint) -> str:
 
 
 def problem_of(checkpoint: Checkpoint) -> str:
-    """
-    Why a checkpoint can't be used, by its files without reading the weights.
-
-    :param checkpoint: Checkpoint on this machine.
-    :return: Reason, ``""`` if there is none or its files are not on this machine.
-    """
+    """Why a checkpoint can't be used, by its files without reading the weights; ``""`` if they are not on this machine."""
     try:
         checkpoint.check_name()
         if not checkpoint.is_here:
             return ""
-        folder = None if checkpoint.is_tiny else checkpoint.folder
         _ = checkpoint.statistics  # also refuses what is no OpenVLA checkpoint
+        if checkpoint.is_tiny:
+            return ""
+        if not (checkpoint.folder / "tokenizer.json").is_file():
+            return f"{checkpoint.folder} lacks tokenizer.json. Download the checkpoint again."
+        for file in weight_files(checkpoint.folder):
+            open_shard(checkpoint.folder / file)
     except ValueError as error:
         return str(error)
-    if folder is None:
-        return ""
-    if not (folder / "tokenizer.json").is_file():
-        return f"{folder} lacks tokenizer.json. {_AGAIN}"
-    try:
-        problems = [problem for file in weight_files(folder) if (problem := shard_problem(folder / file))]
-    except ValueError as error:
-        return str(error)
-    return f"{folder}: {'; '.join(problems[:4])}. {_AGAIN}" if problems else ""
+    return ""
 
 
 @_of_checkpoint("checkpoint")
@@ -210,27 +168,27 @@ def _observations(context: DoctorContext) -> dict[str, th.Tensor]:
 def check_sight(context: DoctorContext, checkpoint: Checkpoint) -> Found:
     """A black and a white image must give different logits: upstream's code has skipped the vision tower unnoticed."""
     policy = context.policy
-    obs = _observations(context)
-    pictures = obs[str(policy.camera)]
+    pair = {key: value[:2] for key, value in _observations(context).items()}
+    pictures = pair[str(policy.camera)]
     pictures[0], pictures[1] = 0, 255
-    pair = {key: value[:2] for key, value in obs.items()}
     with th.no_grad():
         tokens = policy.choose_tokens({key: value[:1] for key, value in pair.items()}).expand(2, -1)
         logits = _logits(context, pair, tokens)
     difference = float((logits[0] - logits[1]).abs().max())
     found = f"logits differ by up to {difference:.2g}"
-    if difference > _BLACK_WHITE:
-        return "ok", found, ""
-    return "failed", found, "The policy does not see: check the vision weights and the image statistics."
+    return (
+        ("ok", found, "")
+        if difference > _BLACK_WHITE
+        else ("failed", found, "The policy does not see: check the vision weights and the image statistics.")
+    )
 
 
 def _logits(context: DoctorContext, obs: dict[str, th.Tensor], tokens: th.Tensor) -> th.Tensor:
     """Teacher-forced logits ``(batch, K, bins)``, without caches."""
     policy, model = context.policy, context.policy.model
-    words = [decode_instruction(row.cpu().numpy().tobytes()) for row in obs["instruction"]]
     pixels = model.pixel_values(model.preprocess(policy._images(obs)))
-    ids = [prompt_token_ids(model.tokenizer, sentence) for sentence in words]
-    return model.action_logits(pixels, ids, tokens.reshape(len(pixels), -1))
+    ids = prompt_token_ids(model.tokenizer, get_task(*context.task).instruction)
+    return model.action_logits(pixels, [ids] * len(pixels), tokens.reshape(len(pixels), -1))
 
 
 @_of_checkpoint("recorded density", plays=True)
@@ -245,9 +203,11 @@ def check_density(context: DoctorContext, checkpoint: Checkpoint) -> Found:
     error = float((chosen - recorded).abs().max())
     allowed = MAX_RATIO_ERROR[policy.model.dtype]
     found = f"log-probabilities off by up to {error:.1e} nats at T={policy.temperature:g} (allowed {allowed:g})"
-    if error <= allowed:
-        return "ok", found, ""
-    return "failed", found, "Sampling and scoring disagree: ratios would be wrong. Please report this."
+    return (
+        ("ok", found, "")
+        if error <= allowed
+        else ("failed", found, "Sampling and scoring disagree: ratios would be wrong. Please report this.")
+    )
 
 
 @_of_checkpoint("first ratio", plays=True)
@@ -261,18 +221,12 @@ def check_ratio(context: DoctorContext, checkpoint: Checkpoint) -> Found:
     error = float(((again - recorded).sum(1).exp() - 1).abs().max())
     allowed = MAX_RATIO_ERROR[policy.model.dtype]
     found = f"|ratio - 1| up to {error:.1e} in {str(policy.model.dtype).removeprefix('torch.')} (allowed {allowed:g})"
-    if error <= allowed:
-        return "ok", found, ""
-    return "failed", found, "The clip would act on rounding: use float32, or a smaller temperature change."
+    return (
+        ("ok", found, "")
+        if error <= allowed
+        else ("failed", found, "The clip would act on rounding: use float32, or a smaller temperature change.")
+    )
 
 
-POLICY_CHECKS: tuple[tuple[str, Check], ...] = (
-    ("checkpoint", check_checkpoint),
-    ("checkpoint and assets", check_fit),
-    ("conventions", check_conventions),
-    ("unnorm key", check_unnorm_key),
-    ("tokenizer", check_tokenizer),
-    ("black against white image", check_sight),
-    ("recorded density", check_density),
-    ("first ratio", check_ratio),
-)
+FILE_CHECKS = (check_checkpoint, check_fit, check_conventions, check_unnorm_key, check_tokenizer)
+POLICY_CHECKS = (*FILE_CHECKS, check_sight, check_density, check_ratio)

@@ -1,10 +1,12 @@
 """Checks of the simulator."""
 
 import importlib.util
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 
-from sb3_tgrpo.doctor.finding import Check, DoctorContext, Finding
+from sb3_tgrpo.doctor.finding import Check, DoctorContext, Found
 from sb3_tgrpo.doctor.installation import HF_LIBERO
 from sb3_tgrpo.rewards.facts.task_name import TaskName
 
@@ -17,57 +19,53 @@ REFERENCE_TASK = TaskName("libero_object", 0)
 _PARITY_STEPS = 5
 
 
-def check_asset_files(context: DoctorContext) -> Finding:
+@partial(Check, "assets")
+def check_asset_files(context: DoctorContext) -> Found:
     """Which models the simulator shows, and whether all are there."""
     from sb3_tgrpo.envs.libero.assets import ASSETS_VARIABLE, missing_files
 
     try:
         assets = context.found_assets
     except FileNotFoundError as error:
-        return Finding("assets", "failed", str(error), f"Complete the folder, or point {ASSETS_VARIABLE} at another.")
+        return "failed", str(error), f"Complete the folder, or point {ASSETS_VARIABLE} at another."
     if assets.kind == "light":
-        why = "" if context.assets == "light" else "; LIBERO's own were not found on this machine"
-        remedy = "" if context.assets == "light" else f"For checkpoints trained on LIBERO's own, set {ASSETS_VARIABLE}."
-        return Finding("assets", "ok" if context.assets == "light" else "note", f"light (built in){why}", remedy)
+        if context.assets == "light":
+            return "ok", "light (built in)", ""
+        found = "light (built in); LIBERO's own were not found on this machine"
+        return "note", found, f"For checkpoints trained on LIBERO's own, set {ASSETS_VARIABLE}."
     if missing := missing_files(assets.path):
-        shown = ", ".join(missing[:3])
-        return Finding("assets", "failed", f"{assets.path}: {len(missing)} missing, {shown}", "Download the folder again.")
-    return Finding("assets", "ok", f"full, complete: {assets.path}")
+        return "failed", f"{assets.path}: {len(missing)} missing, {', '.join(missing[:3])}", "Download the folder again."
+    return "ok", f"full, complete: {assets.path}", ""
 
 
-def check_brightness(context: DoctorContext) -> Finding:
+@partial(Check, "rendered frame")
+def check_brightness(context: DoctorContext) -> Found:
     """A frame's mean against the stored figure: another MuJoCo or a broken renderer shows here first."""
     kind = context.found_assets.kind
-    env = context.make_env(REFERENCE_TASK, image_size=128)
-    try:
+    with closing(context.make_env(REFERENCE_TASK, image_size=128)) as env:
         observation, _ = env.reset(seed=0, options={"init_state_id": 0})
-    finally:
-        env.close()
     mean, expected = float(observation["image"].mean()), BRIGHTNESS[kind]
     found = f"mean {mean:.1f} of a {kind} frame, expected {expected:.1f} within {BRIGHTNESS_TOLERANCE:g}"
     if abs(mean - expected) <= BRIGHTNESS_TOLERANCE:
-        return Finding("rendered frame", "ok", found)
+        return "ok", found, ""
     remedy = "Compare the MuJoCo and OpenGL rows; try MUJOCO_GL=osmesa. Textures may be missing or replaced."
-    return Finding("rendered frame", "failed", found, remedy)
+    return "failed", found, remedy
 
 
-def check_parity(context: DoctorContext) -> Finding:
+@partial(Check, "parity with LIBERO")
+def check_parity(context: DoctorContext) -> Found:
     """Initial state and controller against LIBERO's own environment, step by step."""
-    name = "parity with LIBERO"
     if importlib.util.find_spec("libero") is None:
         remedy = "pip install --no-deps hf-libero==" + HF_LIBERO
-        return Finding(name, "failed", "LIBERO is not installed, which its environments need", remedy)
+        return "failed", "LIBERO is not installed, which its environments need", remedy
     suite, task = context.task
-    theirs = libero_states(context)
-    ours = our_states(context)
-    difference = float(np.abs(ours - theirs).max())
-    found = f"{suite}-{task}: largest difference {difference:.1e} in the initial state and {_PARITY_STEPS} steps"
-    if difference == 0.0:
-        return Finding(name, "ok", found)
-    steps = np.abs(ours - theirs).max(axis=1)
-    where = "in the initial state already" if steps[0] > 0 else f"from step {int(np.argmax(steps > 0))} on"
+    off = np.abs(our_states(context) - libero_states(context)).max(axis=1)
+    found = f"{suite}-{task}: largest difference {off.max():.1e} in the initial state and {_PARITY_STEPS} steps"
+    if not off.any():
+        return "ok", found, ""
+    where = "in the initial state already" if off[0] > 0 else f"from step {int(np.argmax(off > 0))} on"
     remedy = "Compare robosuite and MuJoCo with their pins: physics here is not what published results had."
-    return Finding(name, "failed", f"{found}, {where}", remedy)
+    return "failed", f"{found}, {where}", remedy
 
 
 def _probe_actions() -> np.ndarray:
@@ -76,15 +74,12 @@ def _probe_actions() -> np.ndarray:
 
 def our_states(context: DoctorContext) -> np.ndarray:
     """Flattened states ``(steps + 1, n)`` of :class:`~sb3_tgrpo.envs.LiberoEnv` from the first stored initial state."""
-    env = context.make_env(context.task, observations=())
-    try:
+    with closing(context.make_env(context.task, observations=())) as env:
         env.reset(seed=0, options={"init_state_id": 0})
         states = [env.flat_state()]
         for action in _probe_actions():
             env.step(action)
             states.append(env.flat_state())
-    finally:
-        env.close()
     return np.stack(states)
 
 
@@ -101,8 +96,7 @@ def libero_states(context: DoctorContext) -> np.ndarray:
     with global_numpy_seed(), libero_assets(context.found_assets.path):
         from libero.libero.envs import OffScreenRenderEnv
 
-        env = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False)
-        try:
+        with closing(OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), use_camera_obs=False)) as env:
             env.seed(0)
             env.reset()
             env.set_init_state(stored_starts(task)[0])
@@ -112,13 +106,7 @@ def libero_states(context: DoctorContext) -> np.ndarray:
             for action in _probe_actions():
                 env.step(action.astype(np.float64))
                 states.append(env.get_sim_state().copy())
-        finally:
-            env.close()
     return np.stack(states)
 
 
-SIMULATOR_CHECKS: tuple[tuple[str, Check], ...] = (
-    ("assets", check_asset_files),
-    ("rendered frame", check_brightness),
-    ("parity with LIBERO", check_parity),
-)
+SIMULATOR_CHECKS = (check_asset_files, check_brightness, check_parity)

@@ -5,18 +5,17 @@ from typing import TYPE_CHECKING
 from sb3_tgrpo.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.openvla.checkpoint import Checkpoint, load_openvla
-    from sb3_tgrpo.openvla.conventions import Conventions
-    from sb3_tgrpo.openvla.images import (
-        center_crop,
-        preprocess_libero_image,
-        resize_lanczos3,
-        rotate_and_jpeg,
-        to_pixel_values,
-    )
-    from sb3_tgrpo.openvla.loading import save_openvla
-    from sb3_tgrpo.openvla.policy import OpenVLAPolicy
-    from sb3_tgrpo.openvla.prompt import prompt_token_ids
+    from sb3_tgrpo.openvla.checkpoint import Checkpoint as Checkpoint
+    from sb3_tgrpo.openvla.checkpoint import load_openvla as load_openvla
+    from sb3_tgrpo.openvla.conventions import Conventions as Conventions
+    from sb3_tgrpo.openvla.images import center_crop as center_crop
+    from sb3_tgrpo.openvla.images import preprocess_libero_image as preprocess_libero_image
+    from sb3_tgrpo.openvla.images import resize_lanczos3 as resize_lanczos3
+    from sb3_tgrpo.openvla.images import rotate_and_jpeg as rotate_and_jpeg
+    from sb3_tgrpo.openvla.images import to_pixel_values as to_pixel_values
+    from sb3_tgrpo.openvla.loading import save_openvla as save_openvla
+    from sb3_tgrpo.openvla.policy import OpenVLAPolicy as OpenVLAPolicy
+    from sb3_tgrpo.openvla.prompt import prompt_token_ids as prompt_token_ids
 
 # Loaded on first use: transformers takes seconds to import, and environment workers never need it.
 _LAZY = {
@@ -33,18 +32,5 @@ _LAZY = {
     "to_pixel_values": "sb3_tgrpo.openvla.images",
 }
 
-__all__ = [
-    "Checkpoint",
-    "Conventions",
-    "OpenVLAPolicy",
-    "center_crop",
-    "load_openvla",
-    "preprocess_libero_image",
-    "prompt_token_ids",
-    "resize_lanczos3",
-    "rotate_and_jpeg",
-    "save_openvla",
-    "to_pixel_values",
-]
-
+__all__ = list(_LAZY)
 __getattr__ = lazy_attributes(__name__, _LAZY)

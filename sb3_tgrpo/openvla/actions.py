@@ -24,22 +24,16 @@ def bin_values(tokens: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
     Values in [-1, 1] of action tokens. Ids count down from the end of the vocabulary; ``n_bins`` edges leave
     ``n_bins - 1`` centres, so the two ids at the top of the range share one value.
 
-    :param tokens: Token ids, any shape.
     :param vocab_end: One past the last action id (32000 upstream).
     :param n_bins: Number of action ids (256 upstream).
-    :return: Bin centres, float64, of the same shape. Ids outside the range give the nearest end.
+    :return: Bin centres, float64, of the tokens' shape. Ids outside the range give the nearest end.
     """
     index = np.clip(vocab_end - np.asarray(tokens, dtype=np.int64) - 1, 0, n_bins - 2)
     return -1.0 + (2.0 * index + 1.0) / (n_bins - 1)
 
 
 def bin_tokens(values: np.ndarray, vocab_end: int, n_bins: int) -> np.ndarray:
-    """
-    Token ids of normalised action values, as upstream's training data was encoded.
-
-    :param values: Values, clipped to [-1, 1].
-    :return: Ids, int64, in ``[vocab_end - n_bins, vocab_end)``.
-    """
+    """int64 ids in ``[vocab_end - n_bins, vocab_end)`` of values clipped to [-1, 1], as upstream encoded its training data."""
     edges = np.linspace(-1.0, 1.0, n_bins)
     return vocab_end - np.digitize(np.clip(values, -1.0, 1.0), edges).astype(np.int64)
 
@@ -53,11 +47,8 @@ def _bounds(statistics: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 def check_statistics(statistics: Any, source: str) -> None:
     """
-    Check action statistics before they are used. Of several datasets' one must do: the others may be of no interest.
-
-    :param statistics: By dataset name.
-    :param source: Where they came from, for error messages.
-    :raises ValueError: If none is as :func:`unnormalise` reads them.
+    Refuse statistics by dataset name of which none is as :func:`unnormalise` reads them. Of several datasets' one must do:
+    the others may be of no interest.
     """
     expected = '{dataset: {"action": {"q01": [...], "q99": [...]}}} with numbers, one per dimension of the action'
     if not isinstance(statistics, dict):
@@ -89,12 +80,7 @@ def unnormalise(values: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
 
 
 def normalise(actions: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """
-    The inverse of :func:`unnormalise` as used to encode training data; constant dimensions become 0.
-
-    :param actions: ``(..., K)``.
-    :param statistics: As for :func:`unnormalise`.
-    """
+    """The inverse of :func:`unnormalise` as used to encode training data; constant dimensions become 0."""
     low, high, mask = _bounds(statistics)
     scaled = np.clip(2.0 * (actions - low) / (high - low + 1e-8) - 1.0, -1.0, 1.0)
     return np.where(mask, np.where(low == high, 0.0, scaled), actions)
@@ -111,7 +97,6 @@ def libero_gripper(actions: np.ndarray) -> np.ndarray:
     or -1 (open). The value is stretched to [-1, 1], reduced to its sign and negated, as upstream's evaluation does.
 
     :param actions: ``(..., K)``, gripper last.
-    :return: A copy in LIBERO's convention.
     """
     actions = np.array(actions, copy=True)
     actions[..., -1] = -np.sign(2.0 * actions[..., -1] - 1.0)
@@ -119,11 +104,7 @@ def libero_gripper(actions: np.ndarray) -> np.ndarray:
 
 
 def libero_gripper_inverse(actions: np.ndarray) -> np.ndarray:
-    """
-    LIBERO's gripper commands as OpenVLA's training data holds them (open 1, close 0).
-
-    :param actions: ``(..., K)`` in LIBERO's convention.
-    """
+    """LIBERO's actions ``(..., K)`` with the gripper as OpenVLA's training data holds it (open 1, close 0)."""
     actions = np.array(actions, copy=True)
     actions[..., -1] = 1.0 - np.clip(actions[..., -1], 0.0, 1.0)
     return actions
@@ -133,12 +114,9 @@ def resolve_unnorm_key(
     available: Sequence[str], key: str | None = None, suite: str | None = None, recorded: str | None = None
 ) -> str:
     """
-    Which dataset's statistics to use: the one asked for (or its ``_no_noops`` variant), the suite's, or the only one.
+    Which dataset's statistics to use: the one asked for (or its ``_no_noops`` variant), the suite's, the one that the
+    checkpoint was trained with if that is recorded, or the only one.
 
-    :param available: Names in the checkpoint.
-    :param key: Name that the user asked for, None to choose.
-    :param suite: LIBERO suite of the environment, if any.
-    :param recorded: Name of the statistics that the checkpoint was trained with, if it records that.
     :raises ValueError: If there is none, the choice is open, or the only ones are another robot's; the names are listed.
     """
     names = ", ".join(sorted(available)) or "none"

@@ -22,8 +22,6 @@ def prepare(images: th.Tensor, pipeline: str, size: int) -> th.Tensor:
     The part of a checkpoint's image recipe that is the same with and without augmentation, to be computed once per frame.
 
     :param images: ``(batch, height, width, 3)`` uint8 simulator frames.
-    :param pipeline: ``"libero"`` or ``"area"``.
-    :param size: Side of the model's images.
     :return: ``(batch, size, size, 3)`` uint8, not yet cropped.
     """
     if pipeline == "libero":
@@ -56,10 +54,6 @@ class Augmentation:
 
     @classmethod
     def draw(cls, batch: int, generator: th.Generator) -> "Augmentation":
-        """
-        :param batch: Number of images.
-        :param generator: Source of randomness, on the CPU.
-        """
         unit = th.rand(batch, 6, generator=generator)
         return cls(
             shift=unit[:, :2],
@@ -111,10 +105,7 @@ def _crop(x: th.Tensor, shift: th.Tensor, zoom: bool) -> th.Tensor:
 
 
 def rgb_to_hsv(x: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-    """
-    :param x: ``(batch, 3, height, width)`` in [0, 1].
-    :return: Hue (turns), saturation and value, each ``(batch, height, width)``.
-    """
+    """Hue (turns), saturation and value, each ``(batch, height, width)``, of RGB in [0, 1]."""
     value, largest = x.max(dim=1)
     spread = value - x.min(dim=1).values
     r, g, b = x.unbind(1)

@@ -8,11 +8,7 @@ import torch as th
 
 
 def frame_keys(images: th.Tensor) -> list[bytes]:
-    """
-    A 128-bit digest of each frame's content.
-
-    :param images: ``(batch, height, width, 3)`` uint8.
-    """
+    """A 128-bit digest of the content of each frame ``(batch, height, width, 3)``, uint8."""
     frames = images.cpu().contiguous().numpy()
     return [hashlib.blake2b(frame, digest_size=16).digest() for frame in frames]
 
@@ -30,8 +26,6 @@ class FrameCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.n_bytes = 0
-        self.hits = 0
-        self.misses = 0
         self._rows: OrderedDict[bytes, th.Tensor] = OrderedDict()
 
     def __len__(self) -> int:
@@ -43,16 +37,10 @@ class FrameCache:
         self.n_bytes = 0
 
     def get(self, keys: list[bytes], compute: Callable[[list[int]], th.Tensor]) -> th.Tensor:
-        """
-        :param keys: One per row of the batch, from :func:`frame_keys`.
-        :param compute: Gives the results ``(len(rows), ...)`` for the given rows of the batch.
-        :return: Results for the whole batch, in order.
-        """
+        """Results for a batch of :func:`frame_keys`; ``compute`` gives those ``(len(rows), ...)`` of some of its rows."""
         first_row = {key: row for row, key in reversed(list(enumerate(keys)))}
         found = {key: self._rows[key] for key in first_row if key in self._rows}
         missing = [key for key in dict.fromkeys(keys) if key not in found]
-        self.hits += len(keys) - len(missing)
-        self.misses += len(missing)
         if missing:
             results = compute([first_row[key] for key in missing])
             if len(missing) == len(keys) and self.max_bytes == 0:

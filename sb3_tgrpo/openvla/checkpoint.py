@@ -55,8 +55,6 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r})"
 
-    # ------------------------------------------------------------------ where it is
-
     @property
     def is_tiny(self) -> bool:
         """Whether it is the checkpoint that is built in."""
@@ -92,27 +90,17 @@ class Checkpoint:
 
         :raises ValueError: If there is none.
         """
-        return self._fetch()
-
-    @property
-    def _is_oft_name(self) -> bool:
-        return self.is_hub_id and _OFT_NAME.search(self.name) is not None
+        return self._fetch(_ALL_FILES)
 
     def check_name(self) -> None:
-        """
-        Refuse a hub id by its name alone.
-
-        :raises ValueError: If it is OpenVLA-OFT's.
-        """
-        if self._is_oft_name:
+        """Refuse OpenVLA-OFT's hub ids, a ValueError, by the name alone."""
+        if self.is_hub_id and _OFT_NAME.search(self.name):
             _refuse(self.name, "its name")
 
-    def _fetch(self, *patterns: str) -> Path:
+    def _fetch(self, patterns: Sequence[str] = ("config.json", "dataset_statistics.json")) -> Path:
         assert not self.is_tiny, "tiny has no folder"
         self.check_name()
-        return find_checkpoint(self.name, patterns or _ALL_FILES, self.download)
-
-    # ------------------------------------------------------------------ what it records
+        return find_checkpoint(self.name, patterns, self.download)
 
     @cached_property
     def config(self) -> OpenVLAConfig:
@@ -123,9 +111,9 @@ class Checkpoint:
         """
         if self.is_tiny:
             return OpenVLAConfig.from_dict(tiny_config(), "the tiny configuration")
-        folder = self._fetch("config.json", "dataset_statistics.json")
-        config = OpenVLAConfig.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
-        check_statistics(config.norm_stats, f"norm_stats in {folder / 'config.json'}")
+        path = self._fetch() / "config.json"
+        config = OpenVLAConfig.from_dict(read_json(path), str(path))
+        check_statistics(config.norm_stats, f"norm_stats in {path}")
         return config
 
     @cached_property
@@ -138,11 +126,10 @@ class Checkpoint:
         found = self.config.norm_stats
         if self.is_tiny:
             return found
-        folder = self._fetch("config.json", "dataset_statistics.json")
-        if (path := folder / "dataset_statistics.json").is_file():
+        if (path := self._fetch() / "dataset_statistics.json").is_file():
             found = read_json(path)
             check_statistics(found, str(path))
-        _refuse_oft(self.name, folder, found)
+        _refuse_oft(self.name, path.parent, found)
         return found
 
     @cached_property
@@ -164,19 +151,13 @@ class Checkpoint:
         return True
 
     @property
-    def _record(self) -> dict[str, Any]:
-        return self.config.raw.get("sb3_tgrpo", {})
-
-    @property
     def _sft_record(self) -> dict[str, Any]:
-        return self._record.get("sft", {})
+        return self.config.raw.get("sb3_tgrpo", {}).get("sft", {})
 
     @cached_property
     def conventions(self) -> Conventions:
         """What inputs and outputs mean, as far as it is recorded. Upstream's own are known without their files."""
-        if self.is_upstream:
-            return _UPSTREAM
-        return self.config.conventions
+        return _UPSTREAM if self.is_upstream else self.config.conventions
 
     @property
     def assets(self) -> Literal["full", "light"] | None:
@@ -215,8 +196,6 @@ class Checkpoint:
         missing = [f"{name}={value}" for name, value in assumed.items() if getattr(self.conventions, name) is None]
         return f"{self.name}: config.json does not record, and assumed is: {', '.join(missing)}." if missing else None
 
-    # ------------------------------------------------------------------ rules
-
     def check_assets(self, assets: str | None, by_name: bool, trained: Conventions | None = None) -> None:
         """
         Refuse assets that the checkpoint has never seen, unless they were asked for by name.
@@ -247,21 +226,13 @@ class Checkpoint:
             return next(iter(self.statistics))
         return self.conventions.unnorm_key
 
-    # ------------------------------------------------------------------ the model
-
     def load(
         self,
         dtype: "th.dtype | str | None" = None,
         device: "th.device | str" = "auto",
         quantization: Literal["4bit"] | None = None,
     ) -> "OpenVLA":
-        """
-        The model in evaluation mode with frozen parameters; see :func:`load_openvla`.
-
-        :param dtype: Precision of the weights.
-        :param device: Device to load to.
-        :param quantization: ``"4bit"`` for a 4-bit language model (experimental).
-        """
+        """The model in evaluation mode with frozen parameters; arguments and errors are :func:`load_openvla`'s."""
         from sb3_tgrpo.openvla.loading import load_folder, place_model, resolve_device, resolve_dtype
 
         device = resolve_device(device)
@@ -304,12 +275,7 @@ def load_openvla(
 
 
 def upstream_checkpoint(suite: str | None) -> str:
-    """
-    Hub id of a suite's upstream fine-tune.
-
-    :param suite: LIBERO suite, if any.
-    :raises ValueError: If the suite has none.
-    """
+    """Hub id of a suite's upstream fine-tune; a ValueError if it has none."""
     if suite in UPSTREAM_CHECKPOINTS:
         return UPSTREAM_CHECKPOINTS[suite]
     raise ValueError(
@@ -324,14 +290,7 @@ _ALL_FILES = ("*.json", "*.safetensors", "tokenizer.model")
 def find_checkpoint(
     folder_or_hub_id: str | os.PathLike[str], patterns: Sequence[str] = _ALL_FILES, download: bool = True
 ) -> Path:
-    """
-    A local folder as it is; a hub id after downloading it (or from the cache).
-
-    :param folder_or_hub_id: Folder or hub id.
-    :param patterns: Files to download.
-    :param download: Whether to download anything.
-    :raises ValueError: If it is neither, or the download fails.
-    """
+    """A local folder as it is; a hub id after downloading its files of these patterns, or as the cache has it."""
     folder = Path(folder_or_hub_id).expanduser()
     if folder.is_dir():
         _check_folder(folder)
@@ -342,9 +301,10 @@ def find_checkpoint(
     from huggingface_hub import snapshot_download
 
     try:
-        if not download:
-            return Path(snapshot_download(name, local_files_only=True))
-        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        # Of a snapshot in the cache all files are seen.
+        return Path(
+            snapshot_download(name, allow_patterns=list(patterns) if download else None, local_files_only=not download)
+        )
     except Exception as error:
         raise ValueError(
             f"Could not get the checkpoint {name!r} from the Hugging Face hub: {error}. "
@@ -353,20 +313,12 @@ def find_checkpoint(
 
 
 def is_hub_id(name: str) -> bool:
-    """
-    Whether a name is no folder, but may be something on the Hugging Face hub.
-
-    :param name: Name of a checkpoint or adapter.
-    """
+    """Whether a name is no folder, but may be something on the Hugging Face hub."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not os.path.isdir(name)
 
 
 def _check_folder(folder: Path) -> None:
-    """
-    Refuse what holds no checkpoint, such as a run folder, whose config.json holds its settings.
-
-    :raises ValueError: With the checkpoint inside that may be meant.
-    """
+    """Refuse what holds no checkpoint, such as a run folder, whose config.json holds its settings."""
     if _holds_checkpoint(folder):
         return
     inside = sorted({*folder.glob("*/config.json"), *folder.glob("*/*/config.json")}, key=lambda file: len(file.parts))
@@ -404,11 +356,7 @@ def _refuse(name: str, sign: str) -> None:
 
 
 def warn_of_ends(name: str) -> None:
-    """
-    Warn that a fingerprint of a version before 0.2 was compared.
-
-    :param name: Name of the checkpoint.
-    """
+    """Warn that a checkpoint's fingerprint of a version before 0.2 was compared."""
     warnings.warn(
         f"{name}: compared by the fingerprint of a version before 0.2, which cannot see the middle of a file. Save again to "
         "record the whole files.",

@@ -10,30 +10,25 @@ from sb3_tgrpo.openvla.config import OpenVLAConfig
 from sb3_tgrpo.openvla.images import LIBERO_SIZE
 
 
-def has_instruction(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Dict) and "instruction" in space.spaces
-
-
 def image_space(space: spaces.Space, key: str | None, instruction: str | None) -> spaces.Box:
-    image = space.spaces.get(key) if isinstance(space, spaces.Dict) and key is not None else space
+    parts = space.spaces if isinstance(space, spaces.Dict) else {}
+    image = space if key is None else parts.get(key)
     if not isinstance(image, spaces.Box) or image.dtype != np.uint8 or len(image.shape) != 3 or 3 not in image.shape:
         raise ValueError(f"OpenVLAPolicy needs uint8 RGB images (an 'image' entry, or the observation itself), got {space}.")
-    if instruction is None and not has_instruction(space):
+    if instruction is None and "instruction" not in parts:
         raise ValueError("The observation has no 'instruction': pass policy_kwargs=dict(instruction='...').")
     return image
 
 
 def check_image_size(height: int, width: int, config: OpenVLAConfig) -> None:
     """The checkpoint's image recipe starts from frames of a given size."""
-    if config.pipeline == "libero" and (height, width) != (LIBERO_SIZE, LIBERO_SIZE):
+    area = config.pipeline == "area"
+    side = config.image_size if area else LIBERO_SIZE
+    if min(height, width) < side if area else (height, width) != (side, side):
+        read, size = (f"frames of at least {side}x{side}", f"{side} or more") if area else (f"{side}x{side} frames", f"{side}")
         raise ValueError(
-            f"The checkpoint reads {LIBERO_SIZE}x{LIBERO_SIZE} frames, not {height}x{width}: make the environment, or collect "
-            f"the demonstrations, with image_size={LIBERO_SIZE}."
-        )
-    if config.pipeline == "area" and min(height, width) < config.image_size:
-        raise ValueError(
-            f"The checkpoint reads frames of at least {config.image_size}x{config.image_size}, not {height}x{width}: make the "
-            f"environment, or collect the demonstrations, with image_size={config.image_size} or more."
+            f"The checkpoint reads {read}, not {height}x{width}: make the environment, or collect the demonstrations, with "
+            f"image_size={size}."
         )
 
 

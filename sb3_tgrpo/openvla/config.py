@@ -31,8 +31,6 @@ TINY_SEED = 20250608
 TINY_IDENTITY = f"tiny-{TINY_SEED}"
 _TINY_VOCABULARY, _TINY_PADDING = 1024, 64
 
-_REQUIRED = ("text_config", "n_action_bins", "pad_to_multiple_of")
-
 
 @dataclass(frozen=True)
 class TowerConfig:
@@ -102,17 +100,9 @@ class OpenVLAConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> "OpenVLAConfig":
-        """
-        Read a parsed ``config.json``.
-
-        :param raw: The file's content.
-        :param source: Where it came from, for error messages.
-        :raises ValueError: If it isn't an OpenVLA configuration; the message names what is missing.
-        """
-        missing = [key for key in _REQUIRED if key not in raw]
-        if "vision_towers" not in raw and "timm_model_ids" not in raw:
-            missing.append("timm_model_ids")
-        if missing:
+        """Read a parsed ``config.json``; messages of what it lacks name its ``source``."""
+        towers = "vision_towers" if "vision_towers" in raw else "timm_model_ids"
+        if missing := [key for key in ("text_config", "n_action_bins", "pad_to_multiple_of", towers) if key not in raw]:
             raise ValueError(
                 f"{source} is not an OpenVLA configuration: it lacks {', '.join(missing)} "
                 f"(model_type is {raw.get('model_type')!r}). Use a folder with the layout of openvla/openvla-7b."

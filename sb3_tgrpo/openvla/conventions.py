@@ -55,11 +55,7 @@ class Conventions:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items() if value is not None}
 
     def over(self, other: "Conventions") -> "Conventions":
-        """
-        These conventions, completed by others.
-
-        :param other: Conventions that hold where these are None.
-        """
+        """These conventions, completed by others that hold where these are None."""
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Conventions(*(there if here is None else here for here, there in pairs))
 
@@ -84,12 +80,9 @@ class Conventions:
 
     def check_image_size(self, height: int, width: int, source: str) -> None:
         """
-        Refuse frames of another size than in training.
+        Refuse an environment's frames if another size is recorded.
 
-        :param height: Height of the environment's frames.
-        :param width: Width of the environment's frames.
         :param source: Name of the checkpoint, for the message.
-        :raises ValueError: If a size is recorded and it is another one.
         """
         if self.image_size is not None and self.image_size != (height, width):
             raise ValueError(

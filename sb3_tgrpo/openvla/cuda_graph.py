@@ -81,21 +81,18 @@ class GraphedGeneration:
 
     def __call__(self, patches: th.Tensor, prompts: Prompts, noise: th.Tensor, scale: th.Tensor) -> Generated:
         with th.cuda.device_of(patches):  # streams and graphs are the current device's, which need not be the model's
-            return self._call(patches, prompts, noise, scale)
-
-    def _call(self, patches: th.Tensor, prompts: Prompts, noise: th.Tensor, scale: th.Tensor) -> Generated:
-        shapes = (tuple(patches.shape), patches.dtype, tuple(prompts.input_ids.shape), prompts.padding, tuple(noise.shape))
-        key = (*shapes, self._state())
-        if key not in self._recordings:
-            self._seen[key] += 1
-            if self._seen[key] < 2:
-                return self._generate(patches, prompts, noise, scale)
-            if self._pool is None or self._stream is None:
-                # One stream for all: graphs only share the pool's memory if they were recorded on the same one, and torch's
-                # own belongs to the device that was current when the process recorded its first graph.
-                self._pool, self._stream = th.cuda.graph_pool_handle(), th.cuda.Stream(patches.device)
-            if len(self._recordings) >= self._max_graphs:
-                self._recordings.popitem(last=False)
-            self._recordings[key] = Recording(self._generate, self._pool, self._stream, patches, prompts, noise, scale)
-        self._recordings.move_to_end(key)
-        return self._recordings[key].replay(patches, prompts, noise, scale)
+            shapes = (tuple(patches.shape), patches.dtype, tuple(prompts.input_ids.shape), prompts.padding, tuple(noise.shape))
+            key = (*shapes, self._state())
+            if key not in self._recordings:
+                self._seen[key] += 1
+                if self._seen[key] < 2:
+                    return self._generate(patches, prompts, noise, scale)
+                if self._pool is None or self._stream is None:
+                    # One stream for all: graphs only share the pool's memory if they were recorded on the same one, and
+                    # torch's own belongs to the device that was current when the process recorded its first graph.
+                    self._pool, self._stream = th.cuda.graph_pool_handle(), th.cuda.Stream(patches.device)
+                if len(self._recordings) >= self._max_graphs:
+                    self._recordings.popitem(last=False)
+                self._recordings[key] = Recording(self._generate, self._pool, self._stream, patches, prompts, noise, scale)
+            self._recordings.move_to_end(key)
+            return self._recordings[key].replay(patches, prompts, noise, scale)

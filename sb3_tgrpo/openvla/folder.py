@@ -18,23 +18,8 @@ _LARGE = 1 << 28
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
-    A file's JSON object.
-
-    :param path: The file.
-    :raises ValueError: If it holds something else.
-    """
-    return parsed(path.read_bytes(), path)
-
-
-def parsed(content: bytes, path: Path) -> dict[str, Any]:
-    """
-    JSON object in a file's content.
-
-    :param content: The content.
-    :param path: Name of the file, for messages.
-    :raises ValueError: If the content is something else.
-    """
+    """A file's JSON object; anything else is a ValueError."""
+    content = path.read_bytes()
     try:
         found = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -44,14 +29,8 @@ def parsed(content: bytes, path: Path) -> dict[str, Any]:
     return found
 
 
-def weight_map(folder: Path) -> dict[str, str] | None:
-    """
-    File of every tensor, as the index has it.
-
-    :param folder: A checkpoint.
-    :return: None if there is no index because all weights are in one file.
-    :raises ValueError: If the index is damaged, or there are no weights.
-    """
+def weight_map(folder: Path) -> dict[str, str]:
+    """File of every tensor, as the index has it, or as the only file does where there is no index."""
     if (folder / INDEX).is_file():
         found = read_json(folder / INDEX).get("weight_map")
         if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
@@ -63,44 +42,38 @@ def weight_map(folder: Path) -> dict[str, str] | None:
         raise ValueError(
             f"{folder} is not a complete OpenVLA checkpoint: it has neither {INDEX} nor {SINGLE}. Download it again."
         )
-    return None
+    return dict.fromkeys(open_shard(folder / SINGLE).keys(), SINGLE)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """
-    Names of the files of weights.
-
-    :param folder: A checkpoint.
-    :raises ValueError: If the index is damaged, or a file that it names is missing.
-    """
-    names = weight_map(folder)
-    files = [SINGLE] if names is None else sorted(set(names.values()))
+    """Names of the files of weights, all of which are there."""
+    files = sorted(set(weight_map(folder).values()))
     if absent := [name for name in files if not (folder / name).is_file()]:
         raise ValueError(f"{folder} lacks {', '.join(absent)}, named in {INDEX}. Download the checkpoint again.")
     return files
 
 
-def identity(folder: Path) -> str:
-    """
-    A fingerprint that differs as soon as any tensor, statistic or setting does.
+def open_shard(path: Path, framework: str = "numpy") -> Any:
+    """A safetensors file. Opening it checks its header against its length, and reads no weights."""
+    from safetensors import safe_open
 
-    :param folder: A checkpoint.
-    """
+    try:
+        return safe_open(str(path), framework=framework)
+    except Exception as error:  # safetensors raises its own type, an OSError or a RuntimeError, by kind of damage
+        raise ValueError(f"{path} is truncated or damaged ({error}). Download the checkpoint again.") from error
+
+
+def identity(folder: Path) -> str:
+    """A fingerprint that differs as soon as any tensor, statistic or setting does."""
     digest = hashlib.sha256(b"whole files\n")
-    for name in ("config.json", "dataset_statistics.json", "preprocessor_config.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            digest.update(f"{name}:{file_digest(folder / name)}\n".encode())
-    for name in weight_files(folder):
+    settings = ("config.json", "dataset_statistics.json", "preprocessor_config.json", "tokenizer.json")
+    for name in [*(name for name in settings if (folder / name).is_file()), *weight_files(folder)]:
         digest.update(f"{name}:{file_digest(folder / name)}\n".encode())
     return digest.hexdigest()
 
 
 def identity_by_ends(folder: Path) -> str:
-    """
-    The fingerprint of versions before 0.2, which sees the first 128 KB and the last 64 KB of each file of weights.
-
-    :param folder: A checkpoint.
-    """
+    """The fingerprint of versions before 0.2, which sees the first 128 KB and the last 64 KB of each file of weights."""
     digest = hashlib.sha256()
     for name in ("config.json", "dataset_statistics.json"):
         if (folder / name).is_file():
@@ -116,11 +89,7 @@ def identity_by_ends(folder: Path) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """
-    SHA-256 of a whole file. Large files are read once as long as their path, size and time of change stay the same.
-
-    :param path: The file.
-    """
+    """SHA-256 of a whole file. Large files are read once as long as their path, size and time of change stay the same."""
     path = path.resolve()
     status = path.stat()
     if status.st_size < _LARGE:

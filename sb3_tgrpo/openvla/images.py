@@ -39,11 +39,7 @@ class Normalization:
 
     @classmethod
     def from_preprocessor_config(cls, config: dict[str, Any]) -> "Normalization":
-        """
-        Read ``tvf_normalize_params`` (the rounded numbers win over ``means`` and ``stds``, as upstream).
-
-        :param config: The content of ``preprocessor_config.json``.
-        """
+        """``tvf_normalize_params`` of ``preprocessor_config.json`` (its rounded numbers win over ``means``, as upstream)."""
         if "tvf_normalize_params" not in config:
             return cls()
         params = config["tvf_normalize_params"]
@@ -216,20 +212,14 @@ def preprocess_libero_image(image: Images) -> Images:
 
 
 def rotate_and_area_resize(image: Images, size: int) -> Images:
-    """
-    The cheap pipeline of the tiny checkpoint: rotate by 180 degrees and average-pool to ``size`` x ``size``.
-
-    :param image: ``(..., height, width, 3)`` uint8, both sides at least ``size``.
-    :param size: Side of the result in pixels.
-    """
+    """The cheap pipeline of the tiny checkpoint: rotate by 180 degrees and average-pool to ``size`` x ``size``."""
 
     def stage(x: th.Tensor) -> th.Tensor:
         if min(x.shape[1:3]) < size:
             raise ValueError(f"The model reads {size}x{size} images, got a frame of {x.shape[1]}x{x.shape[2]}: render larger.")
         channels_first = x.flip(1, 2).permute(0, 3, 1, 2)
-        if x.shape[1] == x.shape[2] == size:
-            pooled = channels_first
-        else:
+        pooled = channels_first
+        if x.shape[1:3] != (size, size):
             pooled = F.adaptive_avg_pool2d(channels_first.to(th.float32), size).round_().to(th.uint8)
         return pooled.permute(0, 2, 3, 1).contiguous()
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_tgrpo.files import atomic_path, atomic_write
 from sb3_tgrpo.openvla.config import OpenVLAConfig
-from sb3_tgrpo.openvla.folder import INDEX, SINGLE, parsed, weight_files, weight_map
+from sb3_tgrpo.openvla.folder import INDEX, SINGLE, open_shard, read_json, weight_files, weight_map
 from sb3_tgrpo.openvla.images import Normalization
 from sb3_tgrpo.openvla.model import OpenVLA
 
@@ -23,38 +23,21 @@ _SIDE_FILES = (
 
 
 def load_folder(folder: Path, config: OpenVLAConfig, dtype: th.dtype, device: th.device | str) -> OpenVLA:
-    """
-    The model of a checkpoint folder, still to be placed by :func:`place_model`.
-
-    :param folder: The checkpoint.
-    :param config: Its configuration.
-    :param dtype: Precision of the weights.
-    :param device: Device to load to.
-    :raises ValueError: If files are missing or damaged; the message names the file.
-    """
-    files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
-    model = build_empty(config, _normalization(files, folder))
-    model.files = files
-    _load_weights(model, folder, _shards(folder), dtype, th.device(device))
+    """The model of a checkpoint folder, still to be placed by :func:`place_model`."""
+    model = build_empty(config, _normalization(folder / "preprocessor_config.json"))
+    model.files = {name: (folder / name).read_bytes() for name in _SIDE_FILES if (folder / name).is_file()}
+    _load_weights(model, folder, dtype, th.device(device))
     return model
 
 
 def place_model(model: OpenVLA, dtype: th.dtype, device: th.device, quantization: str | None) -> OpenVLA:
-    """
-    Quantise if asked, move, freeze.
-
-    :param model: The model, changed in place.
-    :param dtype: Precision of the weights.
-    :param device: Device to move to.
-    :param quantization: ``"4bit"`` or None.
-    """
+    """Quantise a model if asked, move and freeze it, in place."""
     model.reset_rotary(model.device)  # built on the meta device, and in no checkpoint
     if quantization is not None:
         quantize_language_model(model, device)
     else:
         model.to(dtype=dtype)
-    model.to(device=device)
-    return model.eval().requires_grad_(False)
+    return model.to(device=device).eval().requires_grad_(False)
 
 
 def quantize_language_model(model: OpenVLA, device: th.device) -> None:
@@ -65,8 +48,6 @@ def quantize_language_model(model: OpenVLA, device: th.device) -> None:
 
     :param model: The model on the CPU, changed in place.
     :param device: A CUDA device; the weights are quantised while moving there, one layer at a time.
-    :raises ImportError: Without bitsandbytes.
-    :raises ValueError: On another device than CUDA.
     """
     try:
         import bitsandbytes as bnb
@@ -89,10 +70,7 @@ def quantize_language_model(model: OpenVLA, device: th.device) -> None:
 
 
 def resolve_device(device: th.device | str) -> th.device:
-    """
-    :param device: A device or ``"auto"``.
-    :raises ValueError: If CUDA is asked for and absent (Stable-Baselines3 itself would silently use the CPU).
-    """
+    """A device; CUDA that is asked for and absent is a ValueError, where Stable-Baselines3 would silently use the CPU."""
     if str(device) == "auto":
         return th.device("cuda" if th.cuda.is_available() else "cpu")
     device = th.device(device)
@@ -120,50 +98,26 @@ def build_empty(config: OpenVLAConfig, normalization: Normalization | None = Non
         return OpenVLA(config, normalization)
 
 
-def _normalization(files: Mapping[str, bytes], folder: Path) -> Normalization:
-    name = "preprocessor_config.json"
-    if name not in files:
-        return Normalization()
+def _normalization(path: Path) -> Normalization:
     try:
-        return Normalization.from_preprocessor_config(parsed(files[name], folder / name))
+        return Normalization.from_preprocessor_config(read_json(path) if path.is_file() else {})
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / name} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again."
-        ) from error
+        raise ValueError(f"{path} is damaged (tvf_normalize_params: {error!r}). Download the checkpoint again.") from error
 
 
-def _shards(folder: Path) -> dict[str, str]:
-    """File of every tensor. Shards may end inside a decoder layer, so nothing is assumed about their borders."""
-    from safetensors import safe_open
-
-    weight_files(folder)  # all are there
-    if (names := weight_map(folder)) is not None:
-        return names
-    with _open_shard(folder / SINGLE, safe_open) as shard:
-        return dict.fromkeys(shard.keys(), SINGLE)
-
-
-def _open_shard(path: Path, safe_open: Any) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except Exception as error:  # safetensors raises its own type, an OSError or a RuntimeError, by kind of damage
-        raise ValueError(f"{path} is truncated or damaged ({error}). Download the checkpoint again.") from error
-
-
-def _load_weights(model: OpenVLA, folder: Path, shards: dict[str, str], dtype: th.dtype, device: th.device) -> None:
-    from safetensors import safe_open
-
+def _load_weights(model: OpenVLA, folder: Path, dtype: th.dtype, device: th.device) -> None:
+    """Shards may end inside a decoder layer, so nothing is assumed about their borders."""
+    files, shards = weight_files(folder), weight_map(folder)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(set(expected) - set(shards))
-    unexpected = sorted(set(shards) - set(expected))
+    missing, unexpected = sorted(set(expected) - set(shards)), sorted(set(shards) - set(expected))
     if missing or unexpected:
         raise ValueError(
             f"{folder} does not hold this OpenVLA: {len(missing)} tensors missing{some(missing)}, "
             f"{len(unexpected)} unexpected{some(unexpected)}."
         )
-    for file in sorted(set(shards.values())):
+    for file in files:
         tensors: dict[str, th.Tensor] = {}
-        with _open_shard(folder / file, safe_open) as shard:
+        with open_shard(folder / file, "pt") as shard:
             held = set(shard.keys())
             for name in (name for name, where in shards.items() if where == file):
                 if name not in held:
@@ -216,18 +170,17 @@ def save_openvla(
     folder.mkdir(parents=True, exist_ok=True)
     weights = model.state_dict() if state_dict is None else dict(state_dict)
     reference = build_empty(model.config).state_dict()
-    if set(weights) != set(reference):
-        extra = sorted(set(weights) ^ set(reference))
+    if extra := sorted(set(weights) ^ set(reference)):
         raise ValueError(f"The weights do not belong to a plain OpenVLA{some(extra)}: merge adapters before saving.")
     stats = dict(model.norm_stats if norm_stats is None else norm_stats)
-    raw = {**model.config.raw, **(config or {}), "norm_stats": stats}
-    raw["torch_dtype"] = str(dtype or model.dtype).removeprefix("torch.")
+    dtype = dtype or model.dtype
+    raw = {**model.config.raw, **(config or {}), "norm_stats": stats, "torch_dtype": str(dtype).removeprefix("torch.")}
     # Without these nothing is loaded: new weights never meet the statistics, or the index, of what was here before.
     for name in ("config.json", INDEX, SINGLE):
         (folder / name).unlink(missing_ok=True)
-    files, total = _shard_plan(reference, dtype or model.dtype, max_shard_bytes)
+    files, total = _shard_plan(reference, dtype, max_shard_bytes)
     for file, names in files.items():
-        tensors = {name: weights[name].detach().to("cpu", dtype or model.dtype).contiguous() for name in names}
+        tensors = {name: weights[name].detach().to("cpu", dtype).contiguous() for name in names}
         with atomic_path(folder / file) as unfinished:
             save_file(tensors, str(unfinished), metadata={"format": "pt"})
     for name, content in model.files.items():
@@ -235,9 +188,8 @@ def save_openvla(
     atomic_write(folder / "dataset_statistics.json", _json(stats))
     if "preprocessor_config.json" not in model.files:
         atomic_write(folder / "preprocessor_config.json", _json(preprocessor_config(model)))
-    weight_map = {name: file for file, names in files.items() for name in names}
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    atomic_write(folder / INDEX, _json(index))
+    places = sorted((name, file) for file, names in files.items() for name in names)
+    atomic_write(folder / INDEX, _json({"metadata": {"total_size": total}, "weight_map": dict(places)}))
     atomic_write(folder / "config.json", _json(raw))
     return folder
 
@@ -269,9 +221,8 @@ def _shard_plan(model: Mapping[str, th.Tensor], dtype: th.dtype, max_bytes: int)
     """Names of the tensors in each file, in state-dict order as transformers has them, and the bytes of all."""
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    plan = split_torch_state_dict_into_shards(
-        {name: tensor.to(dtype) for name, tensor in model.items()}, max_shard_size=max_bytes
-    )
+    tensors = {name: tensor.to(dtype) for name, tensor in model.items()}
+    plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_bytes)
     parts = plan.filename_to_tensors.values()
     files = {f"model-{number:05d}-of-{len(parts):05d}.safetensors": names for number, names in enumerate(parts, start=1)}
     return files, plan.metadata["total_size"]

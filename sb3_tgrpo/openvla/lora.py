@@ -6,18 +6,19 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch as th
+from torch.nn import functional as F
 
 from sb3_tgrpo.openvla.actions import check_statistics
 from sb3_tgrpo.openvla.checkpoint import find_checkpoint, is_hub_id, warn_of_ends
 from sb3_tgrpo.openvla.conventions import Conventions
 from sb3_tgrpo.openvla.folder import read_json
 from sb3_tgrpo.openvla.loading import some
-from sb3_tgrpo.openvla.model import DEFAULT_ACTION_DIM, OpenVLA
+from sb3_tgrpo.openvla.model import OpenVLA
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -73,44 +74,41 @@ class AdapterRecord:
 
     @classmethod
     def read(cls, adapter: str | os.PathLike[str]) -> "AdapterRecord":
-        """
-        The record of an adapter; empty for one that was not made by this package.
-
-        :param adapter: PEFT folder or hub id.
-        :raises ValueError: If there is no such adapter, or its record is damaged.
-        """
+        """The record of an adapter, a PEFT folder or hub id; empty for one that was not made by this package."""
         path = adapter_folder(adapter) / ADAPTER_RECORD
         if not path.is_file():
             return cls()
         raw = read_json(path)
-        if missing := [name for name in ("base", "base_identity", "statistics", "temperature") if name not in raw]:
+        own = ("base", "base_identity", "statistics", "temperature")
+        if missing := [name for name in own if name not in raw]:
             raise ValueError(f"adapter={str(adapter)!r}: {path} is damaged (it lacks {', '.join(missing)}). Get it again.")
         check_statistics(raw["statistics"], str(path))
-        values = {name: raw[name] for name in ("base", "base_identity", "statistics", "temperature")}
-        return cls(conventions=Conventions.read(raw, str(path)), **values)
+        return cls(conventions=Conventions.read(raw, str(path)), **{name: raw[name] for name in own})
 
     def to_json(self) -> str:
         """The file's content."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "conventions"}
+        values = {name: value for name, value in vars(self).items() if name != "conventions"}
         return json.dumps({**values, **self.conventions.record()}, indent=2, default=lambda array: array.tolist()) + "\n"
 
-    def check_base(self, adapter: str, model: OpenVLA, checkpoint: str) -> None:
+    def check_base(self, adapter: str, named: str | None, model: OpenVLA, checkpoint: str) -> None:
         """
-        Refuse another base than the recorded one: of the same shapes it would only act differently.
-
-        :param adapter: Name of the adapter.
-        :param model: The base.
-        :param checkpoint: Name of the base.
-        :raises ValueError: If the fingerprints differ.
+        Refuse another base than the recorded one: of the same shapes it would only act differently. Of an adapter of another
+        origin nothing can be compared but the base's name in PEFT's configuration.
         """
-        if self.base_identity in (None, model.identity):
+        if self.base_identity == model.identity:
             return
-        if self.base_identity != model.identity_by_ends:
-            raise ValueError(
-                f"adapter={adapter!r} was trained on another base ({self.base!r}) than {checkpoint!r}: pass the checkpoint it "
-                "belongs to. If that one was written anew, train the adapter again or merge it with PEFT."
-            )
-        warn_of_ends(checkpoint)
+        if self.base_identity is not None:
+            if self.base_identity != model.identity_by_ends:
+                raise ValueError(
+                    f"adapter={adapter!r} was trained on another base ({self.base!r}) than {checkpoint!r}: pass the "
+                    "checkpoint it belongs to. If that one was written anew, train the adapter again or merge it with PEFT."
+                )
+            warn_of_ends(checkpoint)
+        elif named and named != checkpoint and Path(named).name != Path(checkpoint).name:
+            problem = f"adapter={adapter!r} is for {named!r}"
+            if is_hub_id(named) and is_hub_id(checkpoint):
+                raise ValueError(f"{problem}, not for {checkpoint!r}: pass the checkpoint it belongs to.")
+            warnings.warn(f"{problem}; that {checkpoint!r} is the same cannot be checked.", stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -166,13 +164,7 @@ def lora_config(lora: str | Mapping[str, Any]) -> "LoraConfig":
 
 
 def attach_lora(model: OpenVLA, lora: str | Mapping[str, Any]) -> "PeftModel":
-    """
-    Put fresh adapters on a model, in place; only they are trainable afterwards.
-
-    :param model: The model, without adapters.
-    :param lora: See :func:`lora_config`.
-    :return: PEFT's wrapper; ``wrapper.get_base_model()`` is ``model``.
-    """
+    """Put fresh adapters on a model, in place; only they are trainable afterwards. PEFT's wrapper is returned."""
     from peft import get_peft_model
 
     low_precision = model.dtype not in (th.float32, th.float64)
@@ -189,12 +181,9 @@ def attach_lora(model: OpenVLA, lora: str | Mapping[str, Any]) -> "PeftModel":
 
 def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: str) -> StartAdapter:
     """
-    Add a trained adapter to the weights for good, computed in float32, so that "adapter off" later means this start.
+    Add a trained adapter to a model's weights for good, computed in float32, so that "adapter off" later means this start.
 
-    :param model: The model, changed in place.
-    :param adapter: PEFT folder or hub id.
     :param checkpoint: Name of the checkpoint that the model was loaded from.
-    :return: What was merged.
     :raises ValueError: If the folder is no adapter, a damaged one, or one for other modules or another base.
     """
     from peft import PeftModel
@@ -202,10 +191,7 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: s
 
     folder = adapter_folder(adapter)
     config = _plain_config(folder, adapter)
-    record = AdapterRecord.read(adapter)
-    record.check_base(str(adapter), model, checkpoint)
-    if record.base is None:
-        _check_named_base(config.base_model_name_or_path, str(adapter), checkpoint)
+    AdapterRecord.read(adapter).check_base(str(adapter), config.base_model_name_or_path, model, checkpoint)
     try:
         wrapper = PeftModel.from_pretrained(model, str(folder), config=config)
     except (ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -215,22 +201,12 @@ def merge_adapter(model: OpenVLA, adapter: str | os.PathLike[str], checkpoint: s
     factors = _factors(model) if config.init_lora_weights in _BASE_STAYS else None
     for name, layer in list(model.named_modules()):
         if hasattr(layer, "lora_A"):
-            _add_merged(layer, name)
+            layer.get_base_layer().weight.copy_(_merged_weight(layer, name))
     wrapper.unload()
-    digest = hashlib.sha256((folder / ADAPTER_CONFIG).read_bytes())
-    digest.update((folder / "adapter_model.safetensors").read_bytes())
-    if (folder / ADAPTER_RECORD).is_file():  # statistics and gripper change actions as weights do
-        digest.update((folder / ADAPTER_RECORD).read_bytes())
+    # Of the record too: statistics and gripper change actions as weights do.
+    files = [folder / name for name in (ADAPTER_CONFIG, "adapter_model.safetensors", ADAPTER_RECORD)]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file()))
     return StartAdapter(str(adapter), digest.hexdigest(), factors)
-
-
-def _check_named_base(base: str | None, adapter: str, checkpoint: str) -> None:
-    """An adapter of another origin names its base, and nothing more can be compared."""
-    if not base or base == checkpoint or Path(base).name == Path(checkpoint).name:
-        return
-    if is_hub_id(base) and is_hub_id(checkpoint):
-        raise ValueError(f"adapter={adapter!r} is for {base!r}, not for {checkpoint!r}: pass the checkpoint it belongs to.")
-    warnings.warn(f"adapter={adapter!r} is for {base!r}; that {checkpoint!r} is the same cannot be checked.", stacklevel=4)
 
 
 def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig":
@@ -244,10 +220,8 @@ def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig"
         ) from error
     if not isinstance(config, LoraConfig):
         raise ValueError(f"adapter={str(adapter)!r} is of PEFT's type {config.peft_type}: only LoRA can be a start.")
-    special = [name for name in _NOT_PLAIN if getattr(config, name, None)]
-    if config.bias != "none":
-        special.append("bias")
-    if special:
+    bias = [] if config.bias == "none" else ["bias"]
+    if special := [name for name in _NOT_PLAIN if getattr(config, name, None)] + bias:
         raise ValueError(
             f"adapter={str(adapter)!r} uses {', '.join(special)}: only plain low-rank adapters can be merged here. Merge it "
             "with PEFT and pass the result as checkpoint."
@@ -256,11 +230,7 @@ def _plain_config(folder: Path, adapter: str | os.PathLike[str]) -> "LoraConfig"
 
 
 def _check_weights(wrapper: "PeftModel", folder: Path, adapter: str | os.PathLike[str]) -> None:
-    """
-    PEFT warns of missing keys, and ignores keys that it has no place for.
-
-    :raises ValueError: Where the file does not hold exactly the adapter's weights, all of them finite.
-    """
+    """PEFT warns of missing keys, ignores keys that it has no place for, and takes values that are not finite."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -295,12 +265,7 @@ def _factors(model: OpenVLA) -> Factors | None:
 
 
 def adapter_folder(adapter: str | os.PathLike[str]) -> Path:
-    """
-    Folder of an adapter, after downloading it if need be.
-
-    :param adapter: PEFT folder or hub id.
-    :raises ValueError: If there is none.
-    """
+    """Folder of an adapter, after downloading it if need be; a ValueError if there is none."""
     folder = Path(adapter).expanduser()
     if not folder.is_dir():
         if not is_hub_id(str(adapter)):
@@ -313,13 +278,15 @@ def adapter_folder(adapter: str | os.PathLike[str]) -> Path:
 
 
 @th.no_grad()
-def _add_merged(layer: Any, name: str) -> None:
-    weight = layer.get_base_layer().weight
+def _merged_weight(layer: Any, name: str) -> th.Tensor:
+    """A layer's weight with its adapters added, float32."""
+    weight = layer.get_base_layer().weight.float()
     for active in layer.active_adapters:
         delta = layer.get_delta_weight(active)
         if delta.shape != weight.shape:
             raise ValueError(f"The adapter's update of {name} has shape {tuple(delta.shape)}, not {tuple(weight.shape)}.")
-        weight.copy_(weight.float() + delta.float())
+        weight = weight + delta.float()
+    return weight
 
 
 @th.no_grad()
@@ -338,36 +305,9 @@ def merged_state_dict(model: OpenVLA, dtype: th.dtype = th.float32) -> dict[str,
         if ".lora_" in name:
             continue
         owner, _, leaf = name.rpartition(".base_layer.")
-        if not owner:
-            merged[name] = tensor.detach().to("cpu", dtype)
-            continue
-        full = tensor.detach().float()
-        if leaf == "weight":
-            for active in layers[owner].active_adapters:
-                full = full + layers[owner].get_delta_weight(active).float()
-        merged[f"{owner}.{leaf}"] = full.to("cpu", dtype)
+        full = _merged_weight(layers[owner], owner) if owner and leaf == "weight" else tensor.detach()
+        merged[f"{owner}.{leaf}" if owner else name] = full.to("cpu", dtype)
     return merged
-
-
-@th.no_grad()
-def token_flip_rate(
-    first: OpenVLA,
-    second: OpenVLA,
-    pixel_values: th.Tensor,
-    input_ids: th.Tensor | list[list[int]],
-    n_tokens: int = DEFAULT_ACTION_DIM,
-) -> float:
-    """
-    Share of greedy tokens in which two models differ, each token given the first model's previous ones.
-
-    :param pixel_values: ``(batch, 6, size, size)``.
-    :param input_ids: Prompts.
-    :param n_tokens: Tokens per action.
-    """
-    tokens, _ = first.generate_action_tokens(pixel_values, input_ids, n_tokens=n_tokens)
-    expected = first.action_logits(pixel_values, input_ids, tokens).argmax(-1)
-    other = second.action_logits(pixel_values.to(second.device), input_ids, tokens).argmax(-1)
-    return float((expected.cpu() != other.cpu()).float().mean())
 
 
 def export_adapter(
@@ -377,9 +317,6 @@ def export_adapter(
     Write the adapter alone as a PEFT folder with a model card. One that was trained on top of another is written together
     with it, as one adapter of the sum of their ranks, so that the folder fits the bare checkpoint.
 
-    :param wrapper: PEFT's wrapper.
-    :param folder: Folder to write to.
-    :param record: What is written beside the weights.
     :param start: Adapter that was merged before training.
     :raises ValueError: If the two can't be written as one.
     """
@@ -449,25 +386,19 @@ def _save_stacked(wrapper: "PeftModel", folder: Path, base: str, start: StartAda
 
 def stack_factors(first: Factors, second: Factors) -> Factors:
     """
-    One adapter whose update is the sum of two.
-
-    :param first: Of one adapter.
-    :param second: Of the other; its modules may be others.
-    :return: Of their sum. All modules have the same rank, filled up with zeros where an adapter does not reach it.
+    Factors of one adapter whose update is the sum of two, the modules of which may differ. All modules have the same rank,
+    filled up with zeros where an adapter does not reach it.
     """
     sums: Factors = {}
     for name in {**first, **second}:
         parts = [factors[name] for factors in (first, second) if name in factors]
         sums[name] = th.cat([a for a, _ in parts], dim=0), th.cat([b for _, b in parts], dim=1)
     rank = max(len(a) for a, _ in sums.values())
-    return {name: (_filled(a, 0, rank), _filled(b, 1, rank)) for name, (a, b) in sums.items()}
 
+    def filled(matrix: th.Tensor, dim: int) -> th.Tensor:  # convolutions have two more dimensions
+        return F.pad(matrix, [0, 0] * (matrix.ndim - 1 - dim) + [0, rank - matrix.shape[dim]]).contiguous()
 
-def _filled(matrix: th.Tensor, dim: int, size: int) -> th.Tensor:
-    """Zeros appended along ``dim``; convolutions have two more dimensions."""
-    shape = list(matrix.shape)
-    shape[dim] = size - shape[dim]
-    return th.cat([matrix, matrix.new_zeros(shape)], dim=dim).contiguous()
+    return {name: (filled(a, 0), filled(b, 1)) for name, (a, b) in sums.items()}
 
 
 def _model_card(config: Any, record: AdapterRecord, start: StartAdapter | None) -> str:
@@ -475,7 +406,10 @@ def _model_card(config: Any, record: AdapterRecord, start: StartAdapter | None) 
     header = {"library_name": "peft", "pipeline_tag": "robotics", "tags": ["openvla", "lora", "tgrpo", "sb3-tgrpo", "libero"]}
     if is_hub_id(base):
         header["base_model"] = base
-    within = "" if start is None else f"It contains the adapter `{_plain_name(start.name)}`, on top of which it was trained. "
+    within = ""
+    if start is not None:
+        name = start.name if is_hub_id(start.name) else Path(start.name).name
+        within = f"It contains the adapter `{name}`, on top of which it was trained. "
     lines = "\n".join(f"{key}: {json.dumps(value)}" for key, value in header.items())
     return (
         f"---\n{lines}\n---\n\n# OpenVLA adapter trained with sb3-tgrpo\n\n"
@@ -486,7 +420,3 @@ def _model_card(config: Any, record: AdapterRecord, start: StartAdapter | None) 
         f'model = PeftModel.from_pretrained(load_openvla("{base}"), "path/to/this/folder")\n```\n\n'
         'Within sb3-tgrpo: `policy_kwargs=dict(adapter="path/to/this/folder")`, which merges it before a new adapter starts.\n'
     )
-
-
-def _plain_name(name: str) -> str:
-    return name if is_hub_id(name) else Path(name).name

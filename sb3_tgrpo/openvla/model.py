@@ -41,22 +41,20 @@ class KeyValueCache:
     graph can record the whole generation.
     """
 
-    def __init__(self, n_layers: int, max_length: int) -> None:
+    def __init__(self, max_length: int) -> None:
         self.max_length = max_length
         self.length = 0
-        self.keys: list[th.Tensor | None] = [None] * n_layers
-        self.values: list[th.Tensor | None] = [None] * n_layers
+        self.buffers: dict[int, tuple[th.Tensor, th.Tensor]] = {}
 
     def update(
         self, key: th.Tensor, value: th.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[th.Tensor, th.Tensor]:
         """Called by each attention layer: store the new keys and values, return all those so far."""
         batch, heads, new, width = key.shape
-        if self.keys[layer_idx] is None:
-            self.keys[layer_idx] = key.new_empty(batch, heads, self.max_length, width)
-            self.values[layer_idx] = value.new_empty(batch, heads, self.max_length, width)
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        assert keys is not None and values is not None
+        if layer_idx not in self.buffers:
+            shape = (batch, heads, self.max_length, width)
+            self.buffers[layer_idx] = key.new_empty(shape), value.new_empty(shape)
+        keys, values = self.buffers[layer_idx]
         end = self.length + new
         keys[:, :, self.length : end] = key
         values[:, :, self.length : end] = value
@@ -246,12 +244,7 @@ class OpenVLA(nn.Module):
         return hidden
 
     def action_head(self, hidden: th.Tensor) -> th.Tensor:
-        """
-        Logits of the action ids alone, in float32.
-
-        :param hidden: ``(..., hidden)``, after the final norm.
-        :return: ``(..., n_bins)``; an adapter on ``lm_head`` is included.
-        """
+        """Float32 logits ``(..., n_bins)`` of the action ids alone, after the final norm; with an adapter on ``lm_head``."""
         head = self.language_model.lm_head
         if hasattr(head, "lora_A") and head.disable_adapters and head.merged:
             head.unmerge()  # as PEFT's own forward does: off means off
@@ -265,25 +258,13 @@ class OpenVLA(nn.Module):
         return logits
 
     def prompt_last_logits(self, pixel_values: th.Tensor, input_ids: th.Tensor | list[list[int]]) -> th.Tensor:
-        """
-        Logits over the whole vocabulary after the prompt, for comparison with other implementations.
-
-        :return: ``(batch, vocabulary)`` float32.
-        """
-        prompts = self.prompts(input_ids)
-        embeds = self._embed(self.project(pixel_values), prompts)
-        hidden = self._decode(embeds, *self._positions_and_mask(prompts, embeds.shape[1]))
+        """Float32 logits ``(batch, vocabulary)`` after the prompt, for comparison with other implementations."""
+        hidden = self.prompt_hidden(self.project(pixel_values), self.prompts(input_ids))
         with self._autocast(self.autocast_language):
-            return self.language_model.lm_head(self.language_model.model.norm(hidden[:, -1])).float()
+            return self.language_model.lm_head(hidden).float()
 
     def action_hidden(self, patches: th.Tensor, prompts: Prompts, tokens: th.Tensor) -> th.Tensor:
-        """
-        One teacher-forced pass.
-
-        :param patches: ``(batch, visual tokens, hidden)`` from :meth:`project`.
-        :param tokens: ``(batch, K)`` action ids.
-        :return: ``(batch, K, hidden)``: what the head reads to predict each token.
-        """
+        """``(batch, K, hidden)`` of one teacher-forced pass: what the head reads to predict each of the action ids."""
         embeds = self._embed(patches, prompts, tokens[:, :-1])
         hidden = self._decode(embeds, *self._positions_and_mask(prompts, embeds.shape[1]))
         return self.language_model.model.norm(hidden[:, -tokens.shape[1] :])
@@ -329,7 +310,7 @@ class OpenVLA(nn.Module):
         n_tokens = noise.shape[1]
         embeds = self._embed(patches, prompts)
         length = embeds.shape[1]
-        cache = KeyValueCache(len(llama.layers), length + n_tokens - 1)
+        cache = KeyValueCache(length + n_tokens - 1)
         positions, mask = self._positions_and_mask(prompts, length + n_tokens - 1)
         prefill_mask = None if mask is None else mask[..., :length, :length]
         hidden = llama.norm(self._decode(embeds, positions[:, :length], prefill_mask, cache)[:, -1])

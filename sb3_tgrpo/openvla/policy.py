@@ -8,7 +8,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,10 +29,10 @@ from sb3_tgrpo.openvla.checkpoint import Checkpoint, upstream_checkpoint, warn_o
 from sb3_tgrpo.openvla.checks import box_statistics, check_arguments, check_image_size, image_space
 from sb3_tgrpo.openvla.conventions import LIBERO_CAMERA, Conventions
 from sb3_tgrpo.openvla.prompt import Prompts, decode_instruction, prompt_token_ids
-from sb3_tgrpo.openvla.state import check_base, ignore_missing_frozen, remove_frozen
+from sb3_tgrpo.policies import reconcile_reference
 
 if TYPE_CHECKING:
-    from sb3_tgrpo.openvla.lora import AdapterRecord, StartAdapter
+    from sb3_tgrpo.openvla.lora import StartAdapter
     from sb3_tgrpo.openvla.model import OpenVLA
 
 logger = logging.getLogger(__name__)
@@ -111,26 +111,28 @@ class OpenVLAPolicy(BasePolicy):
             squash_output=True,
             normalize_images=False,
         )
+        from sb3_tgrpo.openvla.lora import AdapterRecord
+
         check_arguments(action_space, temperature, gripper, use_sde, vision_cache_mb, lora, quantization)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
         suite = getattr(parts.get("instruction"), "suite", None)
-        source = Checkpoint(checkpoint if checkpoint is not None else upstream_checkpoint(suite))
-        self.checkpoint = source.name
-        record = self._adapter_record(adapter)
-        trained = (conventions or Conventions()).over(record.conventions).over(source.conventions)
-        self._adopt(trained, source, instruction, gripper)
-        if suite is not None and adapter is None and conventions is None:
-            _log_assumptions(source.name)
-        self.temperature = record.temperature if temperature is None else temperature
         self.lora = lora
         self.instruction = instruction
         self.quantization = quantization
+        source = Checkpoint(checkpoint if checkpoint is not None else upstream_checkpoint(suite))
+        self.checkpoint = source.name
+        record = AdapterRecord() if adapter is None else AdapterRecord.read(adapter)
+        trained = (conventions or Conventions()).over(record.conventions).over(source.conventions)
+        self._adopt(trained, source, gripper)
+        if suite is not None and adapter is None and conventions is None:
+            _log_assumptions(source.name)
+        self.temperature = record.temperature if temperature is None else temperature
         self._settings = {
             "unnorm_key": unnorm_key, "value_head": value_head, "adapter": adapter, "dtype": dtype, "device": device,
             "quantization": quantization, "gradient_checkpointing": gradient_checkpointing, "vision_cache_mb": vision_cache_mb,
             "statistics": statistics, "conventions": conventions,
         }  # fmt: skip
-        self.vla = self._build_model(source, adapter, dtype, device, quantization, lora)
+        self.vla = self._build_model(source, adapter, dtype, device)
         check_image_size(*self._frame, self.model.config)
         self.model.gradient_checkpointing = gradient_checkpointing
         if statistics is not None:
@@ -148,13 +150,10 @@ class OpenVLAPolicy(BasePolicy):
         self._patch_cache = FrameCache(max_bytes if self._vision_frozen else 0)
         # With a trainable vision side only the preprocessed image stays the same.
         self._pixel_cache = FrameCache(0 if self._vision_frozen else max_bytes)
-        self._prompt_ids: dict[str, list[int]] = {}
         self._prompt_batches: dict[bytes, Prompts] = {}
-        self.register_state_dict_post_hook(remove_frozen)
-        self.register_load_state_dict_pre_hook(check_base)
-        self.register_load_state_dict_post_hook(ignore_missing_frozen)
-        self.register_state_dict_post_hook(_add_statistics)
-        self.register_load_state_dict_pre_hook(_take_statistics)
+        self.register_state_dict_post_hook(OpenVLAPolicy._keep_trained)
+        self.register_load_state_dict_pre_hook(OpenVLAPolicy._before_loading)
+        self.register_load_state_dict_post_hook(OpenVLAPolicy._after_loading)
         self.optimizer = self.optimizer_class(
             [parameter for parameter in self.parameters() if parameter.requires_grad],
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -185,13 +184,11 @@ class OpenVLAPolicy(BasePolicy):
         spaces_of = env.observation_space, env.action_space
         return cls(*spaces_of, FloatSchedule(0.0), checkpoint, lora=lora, value_head=value_head, **settings)
 
-    def _adopt(
-        self, trained: Conventions, source: Checkpoint, instruction: str | None, gripper: Literal["libero", "none"] | None
-    ) -> None:
+    def _adopt(self, trained: Conventions, source: Checkpoint, gripper: Literal["libero", "none"] | None) -> None:
         """Choose camera and gripper by what was trained; refuse an environment that shows something else."""
         space = self.observation_space
         self.camera = trained.observation(space) if isinstance(space, spaces.Dict) else None
-        self._image_space = image_space(space, self.camera, instruction)
+        self._image_space = image_space(space, self.camera, self.instruction)
         self._channels_first = is_image_space_channels_first(self._image_space)
         words = space.spaces.get("instruction") if isinstance(space, spaces.Dict) else None
         libero = getattr(words, "suite", None) is not None
@@ -204,49 +201,36 @@ class OpenVLAPolicy(BasePolicy):
         key = trained.image_key or (LIBERO_CAMERA if libero else None)
         self.conventions = replace(trained, assets=self.assets or trained.assets, image_key=key, image_size=self._frame)
 
-    @staticmethod
-    def _adapter_record(adapter: str | os.PathLike[str] | None) -> "AdapterRecord":
-        from sb3_tgrpo.openvla.lora import AdapterRecord
-
-        return AdapterRecord() if adapter is None else AdapterRecord.read(adapter)
-
     def _build_model(
-        self,
-        source: Checkpoint,
-        adapter: str | os.PathLike[str] | None,
-        dtype: str | None,
-        device: str,
-        quantization: Literal["4bit"] | None,
-        lora: str | Mapping[str, Any] | None,
+        self, source: Checkpoint, adapter: str | os.PathLike[str] | None, dtype: str | None, device: str
     ) -> nn.Module:
         from sb3_tgrpo.openvla.loading import place_model, resolve_device, resolve_dtype
+        from sb3_tgrpo.openvla.lora import attach_lora, merge_adapter
 
         # Kept for `export_adapter`: after the merge it cannot be separated from the checkpoint's weights.
         self.start_adapter: StartAdapter | None = None
         if adapter is None:
-            model, fingerprint = source.load(dtype, device, quantization), ""
+            model, fingerprint = source.load(dtype, device, self.quantization), ""
         else:
-            from sb3_tgrpo.openvla.lora import merge_adapter
-
             target = resolve_device(device)
-            model = source.load(resolve_dtype(dtype, target), "cpu" if quantization else target)
+            model = source.load(resolve_dtype(dtype, target), "cpu" if self.quantization else target)
             self.start_adapter = merge_adapter(model, adapter, source.name)
             fingerprint = self.start_adapter.fingerprint
-            place_model(model, model.dtype, target, quantization)  # quantised only now: 4-bit weights can't take an adapter up
+            place_model(
+                model, model.dtype, target, self.quantization
+            )  # quantised only now: 4-bit weights can't take an adapter up
         self.base_identity: th.Tensor
         identity, self.base_identity_by_ends = (
             hashlib.sha256((text + fingerprint).encode()).digest() for text in (model.identity, model.identity_by_ends)
         )
         self.register_buffer("base_identity", th.tensor(list(identity), dtype=th.uint8))
-        if lora is None:
+        if self.lora is None:
             if model.dtype == th.bfloat16:
                 warnings.warn(
                     "Full fine-tuning in bfloat16 loses small updates to rounding: pass dtype='float32'.", stacklevel=3
                 )
             return model.requires_grad_(True)
-        from sb3_tgrpo.openvla.lora import attach_lora
-
-        return attach_lora(model, lora)
+        return attach_lora(model, self.lora)
 
     @property
     def model(self) -> "OpenVLA":
@@ -259,11 +243,10 @@ class OpenVLAPolicy(BasePolicy):
 
         :param identity: Bytes of :attr:`base_identity`, or of a version before 0.2.
         """
-        if identity == bytes(self.base_identity.tolist()):
-            return True
         if identity == self.base_identity_by_ends:
             warn_of_ends(self.checkpoint)
-        return identity == self.base_identity_by_ends
+            return True
+        return identity == bytes(self.base_identity.tolist())
 
     def _resolve_statistics(self, unnorm_key: str | None, suite: str | None, recorded: str | None) -> str:
         """Choose the action statistics; a checkpoint without any decodes into the action space's bounds."""
@@ -296,31 +279,52 @@ class OpenVLAPolicy(BasePolicy):
 
     def _build_value_net(self) -> nn.Module:
         net = nn.Sequential(nn.Linear(self.model.hidden_size, _VALUE_HIDDEN), nn.Tanh(), nn.Linear(_VALUE_HIDDEN, 1))
-        nn.init.orthogonal_(net[0].weight, gain=2**0.5)  # type: ignore[arg-type]
-        nn.init.orthogonal_(net[2].weight, gain=1.0)  # type: ignore[arg-type]
-        for layer in (net[0], net[2]):
+        for layer, gain in ((net[0], 2**0.5), (net[2], 1.0)):
+            nn.init.orthogonal_(layer.weight, gain=gain)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         return net.to(self.model.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data.pop("normalize_images", None)
-        data.update(
-            lr_schedule=self._dummy_schedule,
-            checkpoint=self.checkpoint,
-            lora=self.lora,
-            temperature=self.temperature,
-            gripper=self.gripper,
-            instruction=self.instruction,
-            optimizer_class=self.optimizer_class,
-            optimizer_kwargs=self.optimizer_kwargs,
-            **self._settings,
-        )
-        return data
+        kept = ("checkpoint", "lora", "temperature", "gripper", "instruction", "optimizer_class", "optimizer_kwargs")
+        settings = {**{name: getattr(self, name) for name in kept}, **self._settings}
+        return {**data, "lr_schedule": self._dummy_schedule, **settings}
 
     # ------------------------------------------------------------------ saving: everything trained, nothing frozen
 
-    def saved_names(self) -> set[str]:
+    def _keep_trained(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """After ``state_dict()``: leave out the backbone, which the checkpoint holds."""
+        kept = {prefix + name for name in self._saved_names()}
+        for name in [name for name in state_dict if name.startswith(prefix) and name not in kept]:
+            del state_dict[name]
+        if self._statistics_were_set:
+            chosen = {"statistics": self.model.norm_stats, "unnorm_key": self.unnorm_key}
+            text = json.dumps(chosen, default=lambda array: array.tolist())
+            state_dict[prefix + "statistics"] = th.tensor(list(text.encode()), dtype=th.uint8)
+
+    def _before_loading(self, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Refuse parameters of another base, and make room for a saved reference copy; else this policy's stays."""
+        saved = state_dict.get(prefix + "base_identity")
+        if saved is not None:
+            if not self.matches_base(bytes(saved.tolist())):
+                raise ValueError(
+                    f"These parameters were trained on another base than {self.checkpoint!r}: pass the checkpoint (and "
+                    "adapter) they belong to through policy_kwargs, at loading through custom_objects={'policy_kwargs': ...}."
+                )
+            state_dict[prefix + "base_identity"] = self.base_identity.clone()
+        reconcile_reference(self.reference_model, self.freeze_reference, state_dict, prefix + "reference_model.")
+        statistics = state_dict.pop(prefix + "statistics", None)
+        if statistics is not None:
+            self.set_statistics(**json.loads(bytes(statistics.tolist())))
+
+    def _after_loading(self, incompatible_keys: Any) -> None:
+        """The backbone is not missing, it was never saved."""
+        saved = self._saved_names()
+        incompatible_keys.missing_keys[:] = [name for name in incompatible_keys.missing_keys if name in saved]
+        self.clear_caches()
+
+    def _saved_names(self) -> set[str]:
         """Names of the state dict's entries that are saved: trained parameters, the reference's copy, the fingerprint."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         if self.reference_model is not None:
@@ -347,19 +351,21 @@ class OpenVLAPolicy(BasePolicy):
             images = images.permute(0, 2, 3, 1)
         return images.to(th.uint8)
 
-    def _patches(self, images: th.Tensor) -> th.Tensor:
+    def _patches(self, images: th.Tensor, model: "OpenVLA | None" = None) -> th.Tensor:
         """Projected image embeddings, from the cache while the vision side is frozen."""
-        model = self.model
-        keys = frame_keys(images)
+        vla, keys = model or self.model, frame_keys(images)
+
+        def preprocessed(rows: list[int]) -> th.Tensor:
+            return vla.preprocess(images if len(rows) == len(images) else images[rows])
+
         if self._vision_frozen:
             with th.no_grad():
-                return self._patch_cache.get(
-                    keys, lambda rows: model.project(model.pixel_values(model.preprocess(_rows(images, rows))))
-                )
-        return model.project(model.pixel_values(self._preprocessed(images, keys)))
+                return self._patch_cache.get(keys, lambda rows: vla.project(vla.pixel_values(preprocessed(rows))))
+        return vla.project(vla.pixel_values(self._pixel_cache.get(keys, preprocessed)))
 
-    def _preprocessed(self, images: th.Tensor, keys: list[bytes]) -> th.Tensor:
-        return self._pixel_cache.get(keys, lambda rows: self.model.preprocess(_rows(images, rows)))
+    def _inputs(self, obs: PyTorchObs) -> tuple[th.Tensor, Prompts]:
+        images = self._images(obs)
+        return self._patches(images), self._prompts(obs, len(images))
 
     def _prompts(self, obs: PyTorchObs, batch: int) -> Prompts:
         if self.instruction is not None:
@@ -371,23 +377,16 @@ class OpenVLAPolicy(BasePolicy):
         if key not in self._prompt_batches:
             if len(self._prompt_batches) >= _MAX_PROMPT_BATCHES:
                 self._prompt_batches.clear()
-            self._prompt_batches[key] = self.model.prompts([self._ids(decode_instruction(row)) for row in rows])
+            ids = {row: prompt_token_ids(self.model.tokenizer, decode_instruction(row)) for row in set(rows)}
+            self._prompt_batches[key] = self.model.prompts([ids[row] for row in rows])
         return self._prompt_batches[key]
-
-    def _ids(self, instruction: str) -> list[int]:
-        if instruction not in self._prompt_ids:
-            self._prompt_ids[instruction] = prompt_token_ids(self.model.tokenizer, instruction)
-        return self._prompt_ids[instruction]
 
     # ------------------------------------------------------------------ TGRPO's interface
 
+    @th.no_grad()
     def _generate(self, obs: PyTorchObs, temperature: float) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        images = self._images(obs)
-        with th.no_grad():
-            patches = self._patches(images)
-            tokens, log_prob, hidden = self.model.generate_from_patches(
-                patches, self._prompts(obs, len(images)), temperature, n_tokens=self.n_tokens
-            )
+        patches, prompts = self._inputs(obs)
+        tokens, log_prob, hidden = self.model.generate_from_patches(patches, prompts, temperature, n_tokens=self.n_tokens)
         return tokens.view(-1, *self.action_space.shape), log_prob, hidden  # type: ignore[misc]
 
     @th.no_grad()
@@ -426,9 +425,7 @@ class OpenVLAPolicy(BasePolicy):
         :param actions: Token ids, any numeric dtype (buffers keep them as float32, which is exact).
         :return: Log-probabilities ``(batch, K)`` and each action's entropy ``(batch,)``, given its own earlier tokens.
         """
-        images = self._images(obs)
-        log_prob, entropy, _ = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
-        return log_prob, entropy
+        return self._score(self.model, *self._inputs(obs), actions)[:2]
 
     def _score(
         self, model: "OpenVLA", patches: th.Tensor, prompts: Prompts, actions: th.Tensor
@@ -448,22 +445,12 @@ class OpenVLAPolicy(BasePolicy):
         :return: Log-probabilities ``(batch, K)``.
         :raises RuntimeError: Under full fine-tuning before :meth:`freeze_reference`.
         """
+        model = self.reference_model if self.lora is None else self.model
+        if model is None:
+            raise RuntimeError("There is no reference policy yet: call freeze_reference() before training starts.")
         images = self._images(obs)
-        prompts = self._prompts(obs, len(images))
-        model, context = self.model, self._without_adapter()
-        if self.lora is None:
-            if self.reference_model is None:
-                raise RuntimeError("There is no reference policy yet: call freeze_reference() before training starts.")
-            model = self.reference_model
-        with context:
-            if self._vision_frozen:
-                patches = self._patches(images)
-            else:
-                patches = model.project(model.pixel_values(self._preprocessed(images, frame_keys(images))))
-            return self._score(model, patches, prompts, actions)[0]
-
-    def _without_adapter(self) -> AbstractContextManager:
-        return nullcontext() if self.lora is None else self.vla.disable_adapter()  # type: ignore[operator]
+        with nullcontext() if self.lora is None else self.vla.disable_adapter():  # type: ignore[operator]
+            return self._score(model, self._patches(images, model), self._prompts(obs, len(images)), actions)[0]
 
     def freeze_reference(self) -> None:
         """
@@ -486,21 +473,15 @@ class OpenVLAPolicy(BasePolicy):
         return tokens, self._values(hidden), log_prob.sum(dim=1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        :return: Values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``.
-        """
-        images = self._images(obs)
-        log_prob, entropy, hidden = self._score(self.model, self._patches(images), self._prompts(obs, len(images)), actions)
+        """Values ``(batch, 1)``, log-probabilities of whole actions ``(batch,)``, entropies ``(batch,)``."""
+        log_prob, entropy, hidden = self._score(self.model, *self._inputs(obs), actions)
         return self._values(hidden), log_prob.sum(dim=1), entropy
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :return: Values ``(batch, 1)``; zeros without a value head.
-        """
-        images = self._images(obs)
+        """Values ``(batch, 1)``; zeros without a value head."""
         if self.value_net is None:
-            return th.zeros(len(images), 1, device=self.device)
-        return self._values(self.model.prompt_hidden(self._patches(images), self._prompts(obs, len(images))))
+            return th.zeros(len(self._images(obs)), 1, device=self.device)
+        return self._values(self.model.prompt_hidden(*self._inputs(obs)))
 
     def _values(self, hidden: th.Tensor) -> th.Tensor:
         if self.value_net is None:
@@ -508,9 +489,7 @@ class OpenVLAPolicy(BasePolicy):
         return self.value_net(hidden.float())
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
-        """
-        :raises NotImplementedError: Always: each token's distribution depends on the tokens sampled before it.
-        """
+        """Not implemented: each token's distribution depends on the tokens sampled before it."""
         raise NotImplementedError(
             "An action's tokens are sampled one after the other, so there is no joint distribution to return. "
             "Use sample_actions, action_log_prob or evaluate_actions."
@@ -582,6 +561,7 @@ class OpenVLAPolicy(BasePolicy):
         """
         return {"sb3_tgrpo": {**self.model.config.raw.get("sb3_tgrpo", {}), **self._recorded_conventions().record(), **more}}
 
+    @th.no_grad()
     def export_merged(
         self, folder: str | os.PathLike[str], dtype: str = "bfloat16", obs: PyTorchObs | None = None
     ) -> float | None:
@@ -594,7 +574,7 @@ class OpenVLAPolicy(BasePolicy):
         :return: With ``obs``, the share of greedy tokens the rounding on disk changes; else None.
         """
         from sb3_tgrpo.openvla.loading import resolve_dtype, save_openvla
-        from sb3_tgrpo.openvla.lora import merged_state_dict, token_flip_rate
+        from sb3_tgrpo.openvla.lora import merged_state_dict
 
         on_disk = resolve_dtype(dtype, self.device)  # bfloat16, upstream's, rounds the sum of base and adapter
         weights = merged_state_dict(self.model, on_disk)
@@ -602,9 +582,12 @@ class OpenVLAPolicy(BasePolicy):
         if obs is None:
             return None
         images = self._images(obs)
-        pixel_values = self.model.pixel_values(self.model.preprocess(images))
-        written = Checkpoint(folder).load(self.model.dtype, self.device)
-        return token_flip_rate(self.model, written, pixel_values, self._prompts(obs, len(images)).input_ids, self.n_tokens)
+        pixels, ids = self.model.pixel_values(self.model.preprocess(images)), self._prompts(obs, len(images)).input_ids
+        written = Checkpoint(folder).load(self.model.dtype, self.model.device)
+        tokens, _ = self.model.generate_action_tokens(pixels, ids, n_tokens=self.n_tokens)
+        # Each token is given the policy's own previous ones.
+        ours, theirs = (model.action_logits(pixels, ids, tokens).argmax(-1) for model in (self.model, written))
+        return float((ours != theirs).float().mean())
 
     def push_to_hub(self, repo_id: str, *, merged: bool = False, private: bool = False) -> str:
         """
@@ -626,25 +609,6 @@ class OpenVLAPolicy(BasePolicy):
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload from sb3-tgrpo")
         return str(url)
-
-
-def _add_statistics(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    assert isinstance(module, OpenVLAPolicy)
-    if module._statistics_were_set:
-        chosen = {"statistics": module.model.norm_stats, "unnorm_key": module.unnorm_key}
-        text = json.dumps(chosen, default=lambda array: array.tolist())
-        state_dict[prefix + "statistics"] = th.tensor(list(text.encode()), dtype=th.uint8)
-
-
-def _take_statistics(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    assert isinstance(module, OpenVLAPolicy)
-    saved = state_dict.pop(prefix + "statistics", None)
-    if saved is not None:
-        module.set_statistics(**json.loads(bytes(saved.tolist())))
-
-
-def _rows(images: th.Tensor, rows: list[int]) -> th.Tensor:
-    return images if len(rows) == len(images) else images[rows]
 
 
 @cache

@@ -29,10 +29,7 @@ class Prompts:
 
 
 def prompt_text(instruction: str) -> str:
-    """
-    :param instruction: What the robot should do; upstream lower-cases it.
-    :return: The prompt, without the blank that :func:`prompt_token_ids` adds.
-    """
+    """The prompt, lower-cased as upstream, without the blank that :func:`prompt_token_ids` adds."""
     return f"In: What action should the robot take to {instruction.lower()}?\nOut:"
 
 
@@ -58,12 +55,7 @@ def prompt_token_ids(tokenizer: Any, instruction: str) -> list[int]:
 
 
 def decode_instruction(row: bytes) -> str:
-    """
-    Text of an observation's zero-padded UTF-8 bytes.
-
-    :param row: The bytes of ``obs["instruction"]``.
-    :raises ValueError: If they aren't UTF-8.
-    """
+    """Text of an observation's zero-padded UTF-8 bytes; other bytes are a ValueError."""
     text = row.split(b"\x00", 1)[0]
     try:
         return text.decode("utf-8")

@@ -52,12 +52,10 @@ def _initial(name: str, tensor: th.Tensor, generator: th.Generator) -> th.Tensor
         return th.zeros(tensor.shape)
     if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "layernorm.weight", "scale_factor")):
         return th.ones(tensor.shape)
-    if name.endswith("pos_embed"):
+    if name.endswith(("pos_embed", "lm_head.weight")):
         deviation = 0.02
     elif name.endswith("embed_tokens.weight"):
         deviation = 0.2
-    elif name.endswith("lm_head.weight"):
-        deviation = 0.02
     else:
         deviation = tensor[0].numel() ** -0.5
         if name.endswith(("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")):
@@ -94,7 +92,8 @@ def subtract_mean_image(model: OpenVLA, mean_pixel_values: th.Tensor) -> None:
     Make the towers see differences to a mean image: their position embeddings take up what the patch embedding makes of it.
     A network this small, trained on a few thousand frames of one scene, learns several times faster that way.
 
-    :param model: The model to change; call it once, before training.
+    To be called once, before training.
+
     :param mean_pixel_values: ``(6, size, size)``, the mean of :meth:`OpenVLA.pixel_values` over the training frames.
     """
     halves = mean_pixel_values.to(model.device, model.dtype).unsqueeze(0).split(3, dim=1)
@@ -105,12 +104,9 @@ def subtract_mean_image(model: OpenVLA, mean_pixel_values: th.Tensor) -> None:
 
 def save_tiny(folder: str | os.PathLike[str], n_action_bins: int, assets: str | None = None) -> None:
     """
-    Write the tiny checkpoint with another number of action bins. Few bins suit few demonstrations.
+    Write the tiny checkpoint with another number of action bins, 2 to 256. Few bins suit few demonstrations.
 
-    :param folder: Folder to write to.
-    :param n_action_bins: Bins per action dimension, 2 to 256.
     :param assets: Assets that it is to be used with, recorded in its configuration.
-    :raises ValueError: If ``n_action_bins`` is out of range.
     """
     config = tiny_config()
     if not 2 <= n_action_bins <= config["n_action_bins"]:

@@ -106,10 +106,7 @@ class VisionTower(nn.Module):
             self.attn_pool = AttentionPool(config)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        """
-        :param x: Normalised images ``(batch, 3, size, size)``.
-        :return: Patch features ``(batch, patches, dim)``.
-        """
+        """Patch features ``(batch, patches, dim)`` of normalised images ``(batch, 3, size, size)``."""
         x = self.patch_embed(x) + self.pos_embed
         prefix = [getattr(self, name).expand(len(x), -1, -1) for name in ("cls_token", "reg_token") if hasattr(self, name)]
         x = th.cat([*prefix, x], dim=1)
@@ -128,10 +125,7 @@ class VisionBackbone(nn.Module):
         self.patch_merge = patch_merge
 
     def forward(self, pixel_values: th.Tensor) -> th.Tensor:
-        """
-        :param pixel_values: ``(batch, 6, size, size)``, the first three channels normalised for DINOv2.
-        :return: ``(batch, visual tokens, vision width)``.
-        """
+        """``(batch, visual tokens, vision width)`` of ``(batch, 6, size, size)``, the first three channels for DINOv2."""
         first, second = pixel_values.split(3, dim=1)
         features = th.cat([self.featurizer(first), self.fused_featurizer(second)], dim=2)
         if self.patch_merge == 1:

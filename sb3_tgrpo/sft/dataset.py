@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_tgrpo.envs.demos.reader import DemoFile, import_h5py, moving_steps, open_demos
+from sb3_tgrpo.settings import check_number, typed
 from sb3_tgrpo.sft.statistics import Gripper, action_statistics
 
 logger = logging.getLogger(__name__)
@@ -86,12 +87,9 @@ class DemonstrationDataset:
         min_range: float = 0.0,
         symmetric: bool = False,
     ) -> None:
-        if gripper not in ("libero", "none"):
-            raise ValueError(f"gripper={gripper!r}: it must be 'libero' or 'none'.")
-        if assets not in (None, "full", "light"):
-            raise ValueError(f"assets={assets!r}: it must be 'full', 'light' or None.")
-        if max_demonstrations is not None and max_demonstrations < 1:
-            raise ValueError(f"max_demonstrations={max_demonstrations}: it must be at least 1.")
+        typed(Gripper, gripper, "gripper")
+        typed(Literal["full", "light", None], assets, "assets")
+        check_number("max_demonstrations", max_demonstrations, int, optional=True)
         paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
         if not paths:
             raise ValueError("files is empty: give at least one HDF5 file of demonstrations.")

@@ -17,24 +17,13 @@ _FLOOR = 0.01
 
 
 def cosine_rate(progress: float) -> float:
-    """
-    A cosine from 1 to 0.01.
-
-    :param progress: Share of the training that is done, 0 to 1.
-    :return: Factor of the learning rate, from 1 down to 0.01.
-    """
+    """Factor of the learning rate: a cosine from 1 to 0.01 over the share of the training that is done, 0 to 1."""
     return _FLOOR + (1 - _FLOOR) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
 @lru_cache(maxsize=2)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """
-    A permutation of ``range(n)`` that depends on nothing but the arguments.
-
-    :param n: Number of frames.
-    :param seed: Seed of the training.
-    :param epoch: Number of the epoch.
-    """
+    """A permutation of ``range(n)`` that depends on nothing but the arguments."""
     return np.random.default_rng([seed, 0xE90C, epoch]).permutation(n)
 
 
@@ -54,21 +43,13 @@ class ParameterEMA:
 
     @th.no_grad()
     def update(self, step: int) -> None:
-        """
-        Take the parameters' current values in.
-
-        :param step: Number of updates so far, at least 1.
-        """
+        """Take the parameters' current values in, after ``step`` updates (at least 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         th._foreach_lerp_(list(self.values.values()), [p.detach().float() for p in self._parameters.values()], 1 - decay)
 
     @contextmanager
     def applied(self, parameters: Mapping[str, th.Tensor]) -> Iterator[None]:
-        """
-        Inside the block, the parameters hold their averages.
-
-        :param parameters: The parameters, by the same names.
-        """
+        """Inside the block, the parameters, by the same names, hold their averages."""
         own = {name: tensor.detach().clone() for name, tensor in parameters.items()}
         try:
             self._copy(self.values, parameters)
@@ -101,12 +82,7 @@ class FrameStore:
         self._present = np.zeros(len(dataset), dtype=bool)
 
     def get(self, frames: np.ndarray) -> th.Tensor:
-        """
-        Prepared frames.
-
-        :param frames: Indices within the dataset.
-        :return: ``(len(frames), size, size, 3)`` uint8 on the policy's device.
-        """
+        """Prepared frames by their indices, ``(len(frames), size, size, 3)`` uint8 on the policy's device."""
         device = self._policy.device
         if self._kept is None:
             return self._make(frames, device)
@@ -136,9 +112,8 @@ class BestCheckpoint:
 
     def begin(self, patience: int | None) -> None:
         """
-        Begin or go on with a training.
-
-        :param patience: Validations without a lower loss until training stops; None: it does not, and no weights are kept.
+        Begin or go on with a training, which stops after ``patience`` validations without a lower loss; None: it does not, and
+        no weights are kept.
         """
         self.patience = patience
         if patience is not None and not self.weights:  # a best that can't be returned to must not stop a training
@@ -162,9 +137,5 @@ class BestCheckpoint:
         return {"loss": self.loss, "waited": self.waited, "entry": self.entry, "weights": self.weights}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """
-        Go on from the state of a training that stopped.
-
-        :param state: What :meth:`state` returned.
-        """
+        """Go on from :meth:`state` of a training that stopped."""
         self.loss, self.waited, self.entry, self.weights = (state[key] for key in ("loss", "waited", "entry", "weights"))

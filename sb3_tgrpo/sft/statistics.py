@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sb3_tgrpo.openvla.actions import libero_gripper_inverse
+from sb3_tgrpo.settings import check_number
 
 Gripper = Literal["libero", "none"]
 
@@ -41,8 +42,7 @@ def action_statistics(
     low, high = np.quantile(values, 0.01, axis=0), np.quantile(values, 0.99, axis=0)
     least, most = values.min(axis=0), values.max(axis=0)
     constant = least == most
-    if min_range < 0:
-        raise ValueError(f"min_range={min_range}: it must be at least 0.")
+    check_number("min_range", min_range)
     if constant.all():
         raise ValueError("The actions never change in any dimension (all ranges are zero): there is nothing to imitate.")
     rare = (low == high) & ~constant

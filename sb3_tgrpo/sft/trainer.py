@@ -28,6 +28,7 @@ from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 from sb3_tgrpo.openvla.prompt import prompt_token_ids
 from sb3_tgrpo.processes import Processes
 from sb3_tgrpo.run_folder import RunFolder
+from sb3_tgrpo.settings import check_number
 from sb3_tgrpo.sft.dataset import DemonstrationDataset
 from sb3_tgrpo.sft.loop import BestCheckpoint, FrameStore, ParameterEMA, cosine_rate, epoch_order
 from sb3_tgrpo.sft.settings import SFTSettings
@@ -47,13 +48,7 @@ class SFTError(RuntimeError):
 
 @dataclass
 class _Run:
-    """
-    A call of :meth:`SFT.learn`.
-
-    :param total_steps: Updates after which the schedule ends.
-    :param last: Update after which this call ends.
-    :param state_file: File of the state for resuming.
-    """
+    """A call of :meth:`SFT.learn`: the schedule ends after ``total_steps`` updates, the call after ``last``."""
 
     total_steps: int
     last: int
@@ -285,10 +280,10 @@ class SFT:
         :raises ValueError: If ``folder`` holds the state of other settings, or of any without ``resume``.
         :raises SFTError: If a gradient is not finite.
         """
-        counts = {"total_steps": total_steps, "eval_every": eval_every, "save_every": save_every, "patience": patience}
-        for name, value in {**counts, "log_interval": log_interval}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: it must be at least 1.")
+        for name, value in (("total_steps", total_steps), ("log_interval", log_interval)):
+            check_number(name, value, int)
+        for name, count in (("eval_every", eval_every), ("save_every", save_every), ("patience", patience)):
+            check_number(name, count, int, optional=True)
         if patience is not None and not len(self._validation_frames):
             raise ValueError(f"patience={patience} needs validation data: pass validation_fraction above 0.")
         eval_every = eval_every or max(total_steps // 20, 1)
@@ -324,9 +319,14 @@ class SFT:
             raise ValueError(f"{folder} holds a training already: pass resume=True, or another folder.")
         if self.processes.is_main:
             settings = {**self._fixed_settings, "total_steps": run.total_steps}
-            RunFolder(folder).claim(SETTINGS_FILE, settings, results=[STATE_FILE])
+            RunFolder(folder).claim(SETTINGS_FILE, settings, results=[STATE_FILE], upgrade=self._with_todays_base)
         if exists:
             self._load_state(run.state_file)
+
+    def _with_todays_base(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A record whose base is the policy's by the fingerprints of an older version, with the fingerprint of today."""
+        same = self.policy.matches_base(bytes.fromhex(record.get("base", "")))
+        return {**record, "base": self._fixed_settings["base"]} if same else record
 
     def _validate_and_save(self, run: _Run) -> bool:
         """What is due after an update: log entry, validation, state. Returns whether training ends."""

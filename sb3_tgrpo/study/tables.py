@@ -292,5 +292,5 @@ def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.set_ylim(-0.02, 1.02)
     plain_axis(axes, f"Success, {title}", x_label={"alpha_1": r"$\alpha_1$"}.get(axis, axis))
-    axes.xaxis.label.set_size(9)
+    axes.xaxis.label.set_fontsize(9)
     return png(figure)

@@ -148,7 +148,7 @@ def _panels(n: int, columns: int, height: float) -> tuple["Figure", Sequence["Ax
     """A figure with a grid of ``n`` panels, and so many inches for each row of them."""
     n_rows = -(-n // columns)
     figure = new_figure(10.5, height * n_rows)
-    axes = figure.subplots(n_rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(n_rows, columns, squeeze=False).flat)
     for axis in axes[n:]:
         axis.set_visible(False)
     return figure, axes[:n]

@@ -16,7 +16,7 @@ from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.doctor import checks, installation, memory, simulator
 from sb3_tgrpo.doctor import policy as doctor_policy
 from sb3_tgrpo.doctor.checks import run_checks
-from sb3_tgrpo.doctor.finding import DoctorContext, Finding, MemoryPlan, all_passed, to_dict
+from sb3_tgrpo.doctor.finding import Check, DoctorContext, Found, MemoryPlan, all_passed, to_dict
 from sb3_tgrpo.evaluation.base_policy import BasePolicyReport
 from sb3_tgrpo.evaluation.protocol import Protocol
 from sb3_tgrpo.openvla import load_openvla, save_openvla
@@ -158,8 +158,7 @@ def test_parity(light: DoctorContext, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_complete_checkpoint(saved: Path) -> None:
     subject = of(saved)
-    names = ("checkpoint", "checkpoint and assets", "conventions", "unnorm key", "tokenizer")
-    findings = run_checks(subject, [pair for pair in doctor_policy.POLICY_CHECKS if pair[0] in names])
+    findings = run_checks(subject, doctor_policy.FILE_CHECKS)
     assert [(finding.check, finding.status) for finding in findings if finding.status != "ok"] == [("conventions", "note")]
     assert "image_key=agentview_rgb" in findings[2].found and "libero_object" in findings[3].found
 
@@ -190,8 +189,8 @@ def _remove_weights(folder: Path) -> None:
     ("damage", "message"),
     [
         (_remove_shard, "lacks model-00002-of-00004.safetensors"),
-        (_truncate_shard, "by its header"),
-        (_cut_header, "truncated in its header"),
+        (_truncate_shard, "model-00003-of-00004.safetensors is truncated"),
+        (_cut_header, "model-00001-of-00004.safetensors is truncated"),
         (_remove_tokenizer, "lacks tokenizer.json"),
         (_remove_weights, "neither model.safetensors.index.json nor model.safetensors"),
     ],
@@ -390,18 +389,18 @@ def test_too_little_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_a_check_that_crashes_is_a_failure() -> None:
-    def crash(subject: DoctorContext) -> Finding:
+    def crash(subject: DoctorContext) -> Found:
         raise ZeroDivisionError("on purpose")
 
-    findings = run_checks(DoctorContext(), [("steady", lambda subject: Finding("steady", "ok", "fine")), ("crash", crash)])
+    findings = run_checks(DoctorContext(), [Check("steady", lambda subject: ("ok", "fine", "")), Check("crash", crash)])
     assert [finding.status for finding in findings] == ["ok", "failed"] and not all_passed(findings)
     assert "ZeroDivisionError: on purpose" in findings[1].found
-    assert run_checks(DoctorContext(env_id="CartPole-v1"), [("parity", simulator.check_parity)])[0].status == "failed"
+    assert run_checks(DoctorContext(env_id="CartPole-v1"), [simulator.check_parity])[0].status == "failed"
 
 
 def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     names = ("OpenGL", "MuJoCo", "checkpoint", "memory")
-    monkeypatch.setattr(checks, "CHECKS", tuple(pair for pair in checks.CHECKS if pair[0] in names))
+    monkeypatch.setattr(checks, "CHECKS", tuple(check for check in checks.CHECKS if check.name in names))
     arguments = ["doctor", "--assets", "light", "--checkpoint", "tiny", "--plan", "--device", "cpu"]
     assert main(arguments) == 0
     assert "no check failed" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -463,6 +464,28 @@ def test_a_damaged_episode_is_played_again(file: Path, tmp_path: Path, caplog: p
     collect_demos(SETTINGS, out, command="test")
     assert [f"episode {index} is damaged" in caplog.text for index in range(5)] == [True] * 4 + [False]
     assert contents(out) == contents(file)
+
+
+class Refused(Exception):
+    """Takes other arguments than its message."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(f"joint {code}: {reason}")
+
+
+class RefusedByTheWorker(CollectionSettings):
+    """Settings that a worker, which is a process started by another, can't read."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "wrist_image" and multiprocessing.parent_process() is not None:
+            raise Refused(4, "out of range")
+        return super().__getattribute__(name)
+
+
+def test_the_text_and_traceback_of_any_exception_of_an_episode_arrive(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="Refused: joint 4: out of range") as raised:
+        collection._fill(RefusedByTheWorker(TASK, 1, assets="light"), tmp_path, {}, 1, None)
+    assert "__getattribute__" in "".join(raised.value.__notes__)
 
 
 def test_one_process_at_a_time_collects_into_a_file(tmp_path: Path) -> None:

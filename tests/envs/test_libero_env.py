@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from gymnasium.utils.env_checker import check_env
+from spec_templates import write_spec
 from stable_baselines3.common import env_checker
 
 from sb3_tgrpo.envs import LiberoEnv, register_envs
@@ -32,7 +33,6 @@ from sb3_tgrpo.envs.spaces import InstructionSpace, decode_instruction, encode_i
 from sb3_tgrpo.rewards import RewardError, RewardProgram, load_reward
 from sb3_tgrpo.rewards.episodes.measure import measure
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, load_task_facts
-from sb3_tgrpo.rewards.generation.templates import write_spec
 
 NOOP = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 

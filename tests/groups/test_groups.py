@@ -665,7 +665,7 @@ def test_bad_input(make: MakeGroups) -> None:
         make(group_size=1)
     with pytest.raises(ValueError, match=r"5 environments do not make up whole groups of group_size=4"):
         make(n_envs=5)
-    with pytest.raises(ValueError, match=r"stop_on='first' is unknown: choose one of 'success', 'termination', 'never'"):
+    with pytest.raises(ValueError, match=r"stop_on='first': it must be one of 'success', 'termination', 'never'"):
         make(stop_on="first")
     with pytest.raises(ValueError, match="timeout=0"):
         make(timeout=0)

@@ -269,7 +269,7 @@ def test_openvla_oft_is_refused(folder):
     (folder / "dataset_statistics.json").write_text(json.dumps({"libero_object": STATISTICS | proprio}))
     with pytest.raises(ValueError, match="proprioceptive statistics of 'libero_object'"):
         make(folder)
-    assert not Checkpoint("someone/soft-touch")._is_oft_name
+    Checkpoint("someone/soft-touch").check_name()
 
 
 def test_a_run_folder_is_answered_with_the_checkpoint_inside(saved, tmp_path):

@@ -391,7 +391,7 @@ def policy_for(space, **kwargs):
 def test_the_default_is_the_suites_fine_tune_and_light_assets_are_refused(tmp_path, monkeypatch):
     asked = []
 
-    def refuse(name, allow_patterns):
+    def refuse(name, **options):
         asked.append(name)
         raise OSError("no network")
 

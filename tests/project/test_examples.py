@@ -1,4 +1,4 @@
-"""The examples and the README's first program run, at a small size."""
+"""The examples run, at a small size."""
 
 import json
 import os
@@ -19,14 +19,6 @@ def run(*command: str, cwd: Path) -> str:
     result = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, env=environ)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
-
-
-def test_readme_program(tmp_path: Path) -> None:
-    program = re.findall(r"```python\n(.*?)```", ROOT.joinpath("README.md").read_text(), re.DOTALL)[0]
-    assert program.count("140_000") == 1
-    (tmp_path / "program.py").write_text(program.replace("140_000", "2_000"))
-    assert re.search(r"^\(np\.float64\(|^\(\d", run("program.py", cwd=tmp_path), re.MULTILINE)
-    assert (tmp_path / "tgrpo_cartpole.zip").exists()
 
 
 def test_cartpole(tmp_path: Path) -> None:
@@ -70,9 +62,30 @@ def test_algorithm_overhead(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert re.search(r"\| TGRPO, groups of 4 +\| +\d+ \| +\d+\.\d+ \|", table)
 
 
+def test_ppo_baseline(tmp_path: Path) -> None:
+    small = ("--steps", "80", "--max-episode-steps", "20", "--members", "2", "--episodes", "1")
+    output = run(str(ROOT / "examples/06_ppo_baseline.py"), *small, cwd=tmp_path)
+    assert re.search(r"base policy: \d+% of 1 episodes", output) and "TGRPO: " in output and "PPO: " in output
+
+
+def test_own_environment_and_reward(tmp_path: Path) -> None:
+    output = run(str(ROOT / "examples/07_own_environment_and_reward.py"), "--steps", "2000", cwd=tmp_path)
+    assert "Goals reached, greedily: " in output
+    assert re.search(r"V8 +expert replay +ok", output) and "in stage 0 of 3" in output
+
+
+def test_own_policy(tmp_path: Path) -> None:
+    small = ("--env", "Pendulum-v1", "--steps", "2000", "--kl-coef", "0.01")
+    assert " after" in run(str(ROOT / "examples/08_own_policy.py"), *small, cwd=tmp_path)
+
+
 def test_collect_demos(tmp_path: Path) -> None:
-    output = run(str(ROOT / "examples/collect_demos.py"), "--episodes", "2", cwd=tmp_path)
+    output = run(str(ROOT / "examples/09_collect_demos.py"), "--demos", "2", cwd=tmp_path)
     assert "2 demonstrations of" in output and (tmp_path / "demos.hdf5").exists()
+
+
+def test_generate_reward_shows_a_shipped_one(tmp_path: Path) -> None:
+    assert "def compute_reward" in run(str(ROOT / "examples/10_generate_reward.py"), "--shipped", cwd=tmp_path)
 
 
 def test_shares_of_the_step_level() -> None:

@@ -17,7 +17,7 @@ ROWS = (
     ("tgrpo", "doctor", "rewards.episodes"),
     ("openvla", "envs.libero", "envs.experts", "rewards.program", "run_folder"),
     ("policies", "buffers", "resumable", "envs.groups", "envs.spaces", "envs.registration"),
-    ("rewards.facts", "advantages", "losses", "group_env", "checks", "progress_bar"),
+    ("rewards.facts", "advantages", "losses", "group_env", "progress_bar"),
     ("decoding", "defaults", "files", "lazy", "processes", "settings", "version"),
 )
 FLOOR = {room: len(ROWS) - i for i, row in enumerate(ROWS) for room in row}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rewards_fake_api import Reply, error, fake_api
+from spec_templates import write_spec
 
 from sb3_tgrpo.cli import reward as cli
 from sb3_tgrpo.rewards import RewardError, generate_reward, load_task_facts
@@ -17,7 +18,6 @@ from sb3_tgrpo.rewards.episodes.traces import save_traces
 from sb3_tgrpo.rewards.generation import prompt as prompts
 from sb3_tgrpo.rewards.generation.api import DeadlineError, FatalAPIError, Question, ask
 from sb3_tgrpo.rewards.generation.cost import estimate_cost
-from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.run_folder import RunFolder
 
 TASK = "libero_goal-7"

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spec_templates import write_spec
 from write_specs import fit
 
 from sb3_tgrpo.rewards import RewardProgram, load_task_facts
 from sb3_tgrpo.rewards.episodes.kinematic import kinematic_traces
 from sb3_tgrpo.rewards.episodes.measure import measure
 from sb3_tgrpo.rewards.episodes.play import play
-from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.verification import plots as pictures
 from sb3_tgrpo.rewards.verification.report import TITLES, Check
 

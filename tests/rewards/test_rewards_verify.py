@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from spec_templates import write_spec
 from write_specs import ORIGIN, fit
 
 from sb3_tgrpo.rewards import RewardError, RewardProgram, load_reward, load_task_facts, verify_reward
@@ -20,7 +21,6 @@ from sb3_tgrpo.rewards.episodes.measure import guess_grasp, measure, world_box
 from sb3_tgrpo.rewards.episodes.traces import Trace, load_traces, save_traces
 from sb3_tgrpo.rewards.facts.task_facts import TaskFacts, available_tasks, data_folder, nominal_state
 from sb3_tgrpo.rewards.facts.task_name import TaskName
-from sb3_tgrpo.rewards.generation.templates import write_spec
 from sb3_tgrpo.rewards.program.level import StateLevel
 from sb3_tgrpo.rewards.program.spec import RewardSpec
 from sb3_tgrpo.rewards.verification.checks import Verifier

@@ -340,6 +340,20 @@ def test_resume_from_another_configuration(dataset: DemonstrationDataset, tmp_pa
         make(dataset).learn(2, folder=tmp_path, resume=True)
 
 
+def test_a_base_recorded_by_the_fingerprint_of_an_older_version(dataset: DemonstrationDataset, tmp_path: Path):
+    make(dataset).learn(2, folder=tmp_path)
+    record = json.loads((tmp_path / SETTINGS_FILE).read_text())
+    again = make(dataset)
+    again.policy.base_identity_by_ends = b"\x07" * 32
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(record | {"base": "08" * 32}))
+    with pytest.raises(ValueError, match="base was '0808"):
+        again.learn(2, folder=tmp_path, resume=True)
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(record | {"base": "07" * 32}))
+    with pytest.warns(UserWarning, match="cannot see the middle of a file"):
+        again.learn(2, folder=tmp_path, resume=True)
+    assert again.num_updates == 2
+
+
 def test_a_damaged_state_counts_as_none(dataset: DemonstrationDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     whole = make(dataset).learn(2)
     make(dataset).learn(2, folder=tmp_path)

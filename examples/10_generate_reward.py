@@ -1,7 +1,8 @@
 """
-Have a language model write a reward for a LIBERO task, verify it, and read what it pays.
+A reward for a LIBERO task, written by a language model, verified, and printed as code.
 
-    ANTHROPIC_API_KEY=... python examples/generate_reward.py libero_goal-7
+    ANTHROPIC_API_KEY=... python examples/10_generate_reward.py libero_goal-7
+    python examples/10_generate_reward.py libero_goal-7 --shipped      # the reward that ships; needs no key
 """
 
 import argparse
@@ -11,7 +12,7 @@ from sb3_tgrpo.rewards import generate_reward, load_reward
 
 def main() -> None:
     """Print the program, and its verification if it is new."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="libero_goal-7")
     parser.add_argument("--shipped", action="store_true", help="show the reward that ships instead of asking for a new one")
     args = parser.parse_args()
