@@ -38,7 +38,6 @@ class BatchedTokenPolicy:
     """
     An :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`, batched.
 
-    :param policy: The policy.
     :param decoding: Greedy or sampled tokens.
     :param seed: Seed of the sampling; every episode has a generator of its own.
     :param batch_size: Observations per forward pass, filled up with copies. None: 4 on CPU, 8 on CUDA.

@@ -110,7 +110,6 @@ def describe_base_policy(
     """
     Play one greedy episode from each initial state, then one sampled group from each.
 
-    :param policy: The policy.
     :param env: Un-grouped environment with seeded resets that reports ``info["is_success"]``, or a function that makes it.
     :param protocol: Initial states, decoding of the sampled episodes, and ``repetitions``, the size of a group.
     :param n_envs: Environments at once, each in a process of its own if more than one; then ``env`` is a function.

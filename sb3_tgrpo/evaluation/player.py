@@ -229,12 +229,7 @@ class EpisodePlayer:
         self.picture, self.wants_pictures = picture, wants_pictures
 
     def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[PlayedEpisode]:
-        """
-        Play the requested episodes.
-
-        :param requests: Episodes to play, in the order in which they begin; with one environment, also in which they end.
-        :return: Episodes as they end.
-        """
+        """Play episodes, which begin in this order; they come as they end, from one environment in the same order."""
         queue = deque(requests)
         slots = [_Slot(self.makers, self.subprocess, self.pool) for _ in range(min(self.n_envs, len(queue)))]
         try:

@@ -16,13 +16,7 @@ Rows = Sequence[Sequence[float] | np.ndarray]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """
-    Wilson's interval of a success rate.
-
-    :param successes: Number of successes.
-    :param trials: Number of independent trials, at least 1.
-    :param z: Quantile of the normal distribution, 1.96 for 95 %.
-    """
+    """Wilson's interval of a success rate of independent trials; ``z`` is a quantile of the normal distribution."""
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
@@ -51,13 +45,7 @@ class Rate:
 
 
 def mcnemar_p_value(only_before: int, only_after: int) -> float:
-    """
-    Exact two-sided McNemar test: were the pairs that differ as likely to differ one way as the other?
-
-    :param only_before: Pairs in which only the first succeeds.
-    :param only_after: Pairs in which only the second does.
-    :return: P-value; 1 without a pair that differs.
-    """
+    """Exact two-sided McNemar test: were pairs that differ as likely to differ one way as the other? 1 without such a pair."""
     n = only_before + only_after
     tail = sum(math.comb(n, k) for k in range(min(only_before, only_after) + 1))
     return min(1.0, 2 * tail / 2**n)

@@ -12,11 +12,7 @@ class TrainingError(RuntimeError):
 
 @contextmanager
 def explained(config: TrainConfig) -> Iterator[None]:
-    """
-    Raise failures that have a remedy as :class:`TrainingError` with it.
-
-    :raises TrainingError: With what to change.
-    """
+    """Raise failures that have a remedy as :class:`TrainingError` with it."""
     try:
         yield
     except TrainingError:

@@ -97,13 +97,7 @@ def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
 
 
 def plot_episodes(episodes: Mapping[str, Sequence[np.ndarray]], n_columns: int = 5) -> bytes:
-    """
-    Episodes as rows of pictures, at equal distances in time, the first and the last included.
-
-    :param episodes: Pictures, uint8 (height, width, 3) each, by the episode's name.
-    :param n_columns: Pictures of an episode.
-    :return: PNG.
-    """
+    """Episodes as rows of pictures, at equal distances in time, the first and the last included, as a PNG."""
     figure = new_figure(2.0 * n_columns, 2.2 * len(episodes))
     axes = figure.subplots(len(episodes), n_columns, squeeze=False)
     for row, (name, pictures) in zip(axes, episodes.items(), strict=True):

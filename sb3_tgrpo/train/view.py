@@ -23,12 +23,8 @@ _NUMBERS = (
 
 class View:
     """
-    Lines that stay, and something that changes: a panel that is redrawn in place, or now and then a plain line.
-
-    :param title: Title of the panel, or first line.
-    :param stream: Where plain lines go; None: standard output.
-    :param live: Whether to show the panel.
-    :param console: Console of rich for the panel; None: standard output.
+    Lines that stay, and something that changes: a panel that is redrawn in place (``live``, on the ``console`` of rich), or
+    now and then a plain line on the ``stream``. Both are standard output by default.
     """
 
     interval = 10.0
