@@ -13,7 +13,6 @@ def add_flag(group: Any, name: str, hint: Any, default: Any, text: str) -> None:
     """
     Add a flag for a setting. A flag that is not given leaves no attribute in the namespace.
 
-    :param group: Parser or argument group.
     :param name: Name of the setting; ``_`` becomes ``-``.
     :param hint: Type of the setting: ``bool``, ``int``, ``float``, ``str``, ``Literal``, ``tuple``, or one of them or None.
     :param default: Default value, for the help; :data:`~sb3_tgrpo.settings.REQUIRED` makes the flag required.

@@ -84,7 +84,6 @@ class SB3Policy:
     """
     Any other policy of Stable-Baselines3, through ``predict``, one observation at a time (recurrent policies too).
 
-    :param model: Algorithm or policy.
     :param decoding: Greedy (``deterministic=True``), or sampled at the temperature that the model has: ``predict`` takes none.
     :param seed: Seed of the sampling; every episode has its own stream of random numbers.
     :raises ValueError: If the decoding has another temperature.

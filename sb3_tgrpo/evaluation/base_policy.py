@@ -85,8 +85,7 @@ class BasePolicyReport:
     def __str__(self) -> str:
         size = len(self.sampled[0])
         total = sum(map(sum, self.sampled))
-        count = sum(0 < sum(group) < size for group in self.sampled)
-        mixed = f"{count}/{len(self.sampled)}"
+        mixed = f"{sum(0 < sum(group) < size for group in self.sampled)}/{len(self.sampled)}"
         lines = [
             f"greedy success   {Rate(sum(self.greedy), len(self.greedy))}, {self.lengths[0]:.0f} steps",
             f"sampled success  {Rate(total, size * len(self.sampled))}, {self.lengths[1]:.0f} steps (T={self.temperature:g}; "

@@ -23,13 +23,8 @@ from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 @dataclass
 class PlayedEpisode:
     """
-    What happened in an episode.
-
-    :param reward: Sum of rewards.
-    :param max_stage: Highest stage of the reward program, if there is one.
-    :param progress: Highest progress of the reward program, if there is one.
-    :param info: Info of the last step.
-    :param pictures: Pictures, one per step and the initial one, if they were asked for.
+    What happened in an episode: sum of rewards, highest stage and progress of the reward program if there is one, info of the
+    last step, and pictures of all steps and the initial state if they were asked for.
     """
 
     request: EpisodeRequest

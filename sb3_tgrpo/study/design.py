@@ -18,9 +18,7 @@ class Study:
 
     :param grid: Name of the grid.
     :param config: Configuration that all cells have in common.
-    :param envs: Gymnasium ids.
     :param methods: Names of methods, as for :func:`~sb3_tgrpo.study.methods.settings_of`.
-    :param seeds: Seeds of training.
     :param checkpoints: Base policies by Gymnasium id; other tasks have the configuration's.
     :param overrides: Settings by method, from tuning for instance. A method's variants have them too.
     :param tuning: Record of how these settings were found.

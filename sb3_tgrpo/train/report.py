@@ -144,12 +144,8 @@ def _write(
 
 def render(template: Path, filters: Sequence[Callable[..., str]], *, autoescape: bool = True, **values: Any) -> str:
     """
-    The text of a template of Jinja2.
-
-    :param template: File of the template.
-    :param filters: Functions that the template uses as filters, by their names without underscores in front.
-    :param autoescape: Whether values are escaped for HTML.
-    :param values: Values that the template shows; a name that is not among them is an error.
+    The text of a template of Jinja2 with values, which ``autoescape`` escapes for HTML; a name that is not among them is an
+    error. Filters are functions that the template uses by their names without underscores in front.
     """
     from jinja2 import Environment, StrictUndefined
 
