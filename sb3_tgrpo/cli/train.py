@@ -30,11 +30,7 @@ RENAMED = {
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """
-    Add ``train``.
-
-    :param subparsers: Commands of ``sb3-tgrpo``.
-    """
+    """Add ``train``."""
     parser = subparsers.add_parser(
         "train", help="a training run: evaluate, train by TGRPO, evaluate again", description=_DESCRIPTION
     )
@@ -56,12 +52,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def config_from(args: argparse.Namespace) -> TrainConfig:
-    """
-    The configuration: a recipe, then a file, then flags.
-
-    :param args: Parsed arguments.
-    :raises ValueError: If both a recipe and a file are given, values do not fit together, or the algorithm does not use one.
-    """
+    """The configuration: a recipe or a file, then flags; refuses what does not fit together or the algorithm does not use."""
     if args.config is not None and args.budget is not None:
         raise ValueError("--config holds all settings, so --budget would have no effect: leave one out.")
     config = load_config(args.config) if args.config is not None else BUDGETS[args.budget or "default"]
@@ -75,12 +66,7 @@ def config_from(args: argparse.Namespace) -> TrainConfig:
 
 
 def run(args: argparse.Namespace) -> int:
-    """
-    Train, or measure. What can't work is refused before torch is imported.
-
-    :param args: Parsed arguments.
-    :return: Exit status.
-    """
+    """Train, or measure. What can't work is refused before torch is imported."""
     from sb3_tgrpo.train.errors import TrainingError
     from sb3_tgrpo.train.setup import check_n_groups, check_request, check_seeds
 

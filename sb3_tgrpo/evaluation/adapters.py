@@ -38,7 +38,6 @@ class BatchedTokenPolicy:
     """
     An :class:`~sb3_tgrpo.openvla.policy.OpenVLAPolicy`, batched.
 
-    :param policy: The policy.
     :param decoding: Greedy or sampled tokens.
     :param seed: Seed of the sampling; every episode has a generator of its own.
     :param batch_size: Observations per forward pass, filled up with copies. None: 4 on CPU, 8 on CUDA.
@@ -85,7 +84,6 @@ class SB3Policy:
     """
     Any other policy of Stable-Baselines3, through ``predict``, one observation at a time (recurrent policies too).
 
-    :param model: Algorithm or policy.
     :param decoding: Greedy (``deterministic=True``), or sampled at the temperature that the model has: ``predict`` takes none.
     :param seed: Seed of the sampling; every episode has its own stream of random numbers.
     :raises ValueError: If the decoding has another temperature.

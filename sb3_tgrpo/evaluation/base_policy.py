@@ -85,8 +85,7 @@ class BasePolicyReport:
     def __str__(self) -> str:
         size = len(self.sampled[0])
         total = sum(map(sum, self.sampled))
-        count = sum(0 < sum(group) < size for group in self.sampled)
-        mixed = f"{count}/{len(self.sampled)}"
+        mixed = f"{sum(0 < sum(group) < size for group in self.sampled)}/{len(self.sampled)}"
         lines = [
             f"greedy success   {Rate(sum(self.greedy), len(self.greedy))}, {self.lengths[0]:.0f} steps",
             f"sampled success  {Rate(total, size * len(self.sampled))}, {self.lengths[1]:.0f} steps (T={self.temperature:g}; "
@@ -110,7 +109,6 @@ def describe_base_policy(
     """
     Play one greedy episode from each initial state, then one sampled group from each.
 
-    :param policy: The policy.
     :param env: Un-grouped environment with seeded resets that reports ``info["is_success"]``, or a function that makes it.
     :param protocol: Initial states, decoding of the sampled episodes, and ``repetitions``, the size of a group.
     :param n_envs: Environments at once, each in a process of its own if more than one; then ``env`` is a function.

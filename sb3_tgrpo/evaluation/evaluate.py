@@ -145,7 +145,9 @@ def _env_facts(policy: Policy, task: str, make: Callable[[], gym.Env]) -> dict[s
         instruction = parts.get("instruction")
         assets = getattr(instruction, "assets", None) or getattr(getattr(env.unwrapped, "assets", None), "kind", None)
         by_name = bool(getattr(instruction, "assets_by_name", False))
-        Conventions(assets=_trained_assets(policy)).check_assets(assets, by_name, f"the policy that would play {task}")
+        own = sb3_policy(policy).observation_space
+        trained_on = getattr(own.spaces.get("instruction"), "assets", None) if isinstance(own, spaces.Dict) else None
+        Conventions(assets=trained_on).check_assets(assets, by_name, f"the policy that would play {task}")
         limit = env.spec.max_episode_steps if env.spec is not None else None
         return {
             "assets": assets,
@@ -155,12 +157,6 @@ def _env_facts(policy: Policy, task: str, make: Callable[[], gym.Env]) -> dict[s
         }
     finally:
         env.close()
-
-
-def _trained_assets(policy: Policy) -> Any:
-    space = sb3_policy(policy).observation_space
-    parts = space.spaces if isinstance(space, spaces.Dict) else {}
-    return getattr(parts.get("instruction"), "assets", None)
 
 
 def _episode(played: PlayedEpisode) -> EvalEpisode:

@@ -23,13 +23,8 @@ from sb3_tgrpo.evaluation.protocol import EpisodeRequest
 @dataclass
 class PlayedEpisode:
     """
-    What happened in an episode.
-
-    :param reward: Sum of rewards.
-    :param max_stage: Highest stage of the reward program, if there is one.
-    :param progress: Highest progress of the reward program, if there is one.
-    :param info: Info of the last step.
-    :param pictures: Pictures, one per step and the initial one, if they were asked for.
+    What happened in an episode: sum of rewards, highest stage and progress of the reward program if there is one, info of the
+    last step, and pictures of all steps and the initial state if they were asked for.
     """
 
     request: EpisodeRequest
@@ -115,7 +110,9 @@ class _Slot:
     def begin(self, request: EpisodeRequest, memory: Any) -> None:
         if request.task != self.task:
             self.release()
-            self.worker = self._new_worker(self.makers[request.task])
+            make = self.makers[request.task]
+            started = SubprocessWorker if self.pool is None else self.pool.take
+            self.worker = started(make) if self.subprocess else InProcessWorker(make)
             self.task, self.fresh = request.task, True
         self.episode = PlayedEpisode(request)
         self.memory = memory
@@ -125,11 +122,6 @@ class _Slot:
             self._send("describe")
         else:
             self._reset()
-
-    def _new_worker(self, make: Callable[[], gym.Env]) -> Worker:
-        if not self.subprocess:
-            return InProcessWorker(make)
-        return SubprocessWorker(make) if self.pool is None else self.pool.take(make)
 
     def _reset(self) -> None:
         self.awaited = "reset"
@@ -232,12 +224,7 @@ class EpisodePlayer:
         self.picture, self.wants_pictures = picture, wants_pictures
 
     def play(self, requests: Sequence[EpisodeRequest]) -> Iterator[PlayedEpisode]:
-        """
-        Play the requested episodes.
-
-        :param requests: Episodes to play, in the order in which they begin; with one environment, also in which they end.
-        :return: Episodes as they end.
-        """
+        """Play episodes, which begin in this order; they come as they end, from one environment in the same order."""
         queue = deque(requests)
         slots = [_Slot(self.makers, self.subprocess, self.pool) for _ in range(min(self.n_envs, len(queue)))]
         try:

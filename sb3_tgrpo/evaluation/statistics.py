@@ -16,13 +16,7 @@ Rows = Sequence[Sequence[float] | np.ndarray]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """
-    Wilson's interval of a success rate.
-
-    :param successes: Number of successes.
-    :param trials: Number of independent trials, at least 1.
-    :param z: Quantile of the normal distribution, 1.96 for 95 %.
-    """
+    """Wilson's interval of a success rate of independent trials; ``z`` is a quantile of the normal distribution."""
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
@@ -31,12 +25,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
 
 @dataclass(frozen=True)
 class Rate:
-    """
-    A success rate.
-
-    :param successes: Number of successes.
-    :param trials: Number of episodes.
-    """
+    """A success rate: so many successes in so many episodes."""
 
     successes: int
     trials: int
@@ -56,13 +45,7 @@ class Rate:
 
 
 def mcnemar_p_value(only_before: int, only_after: int) -> float:
-    """
-    Exact two-sided McNemar test: were the pairs that differ as likely to differ one way as the other?
-
-    :param only_before: Pairs in which only the first succeeds.
-    :param only_after: Pairs in which only the second does.
-    :return: P-value; 1 without a pair that differs.
-    """
+    """Exact two-sided McNemar test: were pairs that differ as likely to differ one way as the other? 1 without such a pair."""
     n = only_before + only_after
     tail = sum(math.comb(n, k) for k in range(min(only_before, only_after) + 1))
     return min(1.0, 2 * tail / 2**n)
@@ -126,13 +109,10 @@ def clustered_interval(
     blocks = [np.array([index[unit] for unit in index if stratum_of[unit] == stratum]) for stratum in dict.fromkeys(strata)]
     # One row per resample: for each place in it, the block that it is drawn from and how many units that has.
     counts = np.concatenate([np.full(len(block), len(block)) for block in blocks])
-    offsets = np.concatenate([np.full(len(block), first) for block, first in zip(blocks, _firsts(blocks), strict=True)])
+    firsts = np.cumsum([0, *map(len, blocks[:-1])])
+    offsets = np.concatenate([np.full(len(block), first) for block, first in zip(blocks, firsts, strict=True)])
     drawn = np.concatenate(blocks)[offsets + np.random.default_rng(seed).integers(counts, size=(RESAMPLES, len(counts)))]
     return _middle(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-
-
-def _firsts(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    return np.cumsum([0, *map(len, blocks[:-1])])
 
 
 def _middle(values: np.ndarray) -> tuple[float, float]:

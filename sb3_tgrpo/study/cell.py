@@ -9,13 +9,7 @@ from sb3_tgrpo.train.config import TrainConfig
 
 
 def main(folder: str, parent: str) -> int:
-    """
-    Run the configuration in the folder's ``cell.json``.
-
-    :param folder: Folder of the cell.
-    :param parent: Process id of the study.
-    :return: Exit status.
-    """
+    """Run the configuration in the folder's ``cell.json``, for the study with the process id ``parent``."""
     from sb3_tgrpo.train.errors import TrainingError
     from sb3_tgrpo.train.job import run_training
 

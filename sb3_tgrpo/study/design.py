@@ -18,9 +18,7 @@ class Study:
 
     :param grid: Name of the grid.
     :param config: Configuration that all cells have in common.
-    :param envs: Gymnasium ids.
     :param methods: Names of methods, as for :func:`~sb3_tgrpo.study.methods.settings_of`.
-    :param seeds: Seeds of training.
     :param checkpoints: Base policies by Gymnasium id; other tasks have the configuration's.
     :param overrides: Settings by method, from tuning for instance. A method's variants have them too.
     :param tuning: Record of how these settings were found.
@@ -106,15 +104,7 @@ def _in_common(config: TrainConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cell:
-    """
-    One run of a study.
-
-    :param env: Gymnasium id.
-    :param method: Name of the method in the table.
-    :param seed: Seed of training.
-    :param config: Configuration of the run.
-    :param folder_method: Name of the method whose folder the cell has.
-    """
+    """One run of a study. ``folder_method`` is the method whose folder it has: of several equal ones the first."""
 
     env: str
     method: str

@@ -17,7 +17,6 @@ class Grid:
     A named study.
 
     :param methods: Names of methods, as for :func:`settings_of`.
-    :param description: Purpose of the study.
     :param n_tasks: Number of tasks by default, the first of :data:`TASKS`.
     :param axis: Name of the number or choice that the methods vary; empty if they vary several.
     """
@@ -92,7 +91,6 @@ class MethodName:
     """
     A method's name, taken apart: ``GRPO-kl_coef=0.04@3`` is GRPO, one change and three times the learning rate.
 
-    :param text: The whole name.
     :param base: Key of :data:`SETTINGS`.
     :param changes: Names and values of settings, as text.
     :param factor: Factor of the learning rate, as text; empty without one.

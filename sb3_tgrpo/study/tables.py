@@ -264,12 +264,7 @@ def text_table(rows: dict[str, dict[str, Any]], envs: Sequence[str]) -> str:
 def plot(rows: dict[str, dict[str, Any]], axis: str, title: str) -> bytes:
     """
     Mean success over the tasks with its interval, each (task, seed) cell as a dot: by what the methods vary, as in the
-    paper's Fig. 5, or method by method.
-
-    :param rows: Rows of :func:`summarise`.
-    :param axis: Name of what the methods vary, empty if they vary several things.
-    :param title: Title, such as ``greedy``.
-    :return: PNG.
+    paper's Fig. 5 (``axis`` names it), or method by method. As a PNG.
     """
     figure = new_figure(7.5, 3.2)
     axes = figure.subplots()

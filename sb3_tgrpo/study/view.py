@@ -38,13 +38,8 @@ class StudyProgress:
 
 def seconds_left(taken: Sequence[float], running: Sequence[float], waiting: int, workers: int) -> float | None:
     """
-    How long a study will take, if all cells take as long as the ones that have ended.
-
-    :param taken: Seconds of cells that have ended.
-    :param running: Seconds that cells under way have taken so far.
-    :param waiting: Number of cells to come.
-    :param workers: Cells at once.
-    :return: Seconds; None if no cell has ended.
+    Seconds that a study will take, if all cells take as long as the ones that have ended; None if none has. Of the cells that
+    have ended and the ones under way the seconds are given, of the ones to come their number.
     """
     if not taken:
         return None

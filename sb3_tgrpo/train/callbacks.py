@@ -17,11 +17,7 @@ from sb3_tgrpo.files import JsonLines, atomic_path
 
 
 class TimedVecEnv(VecEnvWrapper):
-    """
-    Counts the seconds spent waiting for the environments, in ``seconds``.
-
-    :param venv: Any ``VecEnv``.
-    """
+    """Counts the seconds spent waiting for the environments, in ``seconds``."""
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
@@ -167,12 +163,7 @@ class MetricsCallback(BaseCallback):
 
 
 class ThreadsCallback(BaseCallback):
-    """
-    Threads of torch on the CPU: few while simulators need the cores, more for updates, for which they wait.
-
-    :param sampling: Threads while groups are sampled, and afterwards.
-    :param update: Threads of updates.
-    """
+    """Threads of torch on the CPU: few while simulators need the cores, more for updates, for which they wait."""
 
     def __init__(self, sampling: int, update: int) -> None:
         super().__init__()

@@ -248,12 +248,7 @@ class TrainConfig:
         return _build(cls, values, source, "")
 
     def updated(self, flat: Mapping[str, Any]) -> "TrainConfig":
-        """
-        A changed copy.
-
-        :param flat: New values by the setting's name; names are unique over all sections.
-        :raises ValueError: For an unknown name.
-        """
+        """A copy with new values, by the settings' names, which are unique over all sections; refuses unknown names."""
         known = {name for _, name, *_ in flags()}
         if unknown := sorted(set(flat) - known):
             raise ValueError(f"Unknown settings {unknown}. Available: {', '.join(sorted(known))}.")
@@ -320,13 +315,7 @@ def flags() -> list[tuple[str, str, Any, Any, str]]:
 
 
 def parse_setting(name: str, text: str) -> Any:
-    """
-    A setting's value from text, JSON or a plain word.
-
-    :param name: Name of the setting; names are unique over all sections.
-    :param text: Value, such as ``0.3``, ``never`` or ``none``.
-    :raises ValueError: If there is no such setting, or it can't have this value.
-    """
+    """The value of the setting ``name`` from text, JSON or a plain word; refuses one that the setting can't have."""
     hints = {known: hint for _, known, hint, *_ in flags()}
     if name not in hints:
         raise ValueError(f"Unknown setting {name!r}. Available: {', '.join(sorted(hints))}.")

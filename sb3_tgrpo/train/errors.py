@@ -12,11 +12,7 @@ class TrainingError(RuntimeError):
 
 @contextmanager
 def explained(config: TrainConfig) -> Iterator[None]:
-    """
-    Raise failures that have a remedy as :class:`TrainingError` with it.
-
-    :raises TrainingError: With what to change.
-    """
+    """Raise failures that have a remedy as :class:`TrainingError` with it."""
     try:
         yield
     except TrainingError:
@@ -49,10 +45,9 @@ def explain(error: BaseException, config: TrainConfig) -> str | None:
             f"{algorithm.micro_batch_size})."
         )
     if "after 3 restarts" in low:
-        killed = "exit status -9" in low
         reason = (
             "the system killed it, as it does when memory runs out: lower parallel_groups"
-            if killed
+            if "exit status -9" in low
             else "see the messages of its process above"
         )
         return f"A simulator keeps failing: {text} ({reason}, now {algorithm.parallel_groups}). {goes_on}"

@@ -8,13 +8,7 @@ from sb3_tgrpo.evaluation.results import Evaluation
 
 
 def pooled(before: Sequence[Evaluation], after: Sequence[Evaluation], seeds: Sequence[int]) -> dict[str, Any]:
-    """
-    Success before and after, of each seed and together, with bootstrap intervals.
-
-    :param before: Evaluations of the base policy, one per seed.
-    :param after: Evaluations of the trained policies, one per seed.
-    :param seeds: Seeds of the runs.
-    """
+    """Success of the base policy and of trained ones, of each seed and together, with bootstrap intervals."""
     units: list[Any] = ["initial_state", *(["evaluation"] if len(before) > 1 else [])]
     found: dict[str, Any] = {
         "per_seed": [

@@ -137,12 +137,9 @@ def run_seeds(
     The same training with several seeds, from one base policy, and all of them pooled.
 
     :param config: The configuration; its own seed is not used.
-    :param seeds: Seeds; each run has the folder ``seed_<n>``.
-    :param folder: Folder of them all.
-    :param view: Progress is shown here; None: plain lines.
-    :param command: Command line, for the record.
+    :param seeds: Two or more seeds; each run has the folder ``seed_<n>``.
+    :param folder: Folder of them all; the rest is as for :func:`run_training`.
     :return: The pooled results, as in the folder's ``results.json``.
-    :raises ValueError: For fewer than two seeds, or equal ones; and as :func:`run_training`.
     """
     check_seeds(seeds)
     every = RunFolder(folder)
@@ -183,9 +180,6 @@ def measure(
 
     :param config: Configuration of the training that it is measured for.
     :param folder: Folder for ``signal.json``; until then, ``signal`` in it keeps what has been played.
-    :param n_groups: Number of groups to play.
-    :param view: Progress is shown here; None: plain lines.
-    :raises ValueError: If the folder holds an unfinished measurement of other settings.
     """
     from sb3_tgrpo.tgrpo import TGRPO
     from sb3_tgrpo.train.signal import measure_signal

@@ -12,12 +12,7 @@ from sb3_tgrpo.train.view import RunView, count
 
 
 def base_policy_checkpoint(config: TrainConfig, folder: RunFolder, view: RunView) -> Checkpoint:
-    """
-    The base policy's checkpoint; under ``from_scratch`` it is made first, in the folder.
-
-    :param folder: Folder in which a base policy is made.
-    :raises ValueError: If the folder holds a base policy of other settings.
-    """
+    """The base policy's checkpoint; under ``from_scratch`` it is made first, in the folder, or taken from there."""
     if config.base_policy.checkpoint is not None:
         return Checkpoint(config.base_policy.checkpoint)
     if not config.base_policy.from_scratch:

@@ -72,13 +72,7 @@ def make_policy(config: TrainConfig, setup: Setup) -> "OpenVLAPolicy":
 
 
 def make_model(config: TrainConfig, setup: Setup, folder: RunFolder, env: VecEnv) -> OnPolicyAlgorithm:
-    """
-    The algorithm at its beginning.
-
-    :param folder: Run folder, for the TensorBoard log.
-    :param env: Groups for methods that sample groups, else environments of
-        :func:`~sb3_tgrpo.baselines.ungrouped.make_ungrouped_env`.
-    """
+    """The algorithm at its beginning, with the environments of :func:`make_training_env`; the folder has its log."""
     shared, own = config.algorithm, config.baseline
     common: dict[str, Any] = {"tensorboard_log": tensorboard_folder(folder), "seed": config.seed, "device": config.device}
     kind: Any = algorithm_class(shared.algo)

@@ -26,12 +26,7 @@ CURVES = (
 
 
 def plot_curves(runs: Sequence[Sequence[dict[str, Any]]]) -> bytes | None:
-    """
-    Each number over the steps, one line per run.
-
-    :param runs: Rows of ``metrics.jsonl``, of one run or several.
-    :return: PNG, None without any row.
-    """
+    """Each number over the steps as a PNG, one line per run, from rows of ``metrics.jsonl``; None without any row."""
     chosen = [curve for curve in CURVES if any(curve[0] in row for rows in runs for row in rows)]
     if not chosen:
         return None
@@ -45,12 +40,7 @@ def plot_curves(runs: Sequence[Sequence[dict[str, Any]]]) -> bytes | None:
 
 
 def plot_stages(rows: Sequence[dict[str, Any]]) -> bytes | None:
-    """
-    Share of training steps spent with so many stages done, over the updates.
-
-    :param rows: Rows of ``metrics.jsonl``.
-    :return: PNG, None where the reward has no stages.
-    """
+    """Share of training steps with so many stages done, over the updates, as a PNG; None where the reward has no stages."""
     counted = [row for row in rows if row.get("stages")]
     if not counted:
         return None
@@ -70,12 +60,7 @@ def plot_stages(rows: Sequence[dict[str, Any]]) -> bytes | None:
 
 
 def plot_furthest(modes: dict[str, dict[str, Any]]) -> bytes | None:
-    """
-    How far evaluation episodes came, before and after.
-
-    :param modes: Ways of playing in the results, by name.
-    :return: PNG, None where the reward has no stages.
-    """
+    """How far evaluation episodes came, before and after, as a PNG; None where the reward has no stages."""
     known = {name: mode for name, mode in modes.items() if mode["before"]["n_stages"] is not None}
     if not known:
         return None
@@ -93,12 +78,7 @@ def plot_furthest(modes: dict[str, dict[str, Any]]) -> bytes | None:
 
 
 def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
-    """
-    Success before and after, a line per seed.
-
-    :param modes: Ways of playing in the results, by name.
-    :return: PNG.
-    """
+    """Success before and after as a PNG, a line per seed."""
     figure, axes = _panels(len(modes), max(len(modes), 2), 2.8)
     for axis, (name, mode) in zip(axes, modes.items(), strict=True):
         many = len(mode["per_seed"]) > 1
@@ -117,13 +97,7 @@ def plot_success(modes: dict[str, dict[str, Any]]) -> bytes:
 
 
 def plot_episodes(episodes: Mapping[str, Sequence[np.ndarray]], n_columns: int = 5) -> bytes:
-    """
-    Episodes as rows of pictures, at equal distances in time, the first and the last included.
-
-    :param episodes: Pictures, uint8 (height, width, 3) each, by the episode's name.
-    :param n_columns: Pictures of an episode.
-    :return: PNG.
-    """
+    """Episodes as rows of pictures, at equal distances in time, the first and the last included, as a PNG."""
     figure = new_figure(2.0 * n_columns, 2.2 * len(episodes))
     axes = figure.subplots(len(episodes), n_columns, squeeze=False)
     for row, (name, pictures) in zip(axes, episodes.items(), strict=True):
@@ -146,13 +120,7 @@ def stage_colours(n: int) -> list[tuple[float, float, float]]:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """
-    A figure that needs no display.
-
-    :param width: Inches.
-    :param height: Inches.
-    :raises ImportError: If matplotlib is not installed.
-    """
+    """A figure of so many inches that needs no display."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -35,11 +35,7 @@ _SEVERAL = (("Success by seed", "success", "One line per seed."), ("Training", "
 
 
 def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -> Path:
-    """
-    Write ``report.html`` and the plots of one run.
-
-    :return: The file.
-    """
+    """Write ``report.html`` and the plots of one run; gives the file."""
     rows = JsonLines(run / "metrics.jsonl").read()
     plots = {
         "success": plot_success(results["modes"]),
@@ -58,14 +54,7 @@ def write_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -
 
 
 def write_pooled_report(config: TrainConfig, run: RunFolder, results: dict[str, Any]) -> Path:
-    """
-    Write ``report.html`` of several seeds, with links to each of them.
-
-    :param config: Configuration that the runs have in common.
-    :param run: Folder that holds the runs' folders.
-    :param results: Results as in its ``results.json``.
-    :return: The file.
-    """
+    """Write ``report.html`` of several seeds into the folder of their folders, with links to each of them; gives the file."""
     runs = [JsonLines(run / f"seed_{seed}" / "metrics.jsonl").read() for seed in results["seeds"]]
     plots = {"success": plot_success(results["modes"]), "curves": plot_curves(runs)}
     facts = {"seeds": ", ".join(map(str, results["seeds"])), "time": duration(results["seconds"])}
@@ -155,12 +144,8 @@ def _write(
 
 def render(template: Path, filters: Sequence[Callable[..., str]], *, autoescape: bool = True, **values: Any) -> str:
     """
-    The text of a template of Jinja2.
-
-    :param template: File of the template.
-    :param filters: Functions that the template uses as filters, by their names without underscores in front.
-    :param autoescape: Whether values are escaped for HTML.
-    :param values: Values that the template shows; a name that is not among them is an error.
+    The text of a template of Jinja2 with values, which ``autoescape`` escapes for HTML; a name that is not among them is an
+    error. Filters are functions that the template uses by their names without underscores in front.
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -140,13 +140,7 @@ def check_n_groups(n_groups: int) -> None:
 
 
 def check_task(env: str) -> None:
-    """
-    Check that there is an environment.
-
-    :param env: Gymnasium id, such as ``CartPole-v1``, or ``module:Id-v0``, whose module is imported first.
-    :raises gymnasium.error.Error: If there is none.
-    :raises ImportError: If there is no such module.
-    """
+    """Refuse an id that Gymnasium does not have; of ``module:Id-v0`` the module is imported first."""
     module, _, name = env.rpartition(":")
     if module:
         import_module(module)
@@ -244,12 +238,7 @@ def evaluation_protocol(config: TrainConfig, setup: Setup, temperature: float) -
 
 
 def task_mismatch_warning(env: str, checkpoint: "str | os.PathLike[str] | Checkpoint") -> str | None:
-    """
-    A warning where a base policy made by this package has not seen a task, None otherwise.
-
-    :param checkpoint: Base policy; the hub is not asked.
-    :raises ValueError: If there is no such checkpoint.
-    """
+    """A warning where a base policy made by this package has not seen a task, None otherwise. The hub is not asked."""
     from sb3_tgrpo.envs.libero.tasks import get_task
     from sb3_tgrpo.rewards.facts.task_name import TaskName
 

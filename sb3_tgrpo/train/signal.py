@@ -109,8 +109,7 @@ class VariantSignal:
     """
     The signal under one way of computing advantages.
 
-    :param share: Signal over total of one group's gradient.
-    :param standard_error: Jackknife standard error of ``share``.
+    :param share: Signal over total of one group's gradient, with its jackknife standard error.
     :param half_cosine: Cosine between the gradients of the batch's two halves.
     :param no_gradient: Share of groups whose gradient is zero.
     """

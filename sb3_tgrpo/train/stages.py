@@ -69,11 +69,8 @@ class Run:
         folder: RunFolder | None = None,
     ) -> Evaluation:
         """
-        Play the stored initial states, or go on after the last episode that was played.
-
-        :param policy: Policy, or a function that makes it, called only if it is needed.
-        :param folder: Folder whose ``evaluations`` keeps it; None: the run's own.
-        :raises ValueError: If the folder holds another evaluation under this name.
+        Play the stored initial states, or go on after the last episode that was played. A function that makes the policy is
+        called only if it is needed; the evaluation is kept in ``evaluations`` of the folder, by default the run's own.
         """
         title = f"evaluate {when}, {Decoding(temperature)}"
         place = RunFolder((folder or self.folder) / "evaluations" / evaluation_name(when, temperature))

@@ -23,12 +23,8 @@ _NUMBERS = (
 
 class View:
     """
-    Lines that stay, and something that changes: a panel that is redrawn in place, or now and then a plain line.
-
-    :param title: Title of the panel, or first line.
-    :param stream: Where plain lines go; None: standard output.
-    :param live: Whether to show the panel.
-    :param console: Console of rich for the panel; None: standard output.
+    Lines that stay, and something that changes: a panel that is redrawn in place (``live``, on the ``console`` of rich), or
+    now and then a plain line on the ``stream``. Both are standard output by default.
     """
 
     interval = 10.0
@@ -83,12 +79,9 @@ class View:
 @dataclass
 class Stage:
     """
-    A part of the run.
+    A part of the run, such as ``evaluate before, greedy``.
 
-    :param name: Name, such as ``evaluate before, greedy``.
     :param total: How much there is to do, 0 if that is not known.
-    :param unit: What is counted.
-    :param done: How much is done.
     :param first: How much an earlier call had done.
     :param first_round: How much is done at once: the pace is not known before, as simulators start meanwhile.
     """
@@ -308,8 +301,9 @@ def sparkline(values: list[float], width: int = 40) -> str:
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     spread = high - low if high > low else 1.0
-    top = len(BLOCKS) - 1
-    return "".join(BLOCKS[round((value - low) / spread * top)] if math.isfinite(value) else "!" for value in values)
+    return "".join(
+        BLOCKS[round((value - low) / spread * (len(BLOCKS) - 1))] if math.isfinite(value) else "!" for value in values
+    )
 
 
 def duration(seconds: float) -> str:
