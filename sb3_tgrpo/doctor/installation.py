@@ -67,13 +67,15 @@ def _pinned(package: str) -> str:
 @partial(Check, "OpenGL")
 def check_gl(context: DoctorContext) -> Found:
     """The OpenGL backend."""
-    from sb3_tgrpo.envs.libero.gl import MISSING_GL, choose_gl
+    from sb3_tgrpo.envs.libero.gl import MISSING_GL, check_gl_variables, choose_gl
 
     named = os.environ.get("MUJOCO_GL")
     try:
         backend = choose_gl()
-    except RuntimeError as error:
-        return "failed", str(error), MISSING_GL
+        check_gl_variables(backend)
+    except RuntimeError as error:  # its text has the remedy: packages, or a variable's valid values
+        missing = str(error) == MISSING_GL
+        return "failed", "no OpenGL library" if missing else str(error), MISSING_GL if missing else "Set it so, or unset it."
     how = "by MUJOCO_GL" if named else "chosen"
     return "ok", f"{backend or 'of the system'} ({how})", ""
 

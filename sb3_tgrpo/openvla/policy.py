@@ -439,6 +439,13 @@ class OpenVLAPolicy(BasePolicy):
         return chosen, entropy, hidden[:, 0]
 
     @th.no_grad()
+    def train(self, mode: bool = True) -> "OpenVLAPolicy":
+        """As ``nn.Module.train``; the reference stays in evaluation mode."""
+        super().train(mode)
+        if self.reference_model is not None:
+            self.reference_model.eval()
+        return self
+
     def reference_log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
         Score stored tokens under the policy training started from: the adapter switched off, or the frozen copy.

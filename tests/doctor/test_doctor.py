@@ -77,6 +77,13 @@ def test_gl(light: DoctorContext, monkeypatch: pytest.MonkeyPatch) -> None:
     assert installation.check_gl(light).status == "ok"
     import sb3_tgrpo.envs.libero.gl as gl
 
+    with monkeypatch.context() as patch:
+        patch.setattr(gl, "egl_device_count", lambda: 2)
+        patch.setenv("MUJOCO_GL", "egl")
+        patch.setenv("PYOPENGL_PLATFORM", "egl")
+        patch.setenv("MUJOCO_EGL_DEVICE_ID", "7")
+        finding = installation.check_gl(light)
+        assert finding.status == "failed" and "MUJOCO_EGL_DEVICE_ID=7" in finding.found and "apt-get" not in finding.remedy
     monkeypatch.setattr(gl, "has_egl_device", lambda: False)
     monkeypatch.setattr(gl.ctypes.util, "find_library", lambda name: None)
     monkeypatch.delenv("MUJOCO_GL", raising=False)

@@ -417,6 +417,9 @@ def test_full_fine_tuning_has_a_frozen_copy_as_reference(obs):
     with pytest.raises(RuntimeError, match="freeze_reference"):
         policy.reference_log_prob(obs, tokens)
     policy.freeze_reference()
+    policy.set_training_mode(True)
+    assert policy.model.training and not any(module.training for module in policy.reference_model.modules())
+    policy.set_training_mode(False)
     with th.no_grad():
         policy.model.language_model.lm_head.weight.mul_(3.0)
     assert (policy.reference_log_prob(obs, tokens) - start).abs().max() < 1e-5
