@@ -37,7 +37,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "doctor", help="check the installation, a checkpoint, a base policy", description=_DESCRIPTION
     )
     parser.add_argument("--env", default="LIBERO/libero_object-0-v0", metavar="ID", help="task to check (default %(default)s)")
-    parser.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
+    parser.add_argument(
+        "--assets", choices=("auto", "full", "light"), default=None, help="default: those that the checkpoint was trained on"
+    )
     parser.add_argument("--checkpoint", default=None, help="hub id, folder or 'tiny' to check as well")
     parser.add_argument("--unnorm-key", default=None, help="action statistics meant to be used")
     parser.add_argument("--device", default="auto")
@@ -100,7 +102,7 @@ def describe(args: argparse.Namespace) -> "BasePolicyReport":
     if not th.cuda.is_available():
         th.set_num_threads(1)  # the cores belong to the simulators
     checkpoint = Checkpoint(args.policy)
-    make = env_maker_of(args, checkpoint.env_kwargs())
+    make = env_maker_of(args, checkpoint.env_kwargs(assets=args.assets))
     env = make()
     policy = OpenVLAPolicy.for_env(env, checkpoint, unnorm_key=args.unnorm_key, device=args.device)
     env.close()
@@ -116,9 +118,8 @@ def env_maker_of(args: argparse.Namespace, shown: dict[str, Any]) -> Callable[[]
     from sb3_tgrpo.envs.registration import env_id
     from sb3_tgrpo.evaluation.player import env_maker
 
-    kwargs: dict[str, Any] = {"assets": args.assets, **shown}
     drawn = {} if args.stored else {"start_noise": args.start_noise, "joint_noise": args.joint_noise}
-    return env_maker(env_id(args.env), {**kwargs, **drawn})
+    return env_maker(env_id(args.env), {**shown, **drawn})
 
 
 _COLOURS = {"ok": "green", "failed": "red", "note": "yellow", "not checked": "dim"}

@@ -50,7 +50,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tasks.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely ones")
     tasks.add_argument("--temperature", type=float, default=None, help="of --sampled; default: the policy's own")
     tasks.add_argument("--repetitions", type=int, default=1, metavar="N", help="episodes per initial state, for --sampled")
-    tasks.add_argument("--assets", choices=("auto", "full", "light"), default="auto")
+    tasks.add_argument(
+        "--assets", choices=("auto", "full", "light"), default=None, help="default: those that the policy was trained on"
+    )
     tasks.add_argument("--image-size", type=int, default=None, help="pixels; default: what the policy was made for")
     tasks.add_argument("--reward", action="store_true", help="also report stages of the shipped reward programs")
     tasks.add_argument("--seed", type=int, default=0, help="of sampling and start noise (default %(default)s)")
@@ -109,7 +111,7 @@ def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Proto
         th.set_num_threads(1)  # the cores belong to the simulators
     policy = load_policy(args, env_ids[0])
     if _is_libero(env_ids):
-        protocol = replace(protocol, env_kwargs={"assets": args.assets, **observed(policy, args.image_size)})
+        protocol = replace(protocol, env_kwargs=observed(policy, args.image_size, args.assets))
     if args.sampled and args.temperature is None:
         protocol = replace(protocol, decoding=sampled(policy))
     run = RunFolder(args.out or default_folder(args, env_ids))
@@ -211,7 +213,8 @@ def check_policy(args: argparse.Namespace, env_id: str) -> None:
         checkpoint.unnorm_key(args.unnorm_key, suite_of(env_id) if _is_libero([env_id]) else None)
     if _is_libero([env_id]):
         if args.adapter is None:  # which may have been trained on others
-            checkpoint.check_assets(resolve_assets(args.assets).kind, args.assets != "auto")
+            assets = args.assets or checkpoint.default_assets
+            checkpoint.check_assets(resolve_assets(assets).kind, assets != "auto")
         if args.image_size is not None:
             checkpoint.conventions.check_image_size(args.image_size, args.image_size, f"the checkpoint {checkpoint}")
 
@@ -233,7 +236,7 @@ def load_policy(args: argparse.Namespace, env_id: str) -> "Policy":
     from sb3_tgrpo.openvla.policy import OpenVLAPolicy
 
     checkpoint = checkpoint_from(args, env_id)
-    kwargs = {"assets": args.assets, **checkpoint.env_kwargs(args.image_size)} if _is_libero([env_id]) else {}
+    kwargs = checkpoint.env_kwargs(args.image_size, args.assets) if _is_libero([env_id]) else {}
     with closing(gym.make(env_id, **kwargs)) as env:
         return OpenVLAPolicy.for_env(
             env, checkpoint, unnorm_key=args.unnorm_key, lora="language" if args.quantization else None,
@@ -275,14 +278,15 @@ def _saved_class(settings: dict[str, Any]) -> Any:
     return A2C if "normalize_advantage" in settings and "gae_lambda" in settings else None
 
 
-def observed(policy: "Policy", image_size: int | None) -> dict[str, Any]:
-    """Keyword arguments with which an environment shows what the policy was made for."""
+def observed(policy: "Policy", image_size: int | None, assets: str | None) -> dict[str, Any]:
+    """Keyword arguments with which an environment shows what the policy was made for; ``assets`` may be others."""
     from gymnasium import spaces
 
     space = policy.observation_space
     parts = space.spaces if isinstance(space, spaces.Dict) else {}
     pictures = [part for name, part in parts.items() if name.endswith("image")]
     kwargs: dict[str, Any] = {"observations": [name for name in parts if name != "instruction"]} if parts else {}
+    kwargs["assets"] = assets or getattr(parts.get("instruction"), "assets", None) or "auto"
     if pictures:
         size = sorted(pictures[0].shape or ())[-1]  # channels first or last
         if image_size not in (None, size):

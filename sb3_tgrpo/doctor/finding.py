@@ -68,7 +68,7 @@ class DoctorContext:
     What is checked, loaded when first needed.
 
     :param env_id: Name or id of a LIBERO task.
-    :param assets: Assets, as for :class:`~sb3_tgrpo.envs.LiberoEnv`.
+    :param assets: Assets, as for :class:`~sb3_tgrpo.envs.LiberoEnv`; None = the checkpoint's.
     :param checkpoint_name: Hub id, folder or ``"tiny"``; None = none is checked.
     :param unnorm_key: Action statistics meant to be used.
     :param device: Where the policy is checked.
@@ -76,7 +76,7 @@ class DoctorContext:
     """
 
     env_id: str = "LIBERO/libero_object-0-v0"
-    assets: str = "auto"
+    assets: str | None = None
     checkpoint_name: str | None = None
     unnorm_key: str | None = None
     device: str = "auto"
@@ -100,13 +100,13 @@ class DoctorContext:
         """The assets in force."""
         from sb3_tgrpo.envs.libero.assets import resolve_assets
 
-        return resolve_assets(self.assets)
+        return resolve_assets(self.assets or ("auto" if self.checkpoint is None else self.checkpoint.default_assets))
 
     def make_env(self, task: TaskName, **kwargs: Any) -> "LiberoEnv":
         """An environment of a task; ``kwargs`` are further arguments of :class:`~sb3_tgrpo.envs.LiberoEnv`."""
         from sb3_tgrpo.envs import LiberoEnv
 
-        return LiberoEnv(*task, assets=self.found_assets.kind, **kwargs)
+        return LiberoEnv(*task, **{**kwargs, "assets": self.found_assets.kind})
 
     @cached_property
     def policy(self) -> "OpenVLAPolicy":

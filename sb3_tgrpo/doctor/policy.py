@@ -99,7 +99,7 @@ def check_fit(context: DoctorContext, checkpoint: Checkpoint) -> Found:
     """A checkpoint must see the assets that it was trained on."""
     kind = context.found_assets.kind
     try:
-        checkpoint.check_assets(kind, by_name=context.assets != "auto")
+        checkpoint.check_assets(kind, by_name=context.assets not in (None, "auto"))
     except ValueError as error:
         return "failed", str(error), "Give it the assets it was trained on, or name --assets light."
     return "ok", f"{kind} assets are what the checkpoint was trained on, or were asked for by name", ""

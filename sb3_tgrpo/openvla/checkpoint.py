@@ -161,6 +161,11 @@ class Checkpoint:
         return "light" if self.is_tiny else self.conventions.assets
 
     @property
+    def default_assets(self) -> Literal["light", "auto"]:
+        """Assets for those who name none. LIBERO's own are not asked for by name, since that may download them."""
+        return "light" if self.assets == "light" else "auto"
+
+    @property
     def instructions(self) -> list[str] | None:
         """Instructions of the demonstrations that it was trained on, None if they are not recorded."""
         return self._sft_record.get("demonstrations", {}).get("instructions")
@@ -173,15 +178,17 @@ class Checkpoint:
             return int(recorded[0])
         return UPSTREAM_IMAGE_SIZE if self.config.pipeline == "libero" else TINY_IMAGE_SIZE
 
-    def env_kwargs(self, image_size: int | None = None) -> dict[str, Any]:
+    def env_kwargs(self, image_size: int | None = None, assets: str | None = None) -> dict[str, Any]:
         """
-        Keyword arguments with which LIBERO's environments show what the checkpoint was trained on, without ``assets``.
+        Keyword arguments with which LIBERO's environments show what the checkpoint was trained on.
 
         :param image_size: Height and width that the user asked for; None = the checkpoint's.
+        :param assets: Assets that the user asked for; None = :attr:`default_assets`.
         """
         camera = CAMERAS.get(self.conventions.image_key or LIBERO_CAMERA, "image")
         shown = {} if camera == "image" else {"observations": (camera,)}
-        return {**shown, "image_size": self.image_size if image_size is None else image_size}
+        size = self.image_size if image_size is None else image_size
+        return {**shown, "assets": assets or self.default_assets, "image_size": size}
 
     def assumptions(self) -> str | None:
         """What is assumed in LIBERO's environments because ``config.json`` does not record it, in one line; else None."""

@@ -124,7 +124,7 @@ def _lora(config: TrainConfig, checkpoint: Checkpoint) -> str | None:
 
 
 def _assets(config: TrainConfig, checkpoint: Checkpoint) -> Assets:
-    return config.task.assets or checkpoint.assets or "auto"
+    return config.task.assets or checkpoint.default_assets
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -208,7 +208,7 @@ def resolve_setup(config: TrainConfig, checkpoint: Checkpoint) -> Setup:
     text = "sparse: 1 at success" if program is None else f"{program.task}, {program.n_stages} stages, {program.payment}"
     if steps is not None:
         text += f"; training episodes are cut at {steps} steps"
-    kwargs: dict[str, Any] = {"assets": assets, **checkpoint.env_kwargs(task.image_size)}
+    kwargs: dict[str, Any] = checkpoint.env_kwargs(task.image_size, assets)
     if program is not None:
         kwargs["reward"] = program
     if task.start_noise:

@@ -150,7 +150,7 @@ def test_exports_record_how_the_policy_sees_and_acts(saved, tmp_path):
     }  # fmt: skip
     assert {name: ours[name] for name in expected} == expected and ours["patch_merge"] == 2
     checkpoint = Checkpoint(tmp_path)
-    assert checkpoint.env_kwargs() == {"observations": ("wrist_image",), "image_size": 96}
+    assert checkpoint.env_kwargs() == {"observations": ("wrist_image",), "assets": "light", "image_size": 96}
     assert checkpoint.assumptions() is None and checkpoint.unnorm_key() == "libero_object"
 
 
@@ -204,7 +204,11 @@ def test_shipped_and_upstream_checkpoints():
     assert (shipped.assets, shipped.image_size, shipped.unnorm_key(suite="libero_object")) == ("light", 128, "libero_object")
     assert shipped.instructions == ["pick up the chocolate pudding and place it in the basket"]
     upstream = Checkpoint("openvla/openvla-7b-finetuned-libero-goal", download=False)
-    assert upstream.env_kwargs() == {"image_size": 256} and upstream.assets == "full" and upstream.assumptions() is None
+    assert (
+        upstream.env_kwargs() == {"assets": "auto", "image_size": 256}
+        and upstream.assets == "full"
+        and upstream.assumptions() is None
+    )
     tiny = Checkpoint("tiny")
     assert (tiny.assets, tiny.image_size, tiny.statistics) == ("light", 128, {})
 

@@ -304,15 +304,27 @@ def test_a_cell_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert "nothing" in output.err and "Traceback" not in output.err
 
 
-def test_cells_end_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each ends when its standard input does; ending them one after the other would add up."""
-    script = "import os, time; os.read(0, 1); time.sleep(0.5)"
-    cells = [subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) for _ in range(3)]
-    closed = []
-    monkeypatch.setattr(subprocess.Popen, "wait", lambda self, timeout=None: closed.append([c.stdin.closed for c in cells]))
-    study_runner._end_all(cells)
-    monkeypatch.undo()
-    assert closed[0] == [True] * 3 and [cell.wait() for cell in cells] == [0] * 3
+class CellProcess:
+    """A cell's process that is interrupted when it is asked how it stands."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.kill, self.wait = (partial(events.append, name) for name in ("kill", "wait"))
+
+    def poll(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_cells_end_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for one before the next is ended would add up."""
+    events: list[str] = []
+    monkeypatch.setattr(study_runner, "_start", lambda *arguments: CellProcess(events))
+    study = Study("table1", toy(), (TOY["env"],), ("SFT",), (0,))
+    run = study_runner._Run(study, [], RunFolder(tmp_path), 2, Recorder())
+    run.running = {cell: (CellProcess(events), 0.0) for cell in replace(study, seeds=(0, 1)).cells()}
+    n_cells = len(run.running)
+    with pytest.raises(KeyboardInterrupt):
+        run.finish()
+    assert n_cells > 1 and events == ["kill"] * n_cells + ["wait"] * n_cells
 
 
 def test_what_cannot_be_read_of_a_study_counts_as_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
