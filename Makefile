@@ -22,8 +22,11 @@ test: setup lint type
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow tests
 
-check: setup lint type
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests/algorithm tests/groups
+# Types and tests side by side.
+check: setup lint
+	@$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not thorough" tests/algorithm tests/groups; tests=$$?; \
+	wait $$types && exit $$tests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -38,7 +41,7 @@ type: setup
 
 # The site needs none of the packages that training needs.
 docs: $(DOCS_INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir $(SITE)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(SITE)
 	@echo "Open $(SITE)/index.html, or with search: python -m http.server -d $(SITE)"
 
 results: setup

@@ -177,6 +177,7 @@ def test_methods_and_attributes(subprocess: bool) -> None:
 
 
 def test_video_recorder(tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
     env = make_group_env(rendered, 2)
     recorder = VecVideoRecorder(env, str(tmp_path), record_video_trigger=lambda step: step == 0, video_length=5)
     recorder.reset()

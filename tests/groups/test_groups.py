@@ -195,7 +195,7 @@ def test_seeds_options_and_start_options(make: MakeGroups) -> None:
     assert drawn.reset(seed=1)[1]["options"]["init_state_id"].tolist() == ids
 
 
-@pytest.mark.parametrize("how", ["crash", "hang"])
+@pytest.mark.parametrize("how", ["crash", pytest.param("hang", marks=pytest.mark.thorough)])
 def test_lost_worker_is_restarted_and_the_group_sampled_again(make: MakeGroups, tmp_path: Path, how: str) -> None:
     maker = partial(OnceCrashingEnv, str(tmp_path / "crashed"), how)
     env = make(n_envs=4, group_size=2, env=maker, subprocess=True, timeout=10.0)
@@ -408,7 +408,7 @@ def test_environments_share_processes(make: MakeGroups) -> None:
     assert len(set(make(n_envs=4, group_size=2, env=Tells, subprocess=True).call("pid"))) == 4
 
 
-@pytest.mark.parametrize("how", ["crash", "hang"])
+@pytest.mark.parametrize("how", ["crash", pytest.param("hang", marks=pytest.mark.thorough)])
 def test_a_shared_process_that_is_lost_costs_all_its_groups_once(make: MakeGroups, tmp_path: Path, how: str) -> None:
     maker = partial(OnceCrashingEnv, str(tmp_path / "crashed"), how)
     env = make(n_envs=4, group_size=2, env=maker, subprocess=True, processes=1, timeout=10.0)
@@ -463,6 +463,7 @@ def test_questions_in_any_order_and_more_than_once(make: MakeGroups, how: dict[s
     assert env.step(np.array([0, 0, 30, 40]))[4]["valid"].tolist() == [True, True, False, False]
 
 
+@pytest.mark.thorough  # waits for a timeout
 def test_an_environment_lost_in_a_question_is_restarted_by_the_next_step_or_reset(make: MakeGroups) -> None:
     env = make(n_envs=2, group_size=2, env=Pictures, subprocess=True, timeout=5.0)
     env.reset(seed=0)
