@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sb3_tgrpo.cli.flags import add_flags, given_settings
 from sb3_tgrpo.cli.interrupt import interruptible
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _DESCRIPTION = (
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add ``eval``."""
+    from sb3_tgrpo.evaluation.protocol import Protocol
+
     parser = subparsers.add_parser("eval", help="measure success rates; compare two policies", description=_DESCRIPTION)
     policy = parser.add_argument_group("policy (one of --checkpoint and --model)")
     which = policy.add_mutually_exclusive_group(required=True)
@@ -45,19 +48,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tasks.add_argument("--episodes", type=int, default=50, metavar="N", help="initial states per task (default %(default)s)")
     tasks.add_argument("--init-state-ids", type=int, nargs="+", metavar="K", help="these initial states, not the first N")
     tasks.add_argument("--drawn", action="store_true", help="initial states drawn with seeds 0, 1, ..., not stored ones")
-    tasks.add_argument("--start-noise", type=float, default=0.0, metavar="METRES", help="widen the initial states")
-    tasks.add_argument("--official-order", action="store_true", help="replay OpenVLA's loop: fixtures as it places them")
     tasks.add_argument("--sampled", action="store_true", help="sample actions instead of taking the most likely ones")
     tasks.add_argument("--temperature", type=float, default=None, help="of --sampled; default: the policy's own")
-    tasks.add_argument("--repetitions", type=int, default=1, metavar="N", help="episodes per initial state, for --sampled")
     tasks.add_argument(
         "--assets", choices=("auto", "full", "light"), default=None, help="default: those that the policy was trained on"
     )
     tasks.add_argument("--image-size", type=int, default=None, help="pixels; default: what the policy was made for")
     tasks.add_argument("--reward", action="store_true", help="also report stages of the shipped reward programs")
-    tasks.add_argument("--seed", type=int, default=0, help="of sampling and start noise (default %(default)s)")
     tasks.add_argument("--n-envs", type=int, default=2, help="environments at once, a process each (default %(default)s)")
-    tasks.add_argument("--batch-size", type=int, default=None, help="observations per forward pass; default: 4, on CUDA 8")
+    add_flags(tasks, Protocol)
 
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="default: runs/eval/ and what is evaluated")
@@ -114,7 +113,7 @@ def _evaluate(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Proto
         protocol = replace(protocol, env_kwargs=observed(policy, args.image_size, args.assets))
     if args.sampled and args.temperature is None:
         protocol = replace(protocol, decoding=sampled(policy))
-    run = RunFolder(args.out or default_folder(args, env_ids))
+    run = RunFolder(args.out or default_folder(args, env_ids, protocol))
     n_episodes = len(env_ids) * protocol.n_initial_states * protocol.repetitions
     successes: list[bool] = []
 
@@ -169,7 +168,7 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
         raise ValueError(f"--episodes {args.episodes} must be at least 1.")
     if args.n_envs < 1:
         raise ValueError(f"--n-envs {args.n_envs} must be at least 1.")
-    if not args.sampled and (args.temperature is not None or args.repetitions != 1):
+    if not args.sampled and (args.temperature is not None or getattr(args, "repetitions", 1) != 1):
         raise ValueError("--temperature and --repetitions are for sampled actions: add --sampled, or leave them out.")
     if args.temperature == 0:
         raise ValueError("--temperature 0 is greedy: leave out --sampled and --temperature.")
@@ -177,7 +176,9 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
     if not _is_libero(env_ids):
         if not args.drawn:
             raise ValueError(f"--env {env_ids[0]} has no stored initial states, only LIBERO's have: add --drawn.")
-        if given := [f"--{name.replace('_', '-')}" for name in ("reward", "start_noise", "image_size") if getattr(args, name)]:
+        if given := [
+            f"--{name.replace('_', '-')}" for name in ("reward", "start_noise", "image_size") if getattr(args, name, None)
+        ]:
             raise ValueError(f"{', '.join(given)}: only for LIBERO's environments, not for {env_ids[0]}. Leave it out.")
     for env_id in env_ids if _is_libero(env_ids) and not args.drawn else ():
         count = len(stored_starts(get_task(*TaskName.parse(env_id))))
@@ -186,12 +187,8 @@ def protocol_from(args: argparse.Namespace, env_ids: Sequence[str]) -> "Protocol
     drawn = {"seeds": states} if args.drawn else {"init_state_ids": states}
     return Protocol(
         **drawn,  # type: ignore[arg-type]
-        repetitions=args.repetitions,
+        **given_settings(args, Protocol),
         decoding=Decoding((args.temperature or 1.0) if args.sampled else 0.0),
-        seed=args.seed,
-        start_noise=args.start_noise,
-        official_order=args.official_order,
-        batch_size=args.batch_size,
     )
 
 
@@ -305,7 +302,7 @@ def with_rewards(env_ids: Sequence[str]) -> dict[str, Callable[..., Any]]:
     return {task_name(name): partial(gym.make, name, reward=load_reward(task_name(name))) for name in env_ids}
 
 
-def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
+def default_folder(args: argparse.Namespace, env_ids: Sequence[str], protocol: "Protocol") -> Path:
     """A folder named after what is evaluated, so that the same command finds it again."""
     from sb3_tgrpo.evaluation.results import task_name
 
@@ -313,7 +310,7 @@ def default_folder(args: argparse.Namespace, env_ids: Sequence[str]) -> Path:
     if args.adapter is not None:
         policy += f"+{Path(args.adapter).name}"
     tasks = "+".join(args.suite + [task_name(env_id) for env_id in args.env])
-    how = f"sampled{args.temperature or ''}-seed{args.seed}" if args.sampled else "greedy"
-    kind = ("-drawn" if args.drawn else "") + ("-official" if args.official_order else "")
-    noise = f"-noise{args.start_noise:g}" if args.start_noise else ""
+    how = f"sampled{args.temperature or ''}-seed{protocol.seed}" if args.sampled else "greedy"
+    kind = ("-drawn" if args.drawn else "") + ("-official" if protocol.official_order else "")
+    noise = f"-noise{protocol.start_noise:g}" if protocol.start_noise else ""
     return Path("runs/eval") / f"{policy}-{tasks.replace('/', '_')}-{how}{kind}{noise}"

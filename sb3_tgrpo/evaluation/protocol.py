@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sb3_tgrpo.decoding import Decoding
 from sb3_tgrpo.evaluation.results import EvalEpisode
+from sb3_tgrpo.settings import setting
 
 if TYPE_CHECKING:
     from sb3_tgrpo.envs.groups.worker import WorkerPool
@@ -60,13 +61,13 @@ class Protocol:
 
     init_state_ids: Sequence[int] = tuple(range(50))
     seeds: Sequence[int] | None = None
-    repetitions: int = 1
+    repetitions: int = setting(1, "episodes per initial state, for --sampled")
     decoding: Decoding = GREEDY
-    seed: int = 0
-    start_noise: float = 0.0
-    official_order: bool = False
+    seed: int = setting(0, "seed of sampling and of the noise on stored initial states")
+    start_noise: float = setting(0.0, "metres by which initial states are widened, stored ones too")
+    official_order: bool = setting(False, "replay OpenVLA's loop: fixtures as it places them")
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int | None = None
+    batch_size: int | None = setting(None, "observations per forward pass; none: 4, on CUDA 8")
 
     def __post_init__(self) -> None:
         name = "init_state_ids" if self.seeds is None else "seeds"

@@ -16,7 +16,7 @@ from walking import fake
 
 from sb3_tgrpo import DPO, TGRPO, TPO
 from sb3_tgrpo.cli import main
-from sb3_tgrpo.cli.eval import add_parser, default_folder, load_algorithm
+from sb3_tgrpo.cli.eval import add_parser, default_folder, load_algorithm, protocol_from
 from sb3_tgrpo.envs import make_group_env
 from sb3_tgrpo.evaluation.results import EvalEpisode, Evaluation
 from sb3_tgrpo.openvla.tiny import save_tiny
@@ -194,7 +194,7 @@ def arguments_of(*options: str) -> argparse.Namespace:
 
 def test_an_adapter_is_part_of_the_folder() -> None:
     arguments = [arguments_of("--checkpoint", "tiny", *more) for more in ((), ("--adapter", "runs/A"))]
-    folders = [default_folder(args, [TASK]).name for args in arguments]
+    folders = [default_folder(args, [TASK], protocol_from(args, [TASK])).name for args in arguments]
     assert folders[0].startswith("tiny-libero") and folders[1].startswith("tiny+A-libero")
 
 
