@@ -24,7 +24,7 @@ def check_versions(context: DoctorContext) -> Found:
         if requirement.extras or requirement.name == "sb3-tgrpo" or not str(requirement.specifier):
             continue
         marker = str(requirement.marker or "")
-        if any(extra in marker for extra in ('"dev"', '"all"', '"extra"')):
+        if any(f'"{extra}"' in marker for extra in ("dev", "docs", "all", "extra")):
             continue
         try:
             installed = version(requirement.name)
