@@ -67,16 +67,21 @@ def quantize_language_model(model: OpenVLA, device: th.device) -> None:
 
 
 def resolve_device(device: th.device | str) -> th.device:
-    """A device; CUDA that is asked for and absent is a ValueError, where Stable-Baselines3 would silently use the CPU."""
+    """A device that torch has here, else a ValueError; Stable-Baselines3 would silently use the CPU for an absent CUDA."""
     if str(device) == "auto":
         return th.device("cuda" if th.cuda.is_available() else "cpu")
-    device = th.device(device)
-    if device.type == "cuda" and not th.cuda.is_available():
+    name = str(device)
+    if name.startswith("cuda") and not th.cuda.is_available():
         raise ValueError(
-            f"device={str(device)!r} was asked for, but this PyTorch sees no CUDA device. Use device='cpu', or install a CUDA "
+            f"device={name!r} was asked for, but this PyTorch sees no CUDA device. Use device='cpu', or install a CUDA "
             "build of torch and check `nvidia-smi`."
         )
-    return device
+    try:
+        th.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"device={name!r}: {reason}. Choose auto, cpu, or a device that torch finds here.") from None
+    return th.device(name)
 
 
 def resolve_dtype(dtype: th.dtype | str | None, device: th.device) -> th.dtype:

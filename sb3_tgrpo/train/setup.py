@@ -147,17 +147,6 @@ def check_task(env: str) -> None:
     gym.spec(name)
 
 
-def check_device(name: str) -> None:
-    """Refuse a device that torch does not have here; ``"auto"`` is one that it has."""
-    import torch as th
-
-    try:
-        th.empty(0, device=None if name == "auto" else name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"device={name!r}: {reason}. Choose auto, cpu, or a device that torch finds here.") from None
-
-
 def is_libero(env: str) -> bool:
     """Whether a task is one of LIBERO's. Others have no assets, no shipped reward and no stored initial states."""
     return env.startswith("LIBERO/")

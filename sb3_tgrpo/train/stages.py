@@ -27,7 +27,7 @@ from sb3_tgrpo.run_folder import RunFolder, cpu_count
 from sb3_tgrpo.train.callbacks import MetricsCallback, ResumeCallback, ThreadsCallback, TimedVecEnv, save_atomically
 from sb3_tgrpo.train.config import TrainConfig
 from sb3_tgrpo.train.model import make_model, make_policy, make_training_env, tensorboard_folder
-from sb3_tgrpo.train.setup import Setup, check_device, env_source, evaluation_protocol
+from sb3_tgrpo.train.setup import Setup, env_source, evaluation_protocol
 from sb3_tgrpo.train.view import RunView, count
 
 if TYPE_CHECKING:
@@ -239,4 +239,6 @@ def check_extras(config: TrainConfig) -> None:
             import wandb  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
         except ImportError as error:
             raise ImportError("--wandb needs wandb: pip install wandb") from error
-    check_device(config.device)
+    from sb3_tgrpo.openvla.loading import resolve_device
+
+    resolve_device(config.device)

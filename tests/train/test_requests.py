@@ -14,10 +14,11 @@ from vla_toy import TOY_FLAGS as TOY
 from sb3_tgrpo import cli
 from sb3_tgrpo.cli import main
 from sb3_tgrpo.cli.interrupt import interruptible
+from sb3_tgrpo.openvla.loading import resolve_device
 from sb3_tgrpo.rewards.facts.task_facts import data_folder
 from sb3_tgrpo.train.callbacks import MetricsCallback
 from sb3_tgrpo.train.config import TrainConfig
-from sb3_tgrpo.train.setup import check_device, check_request
+from sb3_tgrpo.train.setup import check_request
 
 REFUSED = (
     ("--measure-signal 0", "n_groups=0: comparing gradients takes at least 3"),
@@ -59,20 +60,22 @@ def test_what_cannot_work_is_refused_before_torch_is_imported(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("device", ["cudaa", "cuda:99", "cpu:x"])
+@pytest.mark.parametrize(
+    ("device", "remedy"), [("foo", "Choose auto, cpu"), ("cuda:99", "device='cpu'"), ("cpu:x", "Choose auto")]
+)
 def test_a_device_that_torch_does_not_have_is_one_line(
-    device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    device: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", *TOY, "--device", device, "--out", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"device='{device}'" in line and "Choose auto, cpu" in line
+    assert f"device='{device}'" in line and remedy in line
     assert not (tmp_path / "evaluations").exists()
+    assert main(["eval", "--checkpoint", "tiny", "--env", "libero_object-8", "--assets", "light", "--device", device]) == 1
+    assert f"device='{device}'" in capsys.readouterr().err
 
 
 def test_devices_that_torch_has() -> None:
-    check_device("auto")
-    check_device("cpu")
-    check_device("cpu:0")
+    assert [resolve_device(name).type for name in ("auto", "cpu", "cpu:0")] == ["cpu"] * 3
 
 
 def test_an_environment_of_ones_own_needs_nothing_of_libero() -> None:
