@@ -16,7 +16,14 @@ Rows = Sequence[Sequence[float] | np.ndarray]
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval of a success rate of independent trials; ``z`` is a quantile of the normal distribution."""
+    """
+    Wilson's interval of a success rate.
+
+    :param successes: Number of successes.
+    :param trials: Number of independent trials, at least 1.
+    :param z: Quantile of the normal distribution; 1.96 gives 95 %.
+    :return: Lower and upper bound, from 0 to 1.
+    """
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * math.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
@@ -45,7 +52,13 @@ class Rate:
 
 
 def mcnemar_p_value(only_before: int, only_after: int) -> float:
-    """Exact two-sided McNemar test: were pairs that differ as likely to differ one way as the other? 1 without such a pair."""
+    """
+    Exact two-sided McNemar test: were pairs that differ as likely to differ one way as the other?
+
+    :param only_before: Number of pairs in which only the first succeeded.
+    :param only_after: Number of pairs in which only the second succeeded.
+    :return: p-value; 1 without a pair that differs.
+    """
     n = only_before + only_after
     tail = sum(math.comb(n, k) for k in range(min(only_before, only_after) + 1))
     return min(1.0, 2 * tail / 2**n)

@@ -41,9 +41,11 @@ def run_study(
 
     A cell that fails does not stop the others; what is finished is in the tables.
 
+    :param study: Grid of runs to execute.
     :param folder: Folder of this and other studies with the same base policies and budget, which then share cells.
     :param workers: Cells at once.
     :param command: Command line, for the record.
+    :param view: Display of the progress; None: plain lines on standard output.
     :return: The results, as in ``<grid>/results.json``.
     :raises ValueError: If the folder holds cells of other settings.
     :raises StudyError: If cells failed, after all others.
@@ -73,7 +75,12 @@ def run_study(
 def write_tables(study: Study, folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     Write tables and plots of what is finished; runs nothing. Overrides and tuning that the study does not name are the
-    record's of the folder; cells of other settings, other overrides or another tuning are refused.
+    record's of the folder.
+
+    :param study: Grid of runs to table.
+    :param folder: Folder of the study.
+    :return: The results, as in ``<grid>/results.json``.
+    :raises ValueError: If the folder holds cells of other settings, other overrides or another tuning.
     """
     from sb3_tgrpo.study.tables import write_results
 

@@ -288,7 +288,12 @@ def check_used(settings: Iterable[str], method: str, config: TrainConfig) -> Non
 
 
 def load_config(path: str | os.PathLike[str]) -> TrainConfig:
-    """Read a configuration, such as a run folder's ``config.json``; a ``ValueError`` if the file is none."""
+    """
+    Read a configuration.
+
+    :param path: JSON file, such as a run folder's ``config.json``; settings that it does not name have their defaults.
+    :raises ValueError: If the file can't be read, is not JSON, or names an unknown setting or a wrong value.
+    """
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
