@@ -57,7 +57,7 @@ def mcnemar_p_value(only_before: int, only_after: int) -> float:
 
     :param only_before: Number of pairs in which only the first succeeded.
     :param only_after: Number of pairs in which only the second succeeded.
-    :return: p-value; 1 without a pair that differs.
+    :return: The p-value; 1 without a pair that differs.
     """
     n = only_before + only_after
     tail = sum(math.comb(n, k) for k in range(min(only_before, only_after) + 1))
